@@ -1,0 +1,159 @@
+"""What answers to a labelled split are worth: accuracy with its interval, where it fails, and the floors beside it.
+
+    python -m run.evaluate qwen2                                   # a run in resource/results, on the dev split
+    python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
+    python -m run.evaluate qwen2 bllossom vote --json compared.json
+
+Intervals are 95 % Wilson intervals. The test split has no labels outside NIKL, so it cannot be evaluated here.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from src import records
+from src.ballots import read_sources
+from src.cli import Parser, UserError, run_main
+from src.data import OUTPUTS, SPLITS, Item, load_data, sha256
+from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.evaluate")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="RUN_OR_FILE", help="a predictions file, or a run's name or folder"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument(
+        "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything here, all missed items included")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    from rich.console import Console
+
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.missed < 0:
+        parser.error(f"--missed {args.missed}: allowed: 0 or more")
+    console = Console(markup=False, highlight=False)
+
+    items, data = load_data(args.data, args.split)
+    refuse_unlabelled(items, data)
+    sources = read_sources(args.inputs, items, data, args.split, args.results)
+    answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
+    results = {name: evaluate(items, given) for name, given in answers.items()}
+    floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
+
+    console.print(f"{len(items)} items of {data}")
+    show_accuracy(console, results, floors, len(items))
+    for source in sources:
+        if source.note:
+            console.print(f"note: {source.note}")
+    if len(results) == 1:
+        (name,) = results
+        show_parts(console, results[name])
+        show_missed(console, missed_rows(items, answers[name]), args.missed)
+    if args.json:
+        chance = {"accuracy": 1 / len(OUTPUTS), "range": chance_range(len(items))}
+        records.write_json(
+            args.json,
+            {
+                "data": {"path": data, "sha256": sha256(data), "items": len(items)},
+                "floors": {"chance": chance} | {name: floor.as_json() for name, floor in floors.items()},
+                "inputs": [
+                    {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
+                    | results[source.ballot.run].as_json()
+                    | {"missed": missed_rows(items, answers[source.ballot.run])}
+                    for source in sources
+                ],
+            },
+        )
+        console.print(f"\nwritten: {args.json}")
+
+
+def refuse_unlabelled(items: list[Item], data: Path) -> None:
+    missing = [item.id for item in items if item.label is None]
+    if missing:
+        raise UserError(
+            f"{data}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, so there is "
+            "nothing to hold answers against. Allowed: a split with a label for every item, such as --split dev."
+        )
+
+
+def missed_rows(items: list[Item], answers: list[int]) -> list[dict[str, str]]:
+    return [
+        {"id": item.id, "category": item.category, "label": OUTPUTS[item.label], "answer": OUTPUTS[answer]}
+        for item, answer in zip(items, answers, strict=True)
+        if item.label is not None and item.label != answer
+    ]
+
+
+def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str, Evaluation], total: int) -> None:
+    """One row per input, then the floors."""
+    from rich.table import Table
+
+    table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
+    for name, result in results.items():
+        table.add_row(*accuracy_cells(name, result))
+    table.add_section()
+    low, high = chance_range(total)
+    table.add_row("chance", "–", f"{1 / len(OUTPUTS):.2%}", f"{low:.1%} to {high:.1%}", "–")
+    for name, result in floors.items():
+        table.add_row(*accuracy_cells(name, result))
+    console.print(table)
+    console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
+    if len(results) > 1:
+        table = Table("answers", *next(iter(results.values())).per_category)
+        for name, result in results.items():
+            table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
+        console.print(table)
+
+
+def accuracy_cells(name: str, result: Evaluation) -> list[str]:
+    low, high = result.interval
+    correct = f"{result.correct}/{result.items}"
+    return [name, correct, f"{result.accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{result.category_balanced:.2%}"]
+
+
+def share_text(share: Share, separator: str = ", ") -> str:
+    low, high = share.interval
+    return separator.join([f"{share.correct}/{share.total}", f"{share.accuracy:.1%}", f"{low:.0%} to {high:.0%}"])
+
+
+def show_parts(console: Any, result: Evaluation) -> None:
+    """Per category, and label against answer."""
+    from rich.table import Table
+
+    table = Table("category", "correct, accuracy, interval")
+    for category, share in result.per_category.items():
+        table.add_row(category, share_text(share))
+    console.print(table)
+
+    table = Table("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
+    for label, row in enumerate(result.confusion):
+        right = share_text(result.per_label[label]) if label in result.per_label else "–"
+        table.add_row(OUTPUTS[label], *map(str, row), right)
+    table.add_section()
+    answered = [sum(column) / result.items for column in zip(*result.confusion, strict=True)]
+    table.add_row("share of answers", *(f"{share:.1%}" for share in answered), "")
+    console.print(table)
+
+
+def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
+    from rich.table import Table
+
+    console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
+    if missed and shown:
+        table = Table("item", "category", "label", "answer")
+        for row in missed[:shown]:
+            table.add_row(*row.values())
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

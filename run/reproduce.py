@@ -1,0 +1,237 @@
+"""The whole competition: every recipe of a folder trained and scored, then the vote. Picks up where it stopped.
+
+    python -m run.reproduce --dry_run
+    python -m run.reproduce
+    python -m run.reproduce --only polar eeve
+    python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --jobs 2
+
+Finished runs are kept, unfinished ones go on, a backbone that fails is reported and the rest goes on. Recipes of
+the same base model follow each other, so that no download is made twice. Each run's output is in
+resource/results/NAME/log.txt.
+"""
+
+import dataclasses
+import os
+import queue
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from src import plan
+from src.cli import Parser, UserError, run_main
+from src.data import load_split, sha256, split_path
+from src.jobs import run_job
+from src.metrics import wilson
+from src.recipes import RECIPES, Recipe, load_recipes
+from src.records import RESULTS, read_record, record_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is left to do for one recipe: a command, and its share of the whole in estimated seconds."""
+
+    name: str
+    command: tuple[str, ...]
+    weight: float
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.reproduce")
+    parser.add_argument(
+        "--recipes", type=Path, default=RECIPES / "published", help="their folder (default: %(default)s)"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these recipes")
+    parser.add_argument(
+        "--data", type=Path, default=Path("resource/data"), help="folder of the splits (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--name", help="the vote lies in resource/results/vote-NAME (default: the recipe folder's name)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at the same time (default: the number of GPUs, else 1)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    from rich.console import Console
+
+    arguments = make_parser().parse_args(argv)
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
+    started = time.monotonic()
+    console = Console(highlight=False)
+
+    # The plan
+    recipes = load_recipes(arguments.recipes, arguments.only)
+    splits = {
+        split: load_split(arguments.data, split, labelled=split != "test")
+        for split in ("train", "dev", "test")
+        if split_path(arguments.data, split).is_file() or (split != "test" and not arguments.dry_run)
+    }
+    gpus = plan.gpus()
+    sizes = {split: len(items) for split, items in splits.items()}
+    rows = plan.plan_rows(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
+    console.print(plan.plan_table(rows))
+    if arguments.dry_run:
+        return 0
+
+    # The runs
+    failures: dict[str, str] = {}
+    jobs = []
+    for (file, recipe), row in zip(recipes.items(), rows, strict=True):
+        try:
+            command = command_for(file, recipe, arguments.data, "test" in splits)
+        except UserError as error:
+            failures[recipe.name] = str(error)
+            continue
+        if command:
+            jobs.append(Job(recipe.name, tuple(command), row.seconds or 1.0))
+    failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console)
+
+    # The vote
+    names = [recipe.name for recipe in recipes.values()]
+    finished = [name for name in names if record_path(RESULTS / name).is_file() and name not in failures]
+    vote = RESULTS / f"vote-{arguments.name or arguments.recipes.resolve().name}"
+    for split in [split for split in ("dev", "test") if split in splits and finished]:
+        command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
+        reason = run_job([*command, "--out", str(vote), "--expect", *names], vote / "log.txt", {}, lambda _: None)
+        if reason:
+            failures[f"vote on {split}"] = reason
+    if finished:
+        console.print(table([RESULTS / name for name in finished], vote))
+        missing = [name for name in names if name not in finished]
+        console.print(
+            f"The vote is of {len(finished)} of {len(names)}" + (f"; missing: {', '.join(missing)}" if missing else "")
+        )
+    for name, reason in failures.items():
+        console.print(f"[red]failed[/red] {name}: {reason}", soft_wrap=True)
+    if failures:
+        console.print("The same command tries what failed again and keeps the rest.")
+    if finished:
+        console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}.", soft_wrap=True)
+    console.print(f"{time.monotonic() - started:.0f} s")
+    return 1 if failures else 0
+
+
+def command_for(file: Path, recipe: Recipe, data: Path, test: bool) -> list[str]:
+    """The command that does what is missing of a recipe, or nothing. UserError when its folder holds something else."""
+    folder = RESULTS / recipe.name
+    if not record_path(folder).is_file():
+        score = ["--score", "test"] if test else []
+        return [sys.executable, "-m", "run.train", "--recipe", str(file), "--data", str(data), *score]
+    record = read_record(folder)
+    differing = [key for key, value in dataclasses.asdict(recipe).items() if record["recipe"].get(key) != value]
+    differing += [
+        f"{split} data"
+        for split in ("train", "dev")
+        if record["data"].get(split, {}).get("sha256") != _sha(data, split)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} is a finished run with other settings ({', '.join(differing)}). Delete it to train "
+            f"again, or give the "
+            "recipe another name to keep both."
+        )
+    if test and record["splits"].get("test", {}).get("data_sha256") != _sha(data, "test"):
+        return [sys.executable, "-m", "run.test", "--model_id", str(folder), "--data", str(data)]
+    return []
+
+
+def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str, str]:
+    """Runs the jobs, each on a GPU of its own where there are several, under one bar for the whole and one for each
+    stage.
+    """
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    failures: dict[str, str] = {}
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(at_once):
+        slots.put(slot)
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(at_once) as pool:
+        whole = progress.add_task(f"all {len(jobs)} runs", total=sum(job.weight for job in jobs), visible=bool(jobs))
+
+        def work(job: Job) -> None:
+            slot = slots.get()
+            environment = {"OMP_NUM_THREADS": threads} if at_once > 1 else {}
+            if gpus > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+            task = progress.add_task(f"{job.name}: starting", total=None)
+            counted = 0.0
+
+            def update(event: dict[str, Any]) -> None:
+                nonlocal counted
+                progress.update(
+                    task, description=f"{job.name}: {event['stage']}", completed=event["done"], total=event["total"]
+                )
+                if event["stage"] == "train" and event["total"]:  # scoring is short beside it
+                    share = job.weight * event["done"] / event["total"]
+                    progress.advance(whole, share - counted)
+                    counted = share
+
+            started = time.monotonic()
+            reason = run_job(job.command, RESULTS / job.name / "log.txt", environment, update)
+            progress.advance(whole, job.weight - counted)
+            progress.remove_task(task)
+            slots.put(slot)
+            if reason:
+                failures[job.name] = reason
+            word = "[red]failed[/red]" if reason else "done"
+            progress.console.print(f"{word} {job.name}, {time.monotonic() - started:.0f} s", highlight=False)
+
+        list(pool.map(work, jobs))
+    return failures
+
+
+def table(runs: list[Path], vote: Path) -> Any:
+    """One row a run, the vote last: accuracies with 95 % Wilson intervals."""
+    from rich.table import Table
+
+    shown = Table("run", "method", "trainable", "items", "dev accuracy", "test accuracy", "seconds")
+    for run in [*runs, *([vote] if record_path(vote).is_file() else [])]:
+        record = read_record(run)
+        splits = record["splits"]
+        items = "/".join(str(splits[split]["items"]) for split in ("dev", "test") if split in splits)
+        cells = [accuracy(splits.get(split)) for split in ("dev", "test")]
+        if "recipe" in record:
+            trainable = f"{record['trainable_parameters']:,}"
+            shown.add_row(run.name, record["recipe"]["method"], trainable, items, *cells, f"{record['seconds']:.0f}")
+        else:
+            shown.add_section()
+            shown.add_row(run.name, "hard vote", "", items, *cells, "")
+    return shown
+
+
+def accuracy(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "not scored"
+    if result["accuracy"] is None:
+        return "no labels"
+    low, high = wilson(result["correct"], result["items"])
+    return f"{result['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _sha(data: Path, split: str) -> str:
+    return sha256(split_path(data, split))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

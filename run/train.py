@@ -1,0 +1,28 @@
+"""Fine-tune one backbone: LoRA, QLoRA, or whatever method its recipe names.
+
+    python -m run.train --recipe resource/recipes/published/polar.yaml
+    python -m run.train --recipe resource/recipes/published/polar.yaml --limit 16 --epoch 1 --name try
+    python -m run.train --model_id Qwen/Qwen2-7B --lr 2e-5 --epoch 3 --batch_size 1
+
+Settings come from the defaults, then the recipe, then the flags. The run lies in resource/results/NAME: the weights
+that answered most dev items, scores and predictions of dev, and record.json. The same command goes on after an
+interruption.
+"""
+
+import sys
+
+from src.cli import Parser, run_main
+from src.train_command import make_parser as shared_parser
+from src.train_command import train
+
+
+def make_parser() -> Parser:
+    return shared_parser(__doc__, "run.train")
+
+
+def main(argv: list[str] | None = None) -> None:
+    train(make_parser(), argv, method="qlora")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,156 @@
+"""Many runs → one submission: a hard vote, its ties decided by a stated rule and listed.
+
+    python -m run.vote                                  # all finished runs in resource/results with test scores
+    python -m run.vote qwen2 bllossom --split dev       # these two, on the labelled split: what is their vote worth?
+    python -m run.vote qwen2 ../colleague/predictions_test.json --out resource/results/vote_two
+
+Leaves predictions_<split>.json (the official submission format), votes_<split>.jsonl (a line per item) and record.json.
+"""
+
+import sys
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from src import records
+from src.ballots import Source, absence, read_sources, started_runs
+from src.cli import Parser, UserError, run_main
+from src.data import OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
+from src.metrics import evaluate
+from src.voting import RULE, Agreement, Verdict, agreement, hard_vote
+
+TIES_SHOWN = 30
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.vote")
+    parser.add_argument("runs", nargs="*", metavar="RUN_OR_FILE", help="a run's name or folder, or a predictions file")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--out", type=Path, help="default: the folder vote in --results")
+    expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"
+    parser.add_argument("--expect", nargs="+", default=[], metavar="NAME", help=expect)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    from rich.console import Console
+
+    args = make_parser().parse_args(argv)
+    console = Console(markup=False, highlight=False)
+    out = args.out or args.results / "vote"
+    if (out / "recipe.yaml").exists():
+        raise UserError(
+            f"--out {out} is the folder of a trained run; allowed: a new folder or that of an earlier vote."
+        )
+
+    # Who votes
+    items, data = load_data(args.data, args.split)
+    arguments, left_out = choose(args)
+    sources = read_sources(arguments, items, data, args.split, args.results)
+    predicted, votes = records.predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
+    if any(source.file.resolve() == predicted.resolve() for source in sources):
+        raise UserError(f"{predicted} cannot vote: it is what this vote writes. Name another folder with --out.")
+    ballots = [source.ballot for source in sources]
+    voters = [ballot.run for ballot in ballots]
+    missing = {
+        name: absence(args.results / name, args.split) or "not named" for name in args.expect if name not in voters
+    }
+    console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")
+    for name, reason in (left_out | missing).items():
+        console.print(f"{'missing' if name in missing else 'left out'}: {name} ({reason})")
+    for note in filter(None, (source.note for source in sources)):
+        console.print(f"note: {note}")
+
+    # The vote
+    ids = [item.id for item in items]
+    verdicts = hard_vote(ids, ballots)
+    alike = agreement(ids, ballots)
+    answers = [verdict.answer for verdict in verdicts]
+    rows = [voter_row(source, verdicts) for source in sources]
+    result: dict[str, Any] = {"accuracy": None, "correct": None, "interval": None}
+    if all(item.label is not None for item in items):
+        worth = evaluate(items, answers)
+        result = {"accuracy": worth.accuracy, "correct": worth.correct, "interval": worth.interval}
+        for row, ballot in zip(rows, ballots, strict=True):
+            row["accuracy"] = evaluate(items, [ballot.answers[item_id] for item_id in ids]).accuracy
+    show(console, rows, verdicts, alike)
+    if result["interval"]:
+        low, high = result["interval"]
+        console.print(f"accuracy of the vote: {result['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%})")
+
+    # What it leaves; the record keeps the votes on other splits that lie in the same folder
+    result |= {"items": len(items), "data": data, "data_sha256": sha256(data), "rule": RULE}
+    result |= {"voters": rows, "missing": missing, "unanimous": alike.unanimous}
+    result |= {"pairs": [{"runs": pair, "agreement": share} for pair, share in alike.pairs.items()]}
+    result |= {"decided_by": Counter(verdict.decided_by for verdict in verdicts)}
+    result |= {"versions": records.versions(), "git_commit": records.git_commit()}
+    earlier = records.read_record(out).get("splits", {}) if records.record_path(out).is_file() else {}
+    records.write_text(predicted, dump_items(predictions(items, answers)))
+    records.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
+    records.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
+
+    console.print(f"\nwritten: {predicted}\n         {votes}\n         {records.record_path(out)}", soft_wrap=True)
+    evaluation = f"python -m run.evaluate {predicted} --data {data}"
+    submission = "hand in the first; the same command with --split dev shows what such a vote is worth"
+    console.print(f"next: {evaluation if result['interval'] else submission}", soft_wrap=True)
+
+
+def choose(args: Namespace) -> tuple[list[str], dict[str, str]]:
+    """The arguments, or without any the runs that can vote on the split; and why others cannot."""
+    if args.runs:
+        return list(args.runs), {}
+    reasons = {name: absence(args.results / name, args.split) for name in args.expect or started_runs(args.results)}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    if len(left_out) == len(reasons):
+        found = ", ".join(f"{name} ({reason})" for name, reason in left_out.items()) or "no runs"
+        raise UserError(
+            f"Nobody can vote on {args.split}. Found in {args.results}: {found}. Allowed: finished runs with "
+            f"scores_{args.split}.jsonl (python -m run.train, then run.test), or predictions files named here."
+        )
+    return [name for name in reasons if name not in left_out], left_out
+
+
+def voter_row(source: Source, verdicts: list[Verdict]) -> dict[str, Any]:
+    ballot = source.ballot
+    same = sum(ballot.answers[verdict.id] == verdict.answer for verdict in verdicts)
+    row = {"run": ballot.run, "file": source.file, "sha256": source.sha256, "scores": ballot.logprobs is not None}
+    row |= {"items": len(verdicts), "dev_accuracy": ballot.dev_accuracy, "agreement": same / len(verdicts)}
+    return row | {"accuracy": None}
+
+
+def vote_row(verdict: Verdict, sources: list[Source]) -> dict[str, Any]:
+    runs = {source.ballot.run: OUTPUTS[source.ballot.answers[verdict.id]] for source in sources}
+    row = {"id": verdict.id, "answer": OUTPUTS[verdict.answer], "counts": verdict.counts}
+    row |= {"tied": [OUTPUTS[option] for option in verdict.tied], "decided_by": verdict.decided_by}
+    return row | {"runs": runs}
+
+
+def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alike: Agreement) -> None:
+    """The voters, how the items were decided, and those that were tied."""
+    from rich.table import Table
+
+    table = Table("run", "items", "scores", "dev accuracy", "agrees with vote", "accuracy")
+    for row in rows:
+        shares = ["–" if row[key] is None else f"{row[key]:.2%}" for key in ("dev_accuracy", "agreement", "accuracy")]
+        table.add_row(row["run"], str(row["items"]), "yes" if row["scores"] else "no", *shares)
+    console.print(table)
+    decided = Counter(verdict.decided_by for verdict in verdicts)
+    console.print("decided by " + ", ".join(f"{name}: {count}" for name, count in decided.most_common()))
+    if alike.pairs:
+        (one, other), least = min(alike.pairs.items(), key=lambda pair: pair[1])
+        console.print(f"unanimous: {alike.unanimous:.1%} of the items; least alike: {one} and {other}, {least:.1%}")
+    ties = [verdict for verdict in verdicts if verdict.tied]
+    if ties:
+        table = Table("tied item", "ballots 1–2–3", "answer", "decided by")
+        for tie in ties[:TIES_SHOWN]:
+            table.add_row(tie.id, "–".join(map(str, tie.counts)), OUTPUTS[tie.answer], tie.decided_by)
+        console.print(table)
+    if len(ties) > TIES_SHOWN:
+        console.print(f"… and {len(ties) - TIES_SHOWN} more ties, all in the votes file")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,12 @@
+"""What the commands in `run/` import. Data flows one way: file → items → messages → tokens → scores → vote."""
+
+import logging
+import os
+import warnings
+
+# Optional parts of libraries that are not there (kernels for other GPUs, a hub of kernels) are no news to the user.
+for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Between them the pinned libraries deprecate each other's names; nothing that a user could act on.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")

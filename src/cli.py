@@ -1,0 +1,55 @@
+"""What every command shares: a parser that names the nearest flag, and one way to tell users of their mistakes."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do; it is all
+    they see.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` that shows the module's docstring as written, takes no abbreviations, and names the nearest known
+    flag.
+    """
+
+    def __init__(self, doc: str | None, prog: str) -> None:
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's own overloads
+        known, unknown = self.parse_known_intermixed_args(args, namespace)
+        if unknown:
+            word = next((one for one in unknown if one.startswith("-")), unknown[0]).split("=")[0]
+            self.error(f"unknown argument {word!r}.{nearest(word, self._option_string_actions)} See --help.")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, or 130 after Ctrl-C."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130

@@ -1,0 +1,205 @@
+"""Messages → tokens: the one encoder that training, scoring and preference tuning share.
+
+The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a
+BOS is put in front by rule. So the letter that is trained is the letter that is read, in the context the model will
+really see.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from src.cli import UserError
+from src.data import Item
+from src.prompts import LETTERS, ORDERS, Message, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One tokenised item. `ids[:answer_start]` is the prompt, the rest is supervised; when scoring there is no rest."""
+
+    id: str
+    order: str
+    ids: tuple[int, ...]
+    answer_start: int
+    letter: int | None
+    """Index of the right letter under this order, None without a label."""
+
+
+class Encoder:
+    """Tokenises items for one backbone with one prompt.
+
+    name            the backbone, for messages
+    chat_template   the template to use when the tokenizer ships none
+    system_turn     "auto" probes the template, "own" keeps a system message, "folded" puts it in front of the user's
+    context         the model's longest input in tokens; longer items are refused, never cut
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: Prompt,
+        *,
+        name: str,
+        chat_template: str | None = None,
+        system_turn: str = "auto",
+        context: int | None = None,
+    ) -> None:
+        self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
+        self.template_source = "tokenizer" if tokenizer.chat_template else "recipe"
+        self.template = tokenizer.chat_template or chat_template
+        if not self.template:
+            raise UserError(
+                f"{name}: the tokenizer ships no chat template and the recipe gives none. Set `chat_template` "
+                f"in the recipe "
+                "(a Jinja2 text over messages, bos_token and add_generation_prompt)."
+            )
+        self.bos_id = self._own_bos()
+        self.pad_id = _pad_id(tokenizer)
+        self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
+        self.turn_end = self._turn_end()
+        self.letter_ids: tuple[int, int, int] | None = None
+
+    @property
+    def template_sha256(self) -> str:
+        return hashlib.sha256(str(self.template).encode()).hexdigest()
+
+    def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
+        """The whole prompt as text, up to where the letter comes."""
+        return self._chat(self.prompt.render(item, order).messages)
+
+    def for_training(self, items: Sequence[Item]) -> list[Example]:
+        """Prompt, right answer and turn end of labelled items in the file's own order of options."""
+        examples = []
+        for item in items:
+            assert item.label is not None, f"{item.id} has no label"
+            rendered = self.prompt.render(item)
+            prompt = self._chat(rendered.messages)
+            prompt_ids = self._ids(prompt)
+            ids = self._ids(prompt + rendered.answers[item.label] + self.turn_end)
+            if ids[: len(prompt_ids)] != prompt_ids:
+                raise UserError(
+                    f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, "
+                    f"so no letter could "
+                    f"be read there. The prompt ends with {prompt[-20:]!r}; let the template end it with a line break."
+                )
+            examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label))
+        self._check(items, examples)
+        return examples
+
+    def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
+        """The prompts alone, item by item and for each order; the letters are read behind the last token."""
+        examples = []
+        for item in items:
+            for order in orders:
+                ids = self._ids(self.prompt_text(item, order))
+                letter = None if item.label is None else order.index(str(item.label))
+                examples.append(Example(item.id, order, tuple(ids), len(ids), letter))
+        self._check(items, examples)
+        return examples
+
+    def show(self, example: Example) -> str:
+        """The example as the model sees it, the supervised part between ⟦ and ⟧."""
+        decode = self.tokenizer.decode
+        prompt, answer = example.ids[: example.answer_start], example.ids[example.answer_start :]
+        return f"{decode(list(prompt))}⟦{decode(list(answer))}⟧"
+
+    def _chat(self, messages: Sequence[Message]) -> str:
+        if self.system_turn == "folded" and messages[0]["role"] == "system":
+            system, user, *rest = messages
+            messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        return self._apply(messages)
+
+    def _apply(self, messages: Sequence[Message]) -> str:
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] == "user",
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [self.bos_id, *ids] if self.bos_id is not None and ids[:1] != [self.bos_id] else ids
+
+    def _own_bos(self) -> int | None:
+        """The BOS id where this tokenizer puts one in front by itself, else None (Qwen2 has none, and wants none)."""
+        ids = self.tokenizer("x")["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        return bos if bos is not None and ids[0] == bos else None
+
+    def _system_turn(self) -> str:
+        probe = [{"role": "system", "content": "probe-system"}, {"role": "user", "content": "probe-user"}]
+        try:
+            return "own" if "probe-system" in self._apply(probe) else "folded"
+        except jinja2.TemplateError:  # how templates refuse a role
+            return "folded"
+
+    def _turn_end(self) -> str:
+        """What the template writes behind an answer, up to the end-of-turn token: supervised, so that generation
+        would stop.
+        """
+        user, answer = {"role": "user", "content": "probe-user"}, "A. probe-answer"
+        before = self._apply([user]) + answer
+        whole = self._apply([user, {"role": "assistant", "content": answer}])
+        end = whole[len(before) :].strip() if whole.startswith(before) else ""
+        return end or self.tokenizer.eos_token or ""
+
+    def _check(self, items: Sequence[Item], examples: Sequence[Example]) -> None:
+        self._check_letters(items)
+        if self.context is not None:
+            long = [(one.id, len(one.ids)) for one in examples if len(one.ids) > self.context]
+            if long:
+                shown = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
+                raise UserError(
+                    f"{self.name}: {len(long)} item(s) are longer than the model's context of {self.context} "
+                    f"tokens: {shown}"
+                    f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
+                )
+        specials = {self.tokenizer.bos_token_id} - {None, self.tokenizer.eos_token_id}
+        for one in examples:
+            prompt = one.ids[: one.answer_start]
+            if sum(prompt.count(id) for id in specials) > 1:
+                raise UserError(
+                    f"{self.name}: item {one.id}: more than one BOS in the prompt; its text or the chat "
+                    f"template holds one."
+                )
+            if prompt[-1] == self.tokenizer.eos_token_id:
+                raise UserError(
+                    f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before "
+                    f"the answer."
+                )
+
+    def _check_letters(self, items: Sequence[Item]) -> None:
+        """Reads the letters' ids in context for one item of each category; they must agree, be single and distinct."""
+        probes = {item.category: item for item in items}.values()
+        for item in probes:
+            text = self.prompt_text(item)
+            ids = self._ids(text)
+            found = []
+            for letter in LETTERS:
+                longer = self._ids(text + letter)
+                if longer[: len(ids)] != ids or len(longer) != len(ids) + 1:
+                    raise UserError(
+                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, which "
+                        f"ends with "
+                        f"{text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. The three letters cannot "
+                        f"be compared."
+                    )
+                found.append(longer[-1])
+            a, b, c = found
+            if len({a, b, c}) != 3:
+                raise UserError(f"{self.name}: the letters {', '.join(LETTERS)} are not three tokens: {found}.")
+            assert self.letter_ids in (None, (a, b, c)), f"{self.name}: letter ids change with the item"
+            self.letter_ids = (a, b, c)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """An id to fill rows with. Masks come from lengths, so it is never looked at; still it is no EOS."""
+    for id in (tokenizer.pad_token_id, tokenizer.unk_token_id):
+        if id is not None and id != tokenizer.eos_token_id:
+            return id
+    return next(id for id in range(len(tokenizer)) if id != tokenizer.eos_token_id)

@@ -1,0 +1,119 @@
+"""What an accuracy is worth: its interval, its parts, and what rules reach that never read the dialogue."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from src.data import CATEGORIES, OUTPUTS, Item
+
+
+class Share(NamedTuple):
+    """`correct` of `total` (at least one) items; `accuracy` and the 95 % Wilson `interval` are shares, 0..1."""
+
+    correct: int
+    total: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers held against labels.
+
+    `per_category` and `per_label` have an entry for each category and label (0..2) that occurs. `category_balanced` is
+    the mean accuracy of these categories: it does not move with their mix, as `accuracy` does.
+    `confusion[label][answer]` counts items. `missed`: ids, in the order of the items.
+    """
+
+    items: int
+    correct: int
+    accuracy: float
+    interval: tuple[float, float]
+    per_category: dict[str, Share]
+    category_balanced: float
+    per_label: dict[int, Share]
+    confusion: tuple[tuple[int, int, int], ...]
+    missed: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, shares as objects and labels by their official names."""
+        return asdict(self) | {
+            "per_category": {category: share._asdict() for category, share in self.per_category.items()},
+            "per_label": {OUTPUTS[label]: share._asdict() for label, share in self.per_label.items()},
+        }
+
+
+def evaluate(items: Sequence[Item], answers: Sequence[int]) -> Evaluation:
+    """`items` (at least one, each with a label) against `answers` (0..2, in the same order)."""
+    assert items and len(items) == len(answers), (len(items), len(answers))
+    labels = [item.label for item in items if item.label is not None]
+    assert len(labels) == len(items), "accuracy needs a label for every item"
+    right = [label == answer for label, answer in zip(labels, answers, strict=True)]
+    per_category = {
+        category: _share([hit for item, hit in zip(items, right, strict=True) if item.category == category])
+        for category in CATEGORIES
+        if any(item.category == category for item in items)
+    }
+    pairs = list(zip(labels, answers, strict=True))
+    total = _share(right)
+    return Evaluation(
+        items=total.total,
+        correct=total.correct,
+        accuracy=total.accuracy,
+        interval=total.interval,
+        per_category=per_category,
+        category_balanced=sum(share.accuracy for share in per_category.values()) / len(per_category),
+        per_label={
+            label: _share([hit for other, hit in zip(labels, right, strict=True) if other == label])
+            for label in sorted(set(labels))
+        },
+        confusion=tuple(
+            (pairs.count((label, 0)), pairs.count((label, 1)), pairs.count((label, 2))) for label in range(3)
+        ),
+        missed=[item.id for item, hit in zip(items, right, strict=True) if not hit],
+    )
+
+
+def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927, no continuity correction); never beyond 0..1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The accuracies between which a guesser among three options ends on `total` items, with this confidence."""
+    from scipy.stats import binom
+
+    low, high = binom.interval(confidence, total, 1 / len(OUTPUTS))
+    return float(low) / total, float(high) / total
+
+
+def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Name → answers of each rule that never reads the dialogue. Between equal options a rule takes the first.
+
+    The most alike option has most in common with the other two: the right one, where distractors are edits of it.
+    """
+    return {
+        "longest option": [_first_best([len(option) for option in item.options]) for item in items],
+        "shortest option": [_first_best([-len(option) for option in item.options]) for item in items],
+        "most alike option": [_first_best(_likeness(item.options)) for item in items],
+    }
+
+
+def _share(hits: Sequence[bool]) -> Share:
+    return Share(sum(hits), len(hits), sum(hits) / len(hits), wilson(sum(hits), len(hits)))
+
+
+def _first_best(values: Sequence[float]) -> int:
+    return values.index(max(values))
+
+
+def _likeness(options: Sequence[str]) -> list[float]:
+    """For each option the sum of its Jaccard similarities with the others, on pairs of neighbouring characters."""
+    bigrams = [{option[start : start + 2] for start in range(max(1, len(option) - 1))} for option in options]
+    return [
+        sum(len(one & other) / len(one | other) for place, other in enumerate(bigrams) if place != own)
+        for own, one in enumerate(bigrams)
+    ]

@@ -1,0 +1,276 @@
+"""Recipes: one YAML file holds a backbone and every setting of its training and scoring.
+
+Precedence, once: the defaults below, then the recipe file, then the flags. Facts about a backbone (hub id, licence,
+chat template) come from the one table `resource/backbones.yaml`; a recipe for any other model gives its `model_id`
+itself.
+"""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from src.cli import UserError, nearest
+
+BACKBONES = Path("resource/backbones.yaml")
+RECIPES = Path("resource/recipes")
+
+METHODS = ("full", "lora", "qlora")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "objective": ("answer", "letter", "letters"),
+    "loss_per": ("item", "token"),
+    "system_turn": ("auto", "own", "folded"),
+    "optimizer": ("auto", "fp32", "fp32-8bit", "bf16-stochastic"),
+    "gradient_checkpointing": ("auto", "on", "off"),
+    "lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup"),
+}
+POSITIVE = (
+    "lr",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "epoch",
+    "lora_r",
+    "lora_alpha",
+    "eval_steps",
+    "early_stopping_patience",
+)
+NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """One row of `resource/backbones.yaml`: what is known of a base model before it is downloaded."""
+
+    short: str
+    model_id: str
+    licence: str
+    commercial: bool
+    """False when the licence forbids commercial use."""
+    gated: bool
+    parameters: float
+    download_bytes: float
+    hidden_size: int
+    layers: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    context: int
+    revision: str | None = None
+    chat_template: str | None = None
+    note: str = ""
+    expect: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Entries of the model's config that must hold, since copies with other values are about."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Every setting of one run. The field names are the YAML keys and the flags."""
+
+    name: str = _setting(
+        "", "name of the run, its folder and its row in every table; the recipe file's name by default"
+    )
+    backbone: str = _setting("", "short name of the base model, a row of resource/backbones.yaml or a new one")
+    model_id: str = _setting("", "hub id or local folder of the base model; the backbone's own by default")
+    tokenizer: str | None = _setting(None, "hub id or local folder of the tokenizer, when it is not the model's")
+    revision: str | None = _setting(None, "commit of the hub repository; the record keeps the one that was loaded")
+    licence: str | None = _setting(None, "licence of the base model, for the tables")
+    trust_remote_code: bool = _setting(False, "run Python code that the model repository ships")
+    chat_template: str | None = _setting(None, "Jinja2 chat template, used when the tokenizer ships none")
+    system_turn: str = _setting("auto", "keep a system turn, or fold it into the user's; auto asks the template")
+    method: str = _setting("qlora", "which weights are trained, and how the base is kept")
+    lr: float = _setting(2e-5, "peak learning rate")
+    batch_size: int = _setting(1, "items of one forward and backward pass on each device")
+    gradient_accumulation_steps: int = _setting(1, "passes of one optimizer step")
+    epoch: int = _setting(3, "passes over the training items")
+    warmup_steps: float = _setting(0, "optimizer steps of warm-up; below 1 a share of all steps")
+    lr_scheduler: str = _setting("linear", "how the learning rate falls")
+    weight_decay: float = _setting(0.0, "AdamW's weight decay")
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm; 0 for no clipping")
+    lora_r: int = _setting(6, "rank of the adapters")
+    lora_alpha: int = _setting(8, "scale of the adapters is lora_alpha / lora_r")
+    lora_dropout: float = _setting(0.05, "dropout in front of the adapters")
+    lora_targets: str = _setting("all-linear", "layers with adapters: all-linear, or names separated by commas")
+    objective: str = _setting("answer", "loss over the whole answer, its letter, or the letter among A, B and C alone")
+    loss_per: str = _setting("item", "an optimizer step averages over its items, or over all their supervised tokens")
+    optimizer: str = _setting(
+        "auto", "method full: fp32 master weights, with 8-bit states, or bf16 with stochastic rounding"
+    )
+    gradient_checkpointing: str = _setting(
+        "auto", "recompute activations in the backward pass; auto: when memory asks for it"
+    )
+    eval_steps: int | None = _setting(None, "optimizer steps between evaluations on dev; once an epoch by default")
+    early_stopping_patience: int | None = _setting(
+        None, "stop after so many evaluations without a better one; never by default"
+    )
+    prompt: str = _setting("entry", "name of a file in resource/prompts, or a path to one")
+    seed: int = _setting(42, "seed of everything random")
+
+    def replace(self, **changes: Any) -> "Recipe":
+        return dataclasses.replace(self, **changes)
+
+    def dump(self) -> str:
+        """The recipe as YAML, every setting named; loading it gives the same recipe."""
+        return yaml.safe_dump(dataclasses.asdict(self), allow_unicode=True, sort_keys=False, width=120)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_HINTS = get_type_hints(Recipe)
+
+
+@functools.cache
+def backbones(path: Path = BACKBONES) -> dict[str, Backbone]:
+    """The table of backbones by short name."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {short: Backbone(short=short, **values) for short, values in raw.items()}
+
+
+def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """A checked recipe from `values`, completed from the table of backbones. All problems in one message; `where`
+    names the source.
+    """
+    problems, clean = [], {}
+    for key, value in values.items():
+        if key not in FIELDS:
+            problems.append(f"unknown key {key!r}.{nearest(str(key), FIELDS)}")
+            continue
+        try:
+            clean[key] = _convert(key, value)
+        except ValueError as error:
+            problems.append(str(error))
+    for key, allowed in CHOICES.items():
+        if key in clean and clean[key] not in allowed:
+            problems.append(
+                f"{key}: found {clean[key]!r}, allowed: {', '.join(allowed)}.{nearest(str(clean[key]), allowed)}"
+            )
+    for keys, least in ((POSITIVE, "above 0"), (NOT_NEGATIVE, "0 or more")):
+        for key in keys:
+            value = clean.get(key)
+            if isinstance(value, int | float) and (value < 0 or (value == 0 and least == "above 0")):
+                problems.append(f"{key}: found {value}, allowed: {least}")
+    if problems:
+        raise UserError(f"{where}: " + "; ".join(problems))
+    recipe = Recipe(**clean)
+    table = backbones()
+    if not recipe.backbone and recipe.model_id:
+        by_id = {row.model_id: short for short, row in table.items()}
+        recipe = recipe.replace(backbone=by_id.get(recipe.model_id, Path(recipe.model_id).name))
+    facts = table.get(recipe.backbone)
+    if facts is None and not recipe.model_id:
+        raise UserError(
+            f"{where}: backbone {recipe.backbone!r} is not in {BACKBONES} and no model_id is given. "
+            f"Known: {', '.join(table)}.{nearest(recipe.backbone, table)} For any other model set model_id (hub "
+            f"id or folder)."
+        )
+    if facts is not None and recipe.model_id in ("", facts.model_id):
+        recipe = recipe.replace(
+            model_id=facts.model_id,
+            revision=recipe.revision or facts.revision,
+            licence=recipe.licence or facts.licence,
+        )
+    if facts is not None and recipe.chat_template is None:
+        recipe = recipe.replace(chat_template=facts.chat_template)
+    return recipe if recipe.name else recipe.replace(name=recipe.backbone)
+
+
+def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in the YAML file at `path`, with `flags` on top."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(file) for file in RECIPES.rglob("*.yaml"))
+        raise UserError(f"there is no recipe {path}.{nearest(str(path), known)} Known: {', '.join(known) or 'none'}.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
+    return make_recipe({"name": path.stem, **raw, **(flags or {})}, str(path))
+
+
+def load_recipes(folder: str | Path, only: Sequence[str] = ()) -> dict[Path, Recipe]:
+    """The recipes of a folder by file, or those whose file name is in `only`; recipes of the same weights follow
+    each other.
+    """
+    folder = Path(folder)
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not files:
+        raise UserError(f"there is no recipe (*.yaml) in {folder}.")
+    for name in only:
+        if name not in files:
+            raise UserError(
+                f"there is no recipe {name!r} in {folder}. Known: {', '.join(files)}.{nearest(name, files)}"
+            )
+    recipes = {path: load_recipe(path) for name, path in files.items() if not only or name in only}
+    names = [recipe.name for recipe in recipes.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{folder}: two recipes make the same run: {', '.join(twice)}. Give each its own `name`.")
+    weights = [recipe.model_id for recipe in recipes.values()]
+    return dict(sorted(recipes.items(), key=lambda pair: weights.index(pair[1].model_id)))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """`--recipe` and a flag for every setting of a recipe."""
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="a recipe, for example resource/recipes/published/polar.yaml"
+    )
+    group = parser.add_argument_group("settings of the recipe")
+    for name, field in FIELDS.items():
+        shown = "" if field.default in (None, "") else f" (default: {field.default})"
+        help = (field.metadata["help"] + shown).replace("%", "%%")
+        if _HINTS[name] is bool:
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=help)
+        else:
+            group.add_argument(
+                f"--{name}",
+                choices=CHOICES.get(name),
+                default=None,
+                metavar=None if name in CHOICES else "X",
+                help=help,
+            )
+
+
+def read_recipe(arguments: argparse.Namespace, **defaults: Any) -> Recipe:
+    """The recipe that the command line names: `defaults` of the command, then the file, then the flags."""
+    flags = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
+    if arguments.recipe:
+        return load_recipe(arguments.recipe, flags)
+    if not flags.get("model_id") and not flags.get("backbone"):
+        raise UserError("give a --recipe (for example resource/recipes/published/polar.yaml) or a --model_id.")
+    return make_recipe({**defaults, **flags}, "command line")
+
+
+def _convert(key: str, value: Any) -> Any:
+    """`value` in the type of the field; YAML 1.1 reads 2e-5 as text, and flags are text anyway."""
+    kinds = get_args(_HINTS[key]) or (_HINTS[key],)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif not isinstance(value, bool | list | dict) and value is not None:
+        if kind is str:
+            return str(value)
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if number == number and (kind is float or number == int(number)):
+            return kind(number)
+    raise ValueError(
+        f"{key}: found {value!r}, allowed: "
+        f"{'a number' if kind is float else 'a whole number' if kind is int else kind.__name__}"
+    )

@@ -1,0 +1,269 @@
+"""A run from its recipe to its record: what `run.train`, `run.train_base` and `run.test` have in common."""
+
+import dataclasses
+import gc
+import json
+import random
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from src import data, progress, records
+from src import model as models
+from src.cli import UserError
+from src.data import Item
+from src.encode import Encoder
+from src.metrics import evaluate, wilson
+from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
+from src.recipes import Recipe, make_recipe
+from src.records import ItemScores
+from src.scores import score
+from src.trainer import CHECKPOINTS, fine_tune
+
+RECIPE, INPUTS = "recipe.yaml", "inputs.json"
+
+
+def train_run(
+    recipe: Recipe,
+    folder: Path,
+    data_folder: Path,
+    device_name: str | None = None,
+    also_score: Sequence[str] = (),
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Trains `recipe` in `folder`, scores dev with the best weights as they lie on disk, and returns the record,
+    written last.
+
+    An unfinished run of the same recipe and data goes on where it stopped. `also_score`: further splits, labelled
+    or not. `limit`: only so many items of each split.
+    """
+    started = time.monotonic()
+    device = models.pick_device(device_name)
+    splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
+    train, dev = splits["train"][0], splits["dev"][0]
+    prompt = load_prompt(recipe.prompt)
+    inputs = {"data": {split: splits[split][1] for split in ("train", "dev")}, "prompt": prompt.sha256}
+    _claim(folder, recipe, inputs)
+    encoder = make_encoder(recipe, prompt)
+    for split in also_score:  # an item that does not fit is better known before the training
+        encoder.for_scoring(splits[split][0])
+    outcome = fine_tune(recipe, encoder, train, dev, folder, device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    record: dict[str, Any] = {
+        "run": folder.name,
+        "recipe": dataclasses.asdict(recipe),
+        **_facts(recipe, encoder),
+        "data": inputs["data"],
+        "trainable_parameters": outcome.trainable_parameters,
+        "parameters": outcome.parameters,
+        "training": outcome.training,
+        "device": device_words(device),
+        "splits": {},
+    }
+    network = models.load_run(folder, recipe, device)
+    for split in ("dev", *also_score):
+        items, data_record = splits[split]
+        score_run(folder, record, split, items, data_record, device, encoder=encoder, network=network)
+        record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
+        records.write_json(records.record_path(folder), record)
+    return record
+
+
+def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None) -> dict[str, Any]:
+    """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet."""
+    encoder = make_encoder(recipe, load_prompt(recipe.prompt))
+    return {
+        "run": folder.name,
+        "recipe": dataclasses.asdict(recipe),
+        **_facts(recipe, encoder),
+        "data": {},
+        "trainable_parameters": 0,
+        "parameters": None,
+        "training": None,
+        "device": device_words(models.pick_device(device_name)),
+        "splits": {},
+    }
+
+
+def score_run(
+    folder: Path,
+    record: dict[str, Any],
+    split: str,
+    items: Sequence[Item],
+    data_record: dict[str, Any],
+    device: torch.device,
+    orders: Sequence[str] = ORDERS[:1],
+    encoder: Encoder | None = None,
+    network: Any = None,
+) -> list[ItemScores]:
+    """Scores `items` with the run in `folder`, writes scores and predictions, and notes the result in `record` (not
+    written here).
+    """
+    started = time.monotonic()
+    recipe = Recipe(**record["recipe"])
+    encoder = encoder or encoder_of(folder, record)
+    examples = encoder.for_scoring(items, orders)
+    assert encoder.letter_ids is not None
+    _refuse_changed(folder, record, encoder)
+    network = network or models.load_run(folder, recipe, device)
+    with progress.stage(f"score {split}", len(examples)) as bar:
+        rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
+    answers = [row.prediction for row in rows]
+    records.write_scores(records.scores_path(folder, split), rows)
+    records.write_text(records.predictions_path(folder, split), data.dump_items(data.predictions(items, answers)))
+    result = {
+        "items": len(items),
+        "orders": len(orders),
+        "seconds": time.monotonic() - started,
+        "data_sha256": data_record["sha256"],
+    }
+    if all(item.label is not None for item in items):
+        evaluation = evaluate(items, answers)
+        result |= {"accuracy": evaluation.accuracy, "correct": evaluation.correct, "interval": evaluation.interval}
+    else:
+        result |= {"accuracy": None, "correct": None, "interval": None}
+    record["splits"][split] = result
+    record["letters"] = dict(zip("ABC", encoder.letter_ids, strict=True))
+    return rows
+
+
+def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None) -> Encoder:
+    """The encoder of a recipe; with the tokenizer kept in `folder` when a run has one."""
+    config = models.load_config(recipe)
+    return Encoder(
+        models.load_tokenizer(recipe, folder),
+        prompt,
+        name=recipe.backbone,
+        chat_template=recipe.chat_template,
+        system_turn=recipe.system_turn,
+        context=models.context_length(config),
+    )
+
+
+def encoder_of(folder: Path, record: dict[str, Any]) -> Encoder:
+    """The encoder that a finished run was trained with: prompt and template come from its record."""
+    prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
+    kept = [folder / name for name in (models.MODEL, models.ADAPTER) if (folder / name).is_dir()]
+    return make_encoder(Recipe(**record["recipe"]), prompt, kept[0] if kept else None)
+
+
+def compare_merged(
+    folder: Path, record: dict[str, Any], items: Sequence[Item], device: torch.device
+) -> tuple[Any, int, float]:
+    """(merged model, answers that differ, largest difference of log-probabilities) of a run's adapter merged into
+    its base.
+    """
+    recipe = Recipe(**record["recipe"])
+    if not (folder / models.ADAPTER).is_dir():
+        raise UserError(f"{folder}: there is no adapter to merge; the run's method is {recipe.method}.")
+    encoder = encoder_of(folder, record)
+    examples = encoder.for_scoring(items)
+    assert encoder.letter_ids is not None
+    network = models.load_run(folder, recipe, device)
+    before = score(network, examples, encoder.letter_ids, encoder.pad_id)
+    network = models.merged(network)
+    after = score(network, examples, encoder.letter_ids, encoder.pad_id)
+    changed = sum(one.prediction != other.prediction for one, other in zip(before, after, strict=True))
+    gap = max(
+        abs(a - b)
+        for one, other in zip(before, after, strict=True)
+        for a, b in zip(one.logprobs, other.logprobs, strict=True)
+    )
+    return network, changed, gap
+
+
+def result_line(name: str, split: str, result: dict[str, Any]) -> str:
+    """One line of a scored split for the terminal."""
+    head = f"{name}, {split}: {result['items']} items, {result['orders']} order(s), {result['seconds']:.1f} s"
+    if result["accuracy"] is None:
+        return f"{head}; no labels, so no accuracy"
+    low, high = wilson(result["correct"], result["items"])
+    interval = f"95 % interval {low:.3f} to {high:.3f}"
+    return f"{head}; accuracy {result['accuracy']:.4f} ({result['correct']}/{result['items']}, {interval})"
+
+
+def device_words(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def sample_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """`limit` items, the same ones for the same seed, in the file's order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), limit))]
+
+
+def _load(folder: Path, split: str, limit: int | None, seed: int) -> tuple[list[Item], dict[str, Any]]:
+    path = data.split_path(folder, split)
+    items = sample_items(data.load_split(folder, split, labelled=split != "test"), limit, seed)
+    return items, {"path": str(path), "sha256": data.sha256(path), "items": len(items)}
+
+
+def _claim(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    """Makes `folder` this run's own, or checks that what lies there is the same run, unfinished."""
+    if records.record_path(folder).is_file():
+        raise UserError(
+            f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
+            f"or score it: python -m run.test --model_id {folder}"
+        )
+    if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
+        text = (folder / RECIPE).read_text(encoding="utf-8")
+        there = make_recipe(yaml.safe_load(text), str(folder / RECIPE))
+        differing = [key for key, value in dataclasses.asdict(recipe).items() if getattr(there, key) != value]
+        if differing:
+            raise UserError(
+                f"{folder} holds an unfinished run with other settings: "
+                + ", ".join(f"{key} was {getattr(there, key)!r}, now {getattr(recipe, key)!r}" for key in differing)
+                + ". Delete the folder, or give another --name."
+            )
+        if json.loads((folder / INPUTS).read_text(encoding="utf-8")) != inputs:
+            raise UserError(
+                f"{folder} holds an unfinished run on other data or with another prompt. Delete it, or give "
+                f"another --name."
+            )
+        return
+    records.write_json(folder / INPUTS, inputs)
+    records.write_text(folder / RECIPE, recipe.dump())
+
+
+def _facts(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
+    prompt = encoder.prompt
+    return {
+        "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text},
+        "template": {
+            "source": encoder.template_source,
+            "system_turn": encoder.system_turn,
+            "sha256": encoder.template_sha256,
+        },
+        "base_revision": getattr(models.load_config(recipe), "_commit_hash", None),
+        "versions": records.versions(),
+        "commit": records.git_commit(),
+    }
+
+
+def _refuse_changed(folder: Path, record: dict[str, Any], encoder: Encoder) -> None:
+    """A run is scored at the tokens it was trained at, or not at all."""
+    letters = dict(zip("ABC", encoder.letter_ids or (), strict=True))
+    for what, now, then in (
+        ("the letters' token ids", letters, record.get("letters") or letters),
+        ("the chat template", encoder.template_sha256, record["template"]["sha256"]),
+        ("the handling of the system turn", encoder.system_turn, record["template"]["system_turn"]),
+    ):
+        if now != then:
+            raise UserError(
+                f"{folder}: {what} changed since the run was made: {then} then, {now} now. Use the versions in "
+                f"its record."
+            )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,43 @@
+"""The command line that `run.train` and `run.train_base` share."""
+
+from pathlib import Path
+
+from src.cli import Parser, UserError
+from src.recipes import add_flags, read_recipe
+from src.records import RESULTS
+
+
+def make_parser(doc: str | None, prog: str) -> Parser:
+    parser = Parser(doc, prog)
+    parser.add_argument(
+        "--data", type=Path, default=Path("resource/data"), help="folder of data_train.json and data_dev.json"
+    )
+    parser.add_argument(
+        "--save_dir", type=Path, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
+    )
+    parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
+    parser.add_argument(
+        "--score", nargs="+", default=[], choices=("test",), help="also score this split while the model is loaded"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N items of each split, to try things out")
+    add_flags(parser)
+    return parser
+
+
+def train(parser: Parser, argv: list[str] | None, method: str, only: bool = False) -> None:
+    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with."""
+    arguments = parser.parse_args(argv)
+    if only and arguments.method not in (None, method):
+        raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
+    if only:
+        arguments.method = method
+    recipe = read_recipe(arguments, method=method)
+    folder = arguments.save_dir or RESULTS / recipe.name
+
+    from src.runs import result_line, train_run
+
+    record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+    for split, result in record["splits"].items():
+        print(result_line(record["run"], split, result))
+    score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"
+    print(f"The run lies in {folder}.{score}")

@@ -1,0 +1,82 @@
+"""What several tests need: items of the official shape, every word of them invented."""
+
+from typing import Any
+
+from src.data import CATEGORIES, OUTPUTS
+
+# Per dialogue: the turns of speakers 1 and 2 by turns, and three things one may say of them.
+DIALOGUES = (
+    (
+        (
+            "우산도 없는데 비가 쏟아지네.",
+            "편의점에서 하나 사지 그래?",
+            "집에 우산이 벌써 일곱 개야.",
+            "그럼 내 것을 같이 쓰자.",
+        ),
+        (
+            "화자1은 일기 예보를 보지 않고 집을 나섰다.",
+            "화자1은 우산을 사러 백화점에 갔다.",
+            "화자1은 비를 맞은 적이 없다.",
+        ),
+    ),
+    (
+        (
+            "화분에 물 줬어?",
+            "아니, 네가 주는 줄 알았어.",
+            "잎이 다 말라 버렸네.",
+            "지금이라도 듬뿍 주자.",
+        ),
+        (
+            "두 사람은 누가 물을 줄지 정하지 않았다.",
+            "두 사람은 어제 화분을 새로 샀다.",
+            "두 사람은 화분을 선물로 보냈다.",
+        ),
+    ),
+    (
+        (
+            "연주회가 내일인데 손이 떨려.",
+            "석 달이나 연습했잖아.",
+            "그래도 틀릴까 봐 겁나.",
+            "틀려도 끝까지 치면 돼.",
+        ),
+        (
+            "화자1은 연주회를 앞두고 긴장했다.",
+            "화자1은 연주회를 취소하기로 했다.",
+            "화자1은 오늘 처음 피아노를 쳤다.",
+        ),
+    ),
+)
+
+
+def make_item(number: int, **changes: Any) -> dict[str, Any]:
+    """The raw object of item `number`, sound and labelled; equal numbers give equal items.
+
+    Three items in a row share a dialogue; category, right option and its place go round. `changes` replace keys of the
+    object or of its `input` (`make_item(1, category="전제", output="")`); the value `...` takes the key out.
+    """
+    group, turn = divmod(number, 3)
+    turns, options = DIALOGUES[group % len(DIALOGUES)]
+    label = number % len(OUTPUTS)
+    # The first option of a dialogue is the right one: turned to stand at `label`.
+    placed = [options[(place - label) % len(options)] for place in range(len(options))]
+    item: dict[str, Any] = {
+        "id": f"made-{number:04d}",
+        "input": {
+            "conversation": [
+                # The count of the group keeps dialogues of other groups apart.
+                {"speaker": 1 + index % 2, "utterance": text, "utterance_id": f"d{group}.{index + 1}"}
+                for index, text in enumerate([*turns, f"벌써 {group + 1}번째 이야기야."])
+            ],
+            "reference_id": [f"d{group}.{turn + 1}"],
+            "category": CATEGORIES[number % len(CATEGORIES)],
+            **dict(zip(OUTPUTS, placed, strict=True)),
+        },
+        "output": OUTPUTS[label],
+    }
+    for key, value in changes.items():
+        owner = item if key in ("id", "input", "output") or key not in item["input"] else item["input"]
+        if value is ...:
+            del owner[key]
+        else:
+            owner[key] = value
+    return item

@@ -1,0 +1,48 @@
+"""Run folders for tests of what comes after training: invented data, invented scores, the real file formats."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.data import Item, dump_items, load_items, predictions, sha256, split_path
+from src.records import ItemScores, predictions_path, record_path, scores_path, write_json, write_scores, write_text
+from tests.conftest import make_item
+
+
+def make_split(folder: Path, split: str, count: int, labelled: bool = True) -> list[Item]:
+    """Writes `data_<split>.json` of `count` items; the labels go 0, 1, 2, 0, …"""
+    changes = {} if labelled else {"output": ""}
+    write_text(split_path(folder, split), dump_items([make_item(number, **changes) for number in range(count)]))
+    return load_items(split_path(folder, split))
+
+
+def make_predictions(path: Path, items: Sequence[Item], answers: Sequence[int]) -> Path:
+    write_text(path, dump_items(predictions(items, answers)))
+    return path
+
+
+def make_run(
+    run: Path,
+    data: Path,
+    split: str,
+    answers: Sequence[int],
+    *,
+    margin: float = 1.0,
+    dev_accuracy: float | None = None,
+    finished: bool = True,
+    scored: bool = True,
+) -> Path:
+    """A run folder with these answers to `data_<split>.json`, each ahead of the others by `margin` in the logits."""
+    items = load_items(split_path(data, split))
+    write_text(run / "recipe.yaml", "backbone: invented\n")
+    make_predictions(predictions_path(run, split), items, answers)
+    if scored:
+        rows = [
+            ItemScores(item.id, ("012",), ((margin * (answer == 0), margin * (answer == 1), margin * (answer == 2)),))
+            for item, answer in zip(items, answers, strict=True)
+        ]
+        write_scores(scores_path(run, split), rows)
+    if finished:
+        splits = {"dev": {"accuracy": dev_accuracy}, split: {"data_sha256": sha256(split_path(data, split))}}
+        splits[split] = splits["dev"] | splits[split] if split == "dev" else splits[split]
+        write_json(record_path(run), {"run": run.name, "recipe": {}, "splits": splits})
+    return run

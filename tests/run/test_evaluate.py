@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from run.evaluate import main
+from src.cli import UserError
+from src.data import OUTPUTS, Item, sha256
+from src.metrics import chance_range, wilson
+from tests.made_runs import make_predictions, make_run, make_split
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    """Ten items with the labels 0 1 2 0 1 2 0 1 2 0, two of each category."""
+    return make_split(tmp_path / "data", "dev", 10)
+
+
+@pytest.fixture
+def predicted(tmp_path: Path, items: list[Item]) -> Path:
+    """Predictions that miss items 0 and 4."""
+    answers = [item.label or 0 for item in items]
+    answers[0], answers[4] = 2, 0
+    return make_predictions(tmp_path / "predicted.json", items, answers)
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_one_input(tmp_path: Path, items: list[Item], predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(predicted), "--data", str(tmp_path / "data" / "data_dev.json"), "--json", str(tmp_path / "found.json")])
+    printed = squeezed(capsys.readouterr().out)
+    assert "8/10 80.00% 49.0% to 94.3% 80.00%" in printed
+    assert "원인 1/2, 50.0%, 9% to 91%" in printed
+    assert "후행사건 2/2, 100.0%, 34% to 100%" in printed
+    assert "inference_1 3 0 1 3/4, 75.0%, 30% to 95%" in printed
+    assert "inference_2 1 2 0 2/3" in printed
+    assert "share of answers 40.0% 20.0% 40.0%" in printed
+    low, high = chance_range(10)
+    assert f"chance – 33.33% {low:.1%} to {high:.1%}" in printed
+    assert "longest option" in printed and "shortest option" in printed and "never read the dialogue" in printed
+    assert "missed: 2 items ┏" in printed
+    assert f"{items[4].id} 반응 inference_2 inference_1" in printed
+
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["data"]["sha256"] == sha256(tmp_path / "data" / "data_dev.json")
+    assert found["floors"]["chance"]["accuracy"] == pytest.approx(1 / 3)
+    assert set(found["floors"]) == {"chance", "longest option", "shortest option", "most alike option"}
+    (result,) = found["inputs"]
+    assert (result["name"], result["sha256"]) == (str(predicted), sha256(predicted))
+    assert (result["correct"], result["interval"]) == (8, [*wilson(8, 10)])
+    assert result["missed"] == [
+        {"id": items[place].id, "category": items[place].category, "label": OUTPUTS[label], "answer": OUTPUTS[answer]}
+        for place, label, answer in ((0, 0, 2), (4, 1, 0))
+    ]
+
+
+def test_floors_are_those_of_the_options(tmp_path: Path, items: list[Item], predicted: Path) -> None:
+    main([str(predicted), "--data", str(tmp_path / "data"), "--json", str(tmp_path / "found.json")])
+    floors = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["floors"]
+    lengths = [[len(option) for option in item.options] for item in items]
+    longest = sum(row.index(max(row)) == item.label for row, item in zip(lengths, items, strict=True))
+    assert floors["longest option"]["correct"] == longest
+
+
+def test_several_inputs_are_compared(
+    tmp_path: Path, items: list[Item], predicted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [item.label or 0 for item in items]
+    make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", labels, dev_accuracy=1.0)
+    main(["alpha", str(predicted), "--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")])
+    printed = squeezed(capsys.readouterr().out)
+    assert "alpha 10/10 100.00%" in printed and "8/10 80.00%" in printed
+    assert "alpha 2/2 2/2 2/2 2/2 2/2 100.0% 100.0%" in printed
+    assert "missed" not in printed
+
+
+def test_missed_limits_what_is_printed(
+    tmp_path: Path, items: list[Item], predicted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(predicted), "--data", str(tmp_path / "data"), "--missed", "1"])
+    printed = capsys.readouterr().out
+    assert "missed: 2 items, the first 1" in printed
+    assert items[0].id in printed and items[4].id not in printed
+    with pytest.raises(SystemExit):
+        main([str(predicted), "--missed", "-1"])
+
+
+def test_all_right(tmp_path: Path, items: list[Item], capsys: pytest.CaptureFixture[str]) -> None:
+    perfect = make_predictions(tmp_path / "perfect.json", items, [item.label or 0 for item in items])
+    main([str(perfect), "--data", str(tmp_path / "data")])
+    assert "missed: 0 items\n" in capsys.readouterr().out
+
+
+def test_unlabelled_data_is_refused(tmp_path: Path, predicted: Path) -> None:
+    make_split(tmp_path / "data", "test", 10, labelled=False)
+    with pytest.raises(UserError, match=r"data_test.json: 10 of 10 items have no label.*--split dev"):
+        main([str(predicted), "--data", str(tmp_path / "data"), "--split", "test"])
+
+
+def test_other_ids_are_refused(tmp_path: Path, items: list[Item]) -> None:
+    short = make_predictions(tmp_path / "short.json", items[:9], [0] * 9)
+    with pytest.raises(UserError, match=rf"short.json: found 9 items, expected 10: lacks 1 \({items[9].id}\)"):
+        main([str(short), "--data", str(tmp_path / "data")])
+
+
+def test_help_shows_the_commands() -> None:
+    done = subprocess.run([sys.executable, "-m", "run.evaluate", "--help"], capture_output=True, text=True, check=True)
+    assert "python -m run.evaluate qwen2" in done.stdout
