@@ -13,7 +13,9 @@ resource/results/NAME/log.txt.
 import dataclasses
 import os
 import queue
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,8 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster ends a job: the runs end with it
     started = time.monotonic()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     # The plan
     recipes = load_recipes(arguments.recipes, arguments.only)
@@ -98,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     vote = RESULTS / f"vote-{arguments.name or arguments.recipes.resolve().name}"
     for split in [split for split in ("dev", "test") if split in splits and finished]:
         command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
-        reason = run_job([*command, "--out", str(vote), "--expect", *names], vote / "log.txt", {}, lambda _: None)
+        command += ["--out", str(vote), "--expect", *names]
+        reason = run_job(command, vote / "log.txt", {}, lambda _: None, threading.Event())
         if reason:
             failures[f"vote on {split}"] = reason
     if finished:
@@ -162,6 +166,7 @@ def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str
         TimeRemainingColumn(),
     )
     failures: dict[str, str] = {}
+    stop = threading.Event()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(at_once):
         slots.put(slot)
@@ -188,7 +193,7 @@ def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str
                     counted = share
 
             started = time.monotonic()
-            reason = run_job(job.command, RESULTS / job.name / "log.txt", environment, update)
+            reason = run_job(job.command, RESULTS / job.name / "log.txt", environment, update, stop)
             progress.advance(whole, job.weight - counted)
             progress.remove_task(task)
             slots.put(slot)
@@ -197,7 +202,12 @@ def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str
             word = "[red]failed[/red]" if reason else "done"
             progress.console.print(f"{word} {job.name}, {time.monotonic() - started:.0f} s", highlight=False)
 
-        list(pool.map(work, jobs))
+        try:
+            list(pool.map(work, jobs))
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return failures
 
 

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 class UserError(ValueError):
     """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do; it is all
@@ -52,4 +55,4 @@ def run_main(main: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED

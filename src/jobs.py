@@ -2,27 +2,36 @@
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.cli import INTERRUPTED
 from src.progress import PIPE
+
+COMMAND = "$ "
+"""What begins a log's line that holds the command."""
 
 
 def run_job(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], update: Callable[[dict[str, Any]], None]
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    update: Callable[[dict[str, Any]], None],
+    stop: threading.Event,
 ) -> str:
-    """Runs `command` to its end and returns why it failed, or "". `update` gets {"stage", "done", "total", "note"}
-    as it goes on.
+    """Runs `command` to its end and returns why it failed, or "". `stop` ends it before.
 
-    A process of its own for each run: memory is given back, and one that is killed takes nothing along.
+    `update` gets {"stage", "done", "total", "note"} as it goes on. Each command is a process of its own: its memory is
+    given back whatever happens, and one that is killed takes nothing along.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
     with log.open("a", encoding="utf-8") as output:
-        output.write(f"$ {' '.join(command)}\n")
+        output.write(f"{COMMAND}{' '.join(command)}\n")
         output.flush()
         child = subprocess.Popen(
             command,
@@ -35,15 +44,12 @@ def run_job(
     os.close(writing)
     reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)
     reader.start()
-    try:
-        code = child.wait()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    finally:
-        reader.join(timeout=5)
-    return "" if code == 0 else _reason(log, code)
+    while child.poll() is None:
+        if stop.wait(0.1):
+            child.terminate()
+            child.wait()
+    reader.join(timeout=5)
+    return "" if child.returncode == 0 else _reason(log, child.returncode)
 
 
 def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
@@ -53,10 +59,13 @@ def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _reason(log: Path, code: int) -> str:
-    """The last message of a failed command."""
-    if code == -9:
+    """The last message of the last command in `log`, which ended with `code`."""
+    if code == -signal.SIGKILL:
         return f"killed by the system, most often because memory ran out (see {log})"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if code in (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED):
+        return "interrupted"
+    text = log.read_text(encoding="utf-8", errors="replace").rpartition(COMMAND)[2]
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
     marked = [line for line in lines if "error: " in line.lower()]
     message = (marked or lines or ["no output"])[-1]
     return f"{message.removeprefix('error: ')[:300]} (exit {code}, see {log})"

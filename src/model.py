@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants, errors, try_to_load_from_cache
+from huggingface_hub import constants, errors
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -191,8 +191,7 @@ def check_download(recipe: Recipe) -> None:
     facts = backbones().get(recipe.backbone)
     if facts is None or facts.model_id != recipe.model_id or Path(recipe.model_id).is_dir() or constants.HF_HUB_OFFLINE:
         return
-    index = "model.safetensors.index.json"
-    if not isinstance(try_to_load_from_cache(recipe.model_id, index, revision=recipe.revision), str):
+    if not plan.is_cached(recipe.model_id, recipe.revision):
         cache = Path(constants.HF_HUB_CACHE)
         plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")
 

@@ -36,7 +36,8 @@ IGNORED = -100
 """Label of a token that carries no loss, torch's own `ignore_index`."""
 
 OPTIMIZERS = {
-    "fp32": ("adamw_torch", None),
+    # Fused: the default one holds a copy of all moments at its peak.
+    "fp32": ("adamw_torch_fused", None),
     "fp32-8bit": ("adamw_8bit", None),
     # torchao rounds each bf16 weight up or down by chance in proportion, so that updates below half a step count on
     # average.
@@ -81,7 +82,7 @@ def fine_tune(
     )
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer), f"the run {recipe.name}")
+    plan.check_disk(folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r), f"the run {recipe.name}")
 
     mixed = recipe.method == "full" and settled.optimizer != "bf16-stochastic"
     network = models.load_base(recipe, device, dtype=torch.float32 if mixed else None)

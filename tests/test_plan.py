@@ -237,6 +237,24 @@ def test_8_bit_moments_of_a_real_matrix() -> None:
     assert 2 * (moment.codes.nbytes + moment.scale.nbytes) == plan.STATE_8BIT_BYTES * 1024 * 1024
 
 
+def test_8_bit_moments_of_a_real_model(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    config = toy_config("llama", hidden_size=128, intermediate_size=256, vocab_size=1000)
+    row = {"input_ids": torch.arange(9), "labels": torch.arange(9)}
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, optim="adamw_8bit", **quiet)
+    trainer = Trainer(AutoModelForCausalLM.from_config(config), arguments, train_dataset=[row])
+    trainer.train()
+    states = [
+        state[key] for state in trainer.optimizer.state.values() for key in state if key[:-1] in ("state", "absmax")
+    ]
+    stored = sum(state.nbytes for state in states)
+    # Within what the norms take, which are too small for 8 bits.
+    assert stored == pytest.approx(plan._moments_bytes(Shape.of_config(config), "fp32-8bit"), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("method", "optimizer", "weights", "gradients", "moments"),
     [

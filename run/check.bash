@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Environment, lint, types, tests: what has to hold before a change lands.
+#
+#     bash run/check.bash
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source run/environment.bash
+use_environment requirements.txt requirements-dev.txt
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

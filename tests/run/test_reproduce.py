@@ -1,0 +1,214 @@
+"""What is done, what is left, what failed: with stand-ins for the training, and once with the real commands."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run.reproduce as reproduce
+from src.data import load_split, sha256, split_path
+from src.recipes import load_recipe
+from src.records import read_record, record_path, write_json
+from tests.made_runs import make_run, make_split
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: the repository's rooms, but data, recipes and results of its own."""
+    for name in ("run", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "resource").mkdir()
+    for name in ("backbones.yaml", "prompts"):
+        (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
+    for split, count in (("train", 6), ("dev", 6), ("test", 9)):
+        make_split(tmp_path / "data", split, count, labelled=split != "test")
+    (tmp_path / "recipes").mkdir()
+    for name in ("eeve", "polar", "qwen2"):
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(f"backbone: {name}\nmethod: lora\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Commands:
+    """Stands in for `run_job`: leaves what the command would leave, or the failure it is told to report."""
+
+    def __init__(self, house: Path) -> None:
+        self.house, self.seen, self.fail = house, [], {}  # type: ignore[var-annotated]
+
+    def __call__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], update: Callable[..., None], stop: Any
+    ) -> str:
+        module, arguments = command[2], list(command[3:])
+        self.seen.append((module, arguments))
+        if module == "run.train":
+            recipe = load_recipe(arguments[arguments.index("--recipe") + 1])
+            if recipe.name in self.fail:
+                return str(self.fail[recipe.name])
+            update({"stage": "train", "done": 1, "total": 2, "note": ""})
+            folder = Path("resource/results") / recipe.name
+            make_run(folder, self.house / "data", "dev", [0, 1, 2, 0, 1, 1])
+            splits = {"dev": {"items": 6, "accuracy": 5 / 6, "correct": 5, "data_sha256": self.sha("dev")}}
+            if "--score" in arguments:
+                make_run(folder, self.house / "data", "test", [0] * 9)
+                splits["test"] = {"items": 9, "accuracy": None, "correct": None, "data_sha256": self.sha("test")}
+            record = {"run": recipe.name, "recipe": asdict(recipe), "splits": splits}
+            record |= {"data": {split: {"sha256": self.sha(split)} for split in ("train", "dev")}}
+            write_json(record_path(folder), record | {"trainable_parameters": 7, "seconds": 1.0})
+        elif module == "run.test":
+            folder = Path(arguments[arguments.index("--model_id") + 1])
+            record = read_record(folder)
+            make_run(folder, self.house / "data", "test", [0] * 9)
+            record["splits"]["test"] = {"items": 9, "accuracy": None, "correct": None, "data_sha256": self.sha("test")}
+            write_json(record_path(folder), record)
+        else:
+            assert module == "run.vote"
+            import run.vote as vote
+
+            vote.main(arguments)
+        return ""
+
+    def sha(self, split: str) -> str:
+        return sha256(split_path(self.house / "data", split))
+
+    def modules(self) -> list[str]:
+        return [module for module, _ in self.seen]
+
+
+@pytest.fixture
+def commands(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    stand_in = Commands(house)
+    monkeypatch.setattr(reproduce, "run_job", stand_in)
+    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [])
+    return stand_in
+
+
+def call(*more: str) -> int:
+    return reproduce.main(["--recipes", "recipes", "--data", "data", "--name", "try", *more])
+
+
+def test_all_of_it_then_nothing(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 0
+    assert commands.modules() == ["run.train"] * 3 + ["run.vote"] * 2
+    shown = capsys.readouterr().out
+    assert "0.833 [0.436, 0.970]" in shown and "The vote is of 3 of 3" in shown
+    record = read_record("resource/results/vote-try")
+    assert [voter["run"] for voter in record["splits"]["test"]["voters"]] == ["eeve", "polar", "qwen2"]
+    commands.seen.clear()
+    assert call() == 0
+    assert commands.modules() == ["run.vote"] * 2
+
+
+def test_a_failure_is_reported_and_the_rest_goes_on(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.fail = {"polar": "x2bee/POLAR-14B-v0.2 is gated"}
+    assert call() == 1
+    shown = capsys.readouterr().out
+    assert "failed polar: x2bee/POLAR-14B-v0.2 is gated" in shown
+    assert "The vote is of 2 of 3; missing: polar" in shown
+    assert read_record("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "no such run"}
+    commands.fail, commands.seen = {}, []
+    assert call() == 0
+    assert commands.modules() == ["run.train", "run.vote", "run.vote"]
+
+
+def test_when_all_fail_there_is_no_vote(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.fail = dict.fromkeys(("eeve", "polar", "qwen2"), "no disk")
+    assert call() == 1
+    assert commands.modules() == ["run.train"] * 3
+    assert "Runs lie in" not in capsys.readouterr().out
+
+
+def test_only_some(commands: Commands) -> None:
+    assert call("--only", "eeve") == 0
+    assert commands.modules().count("run.train") == 1
+
+
+def test_a_new_test_split_is_scored_without_training(commands: Commands, house: Path) -> None:
+    assert call("--only", "eeve") == 0
+    make_split(house / "data", "test", 9, labelled=True)
+    commands.seen.clear()
+    assert call("--only", "eeve") == 0
+    assert commands.modules()[0] == "run.test"
+
+
+def test_a_run_of_other_settings_or_data_is_not_taken_for_this_one(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call() == 0
+    (house / "recipes" / "eeve.yaml").write_text("backbone: eeve\nmethod: lora\nepoch: 9\n", encoding="utf-8")
+    assert call() == 1
+    shown = capsys.readouterr().out
+    assert "failed eeve" in shown and "other settings (epoch)" in shown and "missing: eeve" in shown
+    make_split(house / "data", "train", 9)
+    assert call() == 1
+    assert "train data" in capsys.readouterr().out
+
+
+def test_the_dry_run_starts_nothing(commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(house / "data")
+    assert call("--dry_run") == 0
+    assert commands.seen == []
+    shown = capsys.readouterr().out
+    assert "eeve" in shown and "apache-2.0" in shown
+
+
+def test_recipes_of_the_same_weights_follow_each_other(commands: Commands, house: Path) -> None:
+    (house / "recipes" / "zz.yaml").write_text("backbone: eeve\nmethod: qlora\n", encoding="utf-8")
+    assert call() == 0
+    trained = [arguments[1] for module, arguments in commands.seen if module == "run.train"]
+    assert [Path(file).stem for file in trained] == ["eeve", "zz", "polar", "qwen2"]
+
+
+def test_each_job_has_a_gpu_of_its_own(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, str] = {}
+    import threading
+
+    both = threading.Barrier(2, timeout=20)
+
+    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], update: Any, stop: Any) -> str:
+        used[command[0]] = environment["CUDA_VISIBLE_DEVICES"]
+        both.wait()
+        return ""
+
+    monkeypatch.setattr(reproduce, "run_job", job)
+    from rich.console import Console
+
+    jobs = [reproduce.Job(name, (name,), 1.0) for name in ("one", "two")]
+    assert reproduce.run_jobs(jobs, 2, 2, Console(quiet=True)) == {}
+    assert sorted(used.values()) == ["0", "1"]
+
+
+def test_a_termination_ends_the_runs_too(house: Path) -> None:
+    """The real thing, interrupted: no child is left behind, and the message says how to go on."""
+    (house / "run").unlink()
+    shutil.copytree(ROOT / "run", house / "run")
+    (house / "run" / "train.py").write_text(
+        "import os, sys, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "run.reproduce", "--recipes", "recipes", "--data", "data"]
+    parent = subprocess.Popen(command, cwd=house, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = house / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGTERM)
+    _, error = parent.communicate(timeout=60)
+    assert parent.returncode == 130 and "goes on from here" in error
+    assert not Path(f"/proc/{pid.read_text()}").exists()
+
+
+def test_the_splits_have_labels_where_they_must(commands: Commands, house: Path) -> None:
+    assert load_split("data", "test")[0].label is None
+    make_split(house / "data", "dev", 6, labelled=False)
+    with pytest.raises(ValueError, match="dev"):
+        call()
+    assert json.dumps(commands.seen) == "[]"
