@@ -1,7 +1,8 @@
 # Sourced by the other scripts. `use_environment FILE …` activates .venv, made when it is missing, with the packages of the files.
-# An activated conda or virtual environment is taken as it is; PYTHON names the python that makes .venv.
+# An activated virtual or conda environment (not conda's base) is taken as it is; PYTHON names the python that makes .venv.
 use_environment() {
-    local here="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
+    local here="${VIRTUAL_ENV:-}"
+    if [ -z "$here" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then here="${CONDA_PREFIX:-}"; fi
     if [ -z "$here" ]; then
         local python="${PYTHON:-python3}"
         if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then

@@ -16,7 +16,7 @@ from pathlib import Path
 from src.cli import Parser, UserError, run_main
 from src.data import SPLITS, dump_items, load_data, predictions, sha256
 from src.prompts import ORDERS
-from src.recipes import FIELDS, Recipe, add_flags, read_recipe
+from src.recipes import FIELDS, add_flags, read_recipe
 from src.records import RESULTS, read_record, record_path, write_json, write_text
 
 
@@ -61,22 +61,30 @@ def main(argv: list[str] | None = None) -> None:
     else:
         assert folder is not None
         record = read_record(folder)
-    network = model.load_run(folder, Recipe(**record["recipe"]), device)
-    for split, (items, path) in splits.items():
-        kept = runs.sample_items(items, arguments.limit, record["recipe"]["seed"])
-        data_record = {"path": str(path), "sha256": sha256(path), "items": len(kept)}
-        rows = runs.score_run(
-            folder, record, split, kept, data_record, device, ORDERS[: arguments.orders], network=network
-        )
+    if arguments.merge and not (folder / model.ADAPTER).is_dir():
+        raise UserError(f"--merge: {folder} has no adapter; its method is {record['recipe']['method']}.")
+    if arguments.merge and arguments.merge.exists():
+        raise UserError(f"--merge: {arguments.merge} exists already; give a new folder.")
+    kept = {
+        split: runs.sample_items(items, arguments.limit, record["recipe"]["seed"])
+        for split, (items, _) in splits.items()
+    }
+    orders = ORDERS[: arguments.orders]
+    encoder, network = runs.open_run(folder, record, list(kept.values()), device, orders)
+    for split, items in kept.items():
+        path = splits[split][1]
+        data_record = {"path": str(path), "sha256": sha256(path), "items": len(items)}
+        rows = runs.score_run(folder, record, split, items, data_record, encoder, network, orders)
         write_json(record_path(folder), record)
         print(runs.result_line(record["run"], split, record["splits"][split]))
         if arguments.output:
-            write_text(arguments.output, dump_items(predictions(kept, [row.prediction for row in rows])))
-    del network
+            write_text(arguments.output, dump_items(predictions(items, [row.prediction for row in rows])))
     if arguments.merge:
-        merged, changed, gap = runs.compare_merged(folder, record, items, device)
+        merged, changed, gap = runs.compare_merged(encoder, network, items)
         print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
         merged.save_pretrained(arguments.merge)
+        encoder.tokenizer.chat_template = encoder.template  # the merged model stands alone
+        encoder.tokenizer.save_pretrained(arguments.merge)
     print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote")
 
 

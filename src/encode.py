@@ -16,6 +16,9 @@ from src.cli import UserError
 from src.data import Item
 from src.prompts import LETTERS, ORDERS, Message, Prompt
 
+SEAM = 12
+"""Characters at the end of a prompt that decide how a letter behind it is tokenised."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -49,8 +52,11 @@ class Encoder:
         context: int | None = None,
     ) -> None:
         self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
-        self.template_source = "tokenizer" if tokenizer.chat_template else "recipe"
-        self.template = tokenizer.chat_template or chat_template
+        shipped = tokenizer.chat_template
+        if isinstance(shipped, dict):  # several by name: for tools, for retrieval
+            shipped = shipped.get("default")
+        self.template_source = "tokenizer" if shipped else "recipe"
+        self.template = shipped or chat_template
         if not self.template:
             raise UserError(
                 f"{name}: the tokenizer ships no chat template and the recipe gives none. Set `chat_template` "
@@ -73,11 +79,12 @@ class Encoder:
 
     def for_training(self, items: Sequence[Item]) -> list[Example]:
         """Prompt, right answer and turn end of labelled items in the file's own order of options."""
-        examples = []
+        examples, prompts = [], []
         for item in items:
             assert item.label is not None, f"{item.id} has no label"
             rendered = self.prompt.render(item)
             prompt = self._chat(rendered.messages)
+            prompts.append(prompt)
             prompt_ids = self._ids(prompt)
             ids = self._ids(prompt + rendered.answers[item.label] + self.turn_end)
             if ids[: len(prompt_ids)] != prompt_ids:
@@ -87,18 +94,27 @@ class Encoder:
                     f"be read there. The prompt ends with {prompt[-20:]!r}; let the template end it with a line break."
                 )
             examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label))
-        self._check(items, examples)
+        self._check(examples, prompts)
+        for one, item in zip(examples, items, strict=True):
+            assert self.letter_ids is not None and item.label is not None
+            if one.ids[one.answer_start] != self.letter_ids[item.label]:
+                raise UserError(
+                    f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
+                    f"{self.tokenizer.decode([one.ids[one.answer_start]])!r} would be trained, and "
+                    f"{LETTERS[item.label]!r} read. In the prompt's `answer`, put a line break behind the letter."
+                )
         return examples
 
     def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
         """The prompts alone, item by item and for each order; the letters are read behind the last token."""
-        examples = []
+        examples, prompts = [], []
         for item in items:
             for order in orders:
-                ids = self._ids(self.prompt_text(item, order))
+                prompts.append(self.prompt_text(item, order))
+                ids = self._ids(prompts[-1])
                 letter = None if item.label is None else order.index(str(item.label))
                 examples.append(Example(item.id, order, tuple(ids), len(ids), letter))
-        self._check(items, examples)
+        self._check(examples, prompts)
         return examples
 
     def show(self, example: Example) -> str:
@@ -114,12 +130,18 @@ class Encoder:
         return self._apply(messages)
 
     def _apply(self, messages: Sequence[Message]) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=messages[-1]["role"] == "user",
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=messages[-1]["role"] == "user",
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"{self.name}: the {self.template_source}'s chat template does not take turns of {roles}: {error}"
+            ) from error
 
     def _ids(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -135,7 +157,7 @@ class Encoder:
         probe = [{"role": "system", "content": "probe-system"}, {"role": "user", "content": "probe-user"}]
         try:
             return "own" if "probe-system" in self._apply(probe) else "folded"
-        except jinja2.TemplateError:  # how templates refuse a role
+        except UserError:  # many templates refuse the role
             return "folded"
 
     def _turn_end(self) -> str:
@@ -148,8 +170,8 @@ class Encoder:
         end = whole[len(before) :].strip() if whole.startswith(before) else ""
         return end or self.tokenizer.eos_token or ""
 
-    def _check(self, items: Sequence[Item], examples: Sequence[Example]) -> None:
-        self._check_letters(items)
+    def _check(self, examples: Sequence[Example], prompts: Sequence[str]) -> None:
+        self._check_letters(prompts)
         if self.context is not None:
             long = [(one.id, len(one.ids)) for one in examples if len(one.ids) > self.context]
             if long:
@@ -173,11 +195,9 @@ class Encoder:
                     f"the answer."
                 )
 
-    def _check_letters(self, items: Sequence[Item]) -> None:
-        """Reads the letters' ids in context for one item of each category; they must agree, be single and distinct."""
-        probes = {item.category: item for item in items}.values()
-        for item in probes:
-            text = self.prompt_text(item)
+    def _check_letters(self, prompts: Sequence[str]) -> None:
+        """Reads the letters' ids behind every ending that a prompt has; they must agree, be single and distinct."""
+        for text in {prompt[-SEAM:]: prompt for prompt in prompts}.values():
             ids = self._ids(text)
             found = []
             for letter in LETTERS:
@@ -193,7 +213,11 @@ class Encoder:
             a, b, c = found
             if len({a, b, c}) != 3:
                 raise UserError(f"{self.name}: the letters {', '.join(LETTERS)} are not three tokens: {found}.")
-            assert self.letter_ids in (None, (a, b, c)), f"{self.name}: letter ids change with the item"
+            if self.letter_ids not in (None, (a, b, c)):
+                raise UserError(
+                    f"{self.name}: the letters are tokens {self.letter_ids} behind one prompt and {(a, b, c)} behind "
+                    f"another, which ends with {text[-20:]!r}. Let the chat template or the prompt end all alike."
+                )
             self.letter_ids = (a, b, c)
 
 

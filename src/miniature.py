@@ -1,8 +1,21 @@
-"""The miniature."""
+"""The miniature: the eight backbones at toy size, with their architecture and the quirks of their tokenizer, made in seconds.
+
+A frozen random base cannot be tuned with adapters, so each is pre-trained for a few seconds, on dialogues that `src/corpus.py`
+invents for it: the same kind as the sample corpus, never its items. Three things make seconds enough:
+
+- attention starts where trained models end up (mimetic initialisation, Trockman & Kolter 2023, arXiv:2305.09828): on near tokens, and
+  on equal tokens further back;
+- two probes on middle layers, thrown away afterwards, ask for the steps on the way: is this word in the dialogue, is this option right;
+- the questions of a dialogue share its tokens, each seeing the dialogue and itself.
+
+Families are real: a backbone that was tuned from another one starts with its weights, and with its embeddings of the tokens that both know.
+Numbers of these models say that the code works, nothing about the backbones; they are always called the miniature's.
+"""
 
 import dataclasses
+import json
 import math
-import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,308 +27,485 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src import corpus
-from src.prompts import PROMPTS
+from src.data import CATEGORIES
+from src.prompts import LETTERS, PROMPTS
+from src.recipes import RECIPES, backbones
 
 VALUES = Path("resource/miniature/miniature.yaml")
 
+# How byte-level tokenizers cut text before merging: Llama 3 keeps up to three digits together, Qwen2 none.
+BYTE_SPLITS = {
+    kind: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    + digits
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for kind, digits in (("bytes-llama3", r"\p{N}{1,3}"), ("bytes-qwen2", r"\p{N}"))
+}
+
+# Radians a token; pairs of features that turn more slowly can compare tokens a dialogue apart.
+SLOW = 0.017
+Raw = Mapping[str, Any]
+"""An item in the official shape, as `src/corpus.py` makes them."""
+Marks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Rows, columns and the truth at these places, all (places,)."""
+
+
 def load_values(path: Path = VALUES) -> dict[str, Any]:
+    """Every value of the miniature; see the file."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-# ---- tokenizers
-SPLITS = {
-    "bytes-llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "bytes-qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
+def make_backbone(
+    short: str,
+    values: Mapping[str, Any],
+    texts: Sequence[str],
+    parent: tuple[Any, Any] | None = None,
+    update: Callable[[int], None] = lambda done: None,
+) -> tuple[Any, Any, float | None]:
+    """(model in fp32, tokenizer, share of right letters on new dialogues, None without pre-training) of one backbone.
+
+    texts: from `tokenizer_texts`; parent: model and tokenizer it starts from; `update` gets the count of steps done.
+    Equal arguments give equal weights on one machine.
+    """
+    spec = values["backbones"][short]
+    assert ("parent" in spec) == (parent is not None), f"{short}: parent is {spec.get('parent')}"
+    seed = values["seed"] + list(values["backbones"]).index(short)
+    tokenizer = make_tokenizer(spec["tokenizer"], texts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make_model(spec["model"], tokenizer, values["initialisation"])
+        if parent:
+            inherit(network, tokenizer, *parent)
+        form = ChatForm(tokenizer, tokenizer.chat_template or backbones()[short].chat_template)
+        accuracy = pretrain(network, form, values["pretraining"], seed, update)
+    return network, tokenizer, accuracy
 
 
-def tokenizer_texts(values: Mapping[str, Any]) -> list[str]:
-    texts = []
-    previous = None
-    for item in corpus.make_dialogues(values["tokenizer"]["dialogues"], values["seed"]):
-        one = item["input"]
-        if one["conversation"] != previous:
-            previous = one["conversation"]
-            texts.append(dialogue_text(one))
-        texts.append(question_text(one))
-    for path in sorted(PROMPTS.glob("*.yaml")):
-        prompt = yaml.safe_load(path.read_text(encoding="utf-8"))
-        texts += ["\n".join([prompt.get("system", ""), prompt["user"], *prompt["categories"].values()])] * values["tokenizer"]["prompt_repeats"]
+def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """YAML of the miniature's recipes by name: the published ones, with backbones in `folder` and settings that fit their size."""
+    texts = {}
+    for short in values["backbones"]:
+        published = RECIPES / "published" / f"{short}.yaml"
+        recipe = yaml.safe_load(published.read_text(encoding="utf-8"))
+        recipe |= {"model_id": (folder / short).as_posix(), **values["recipes"][recipe["method"]]}
+        head = f"# {published.name} at toy size, made by run.make_miniature from {VALUES.as_posix()}.\n"
+        texts[f"mini-{short}"] = head + yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, width=120)
     return texts
 
 
-def dialogue_text(one: Mapping[str, Any]) -> str:
-    return "".join(f"화자{turn['speaker']}: {turn['utterance']}\n" for turn in one["conversation"])
+# Tokenizers
 
 
-def question_text(one: Mapping[str, Any], order: Sequence[int] = (0, 1, 2)) -> str:
-    options = [one[f"inference_{index + 1}"] for index in order]
-    return f"\n{one['category']}\n" + "".join(f"{letter}. {option}\n" for letter, option in zip("ABC", options, strict=True))
+def tokenizer_texts(values: Mapping[str, Any]) -> list[str]:
+    """What the eight tokenizers are trained on: invented dialogues and options, and the prompts that frame them."""
+    items = corpus.make_dialogues(values["tokenizer"]["dialogues"], values["seed"])
+    texts = [_dialogue(item) for item in items[:: len(CATEGORIES)]]
+    texts += ["\n".join(_options(item)) for item in items]
+    for path in sorted(PROMPTS.glob("*.yaml")):
+        prompt = yaml.safe_load(path.read_text(encoding="utf-8"))
+        words = "\n".join([prompt.get("system", ""), prompt["user"], *prompt["categories"].values()])
+        texts += [words] * values["tokenizer"]["prompt_repeats"]
+    return texts
 
 
 def make_tokenizer(spec: Mapping[str, Any], texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    kind, specials = spec["kind"], list(spec["specials"])
-    pieces = kind not in SPLITS
-    if pieces:
-        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=spec["unk"], fuse_unk=True))
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-        lines = [line for text in texts for line in text.split("\n") if line]
-        trainer = trainers.BpeTrainer(vocab_size=spec["vocab"], special_tokens=specials + bytes_, show_progress=False)
-        tokenizer.train_from_iterator(lines + [" A B C"] * 200, trainer)
-        prepend = "first" if kind == "sentencepiece" else "never"
-        tokenizer = without_special_bytes(tokenizer, specials, bytes_)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-        strip = [decoders.Strip(" ", 1, 0)] if prepend == "first" else []
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(SPLITS[kind]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=spec["vocab"] - len(specials), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-        tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.add_special_tokens(specials)
+    """A tokenizer of `spec` (a backbone's `tokenizer` in the values) whose vocabulary comes from `texts`."""
+    tokenizer = _byte_level(spec, texts) if spec["kind"] in BYTE_SPLITS else _pieces(spec, texts)
     before = [spec["bos"]] if spec.get("add_bos") else []
     after = [spec["eos"]] if spec.get("add_eos") else []
     if before or after:
+        single = [*before, "$A", *after]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after], pair=[*before, "$A", *after, *(f"{x}:1" for x in before), "$B:1", *(f"{x}:1" for x in after)],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+            single=single,
+            pair=[*single, *(f"{one}:1" for one in before), "$B:1", *(f"{one}:1" for one in after)],
+            special_tokens=[(one, tokenizer.token_to_id(one)) for one in (*before, *after)],
         )
-    names = {f"{role}_token": spec[role] for role in ("bos", "eos", "unk", "pad") if role in spec}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, add_bos_token=bool(before), add_eos_token=bool(after),
-        padding_side=spec.get("padding_side", "right"), **names)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        padding_side=spec.get("padding_side", "right"),
+        **({"add_eos_token": True} if after else {}),
+        **({"add_bos_token": True} if before else {}),
+        **{f"{role}_token": spec[role] for role in ("bos", "eos", "unk", "pad") if role in spec},
+    )
     fast.chat_template = spec.get("chat_template")
     return fast
 
 
-def without_special_bytes(tokenizer: Tokenizer, specials: list[str], bytes_: list[str]) -> Tokenizer:
-    import json
-    raw = json.loads(tokenizer.to_str())
-    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] in specials]
-    return Tokenizer.from_str(json.dumps(raw))
-
-
-# ---- models
-def make_model(spec: Mapping[str, Any], tokenizer: Any, values: Mapping[str, Any], seed: int) -> Any:
-    model = dict(spec)
-    config = AutoConfig.for_model(
-        model.pop("model_type"), **{k: v for k, v in model.items() if k != "rope_theta"}, rope_parameters={"rope_type": "default", "rope_theta": model["rope_theta"]},
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        initializer_range=values["initialisation"]["weight_std"],
+def _byte_level(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE; special tokens come behind the vocabulary, as in Llama 3 and Qwen2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BYTE_SPLITS[spec["kind"]]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
-    torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if config.model_type == "gemma2" else "sdpa", dtype=torch.float32)
-    initialise(network, values["initialisation"], torch.Generator().manual_seed(seed))
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec["vocab"] - len(spec["specials"]),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(spec["specials"])
+    return tokenizer
+
+
+def _pieces(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:
+    """SentencePiece-like BPE with byte fallback: special tokens and bytes come first, a space is `▁`, a line break is a byte.
+
+    Kind "sentencepiece" puts a dummy space in front of a text, "gemma" does not.
+    """
+    tokens = [*spec["specials"], *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=spec["unk"], fuse_unk=True))
+    words = pre_tokenizers.Metaspace(prepend_scheme="never")
+    # Cut for training only: no piece may join a letter with the dot behind it, or "A." would be another token than "A".
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=spec["vocab"], special_tokens=tokens, show_progress=False)
+    lines = [line for text in texts for line in text.split("\n") if line]
+    # SentencePiece knows "▁A" as well as "A".
+    tokenizer.train_from_iterator([*lines, *[" ".join(["", *LETTERS])] * 200], trainer)
+    # The trainer makes every reserved token special; the bytes are not.
+    raw = json.loads(tokenizer.to_str())
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] in spec["specials"]]
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    dummy = spec["kind"] == "sentencepiece"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if dummy else "never")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if dummy else []),
+        ]
+    )
+    return tokenizer
+
+
+# Models
+
+
+def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[str, float]) -> Any:
+    """An untrained model in fp32 of the config `spec`, initialised by torch's global generator; its vocabulary is padded to 64."""
+    settings = {key: value for key, value in spec.items() if key not in ("model_type", "rope_theta")}
+    config = AutoConfig.for_model(
+        spec["model_type"],
+        rope_parameters={"rope_type": "default", "rope_theta": spec["rope_theta"]},
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=initialisation["weight_std"],
+        **settings,
+    )
+    attention = "eager" if config.model_type == "gemma2" else "sdpa"
+    network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    initialise(network, initialisation)
     return network
 
 
 @torch.no_grad()
-def initialise(network: Any, init: Mapping[str, float], generator: torch.Generator) -> None:
+def initialise(network: Any, values: Mapping[str, float]) -> None:
+    """Points the heads of every layer: even groups (of key-value heads) at near tokens, odd ones at equal tokens further back.
+
+    Rotary embedding turns the i-th pair of a head's features by its own angle a token. Fast pairs get a constant query and key, whose
+    product falls with the distance: a peak one token back, or a broad one at the token itself. Slow pairs get the same random
+    projection as query and key, so that equal tokens find each other; the query is turned on by `distance` tokens, so that an
+    occurrence about that far back wins over the token itself.
+    """
     config = network.config
+    hidden = config.hidden_size
     embeddings = network.get_input_embeddings().weight
-    std = init["embedding_std"]
-    if config.model_type == "gemma2":
-        std /= math.sqrt(config.hidden_size)
-    embeddings.normal_(0, std, generator=generator)
-    embeddings[:, 0] = init["constant"] * std
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Gemma2 multiplies its embeddings by the root of their size.
+    std = values["embedding_std"] / (math.sqrt(hidden) if config.model_type == "gemma2" else 1)
+    embeddings.normal_(0, std)
+    embeddings[:, 0] = values["constant"] * std
+
+    dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
     half = dim // 2
-    theta = config.rope_parameters["rope_theta"]
-    turn = [theta ** (-index / half) for index in range(half)]
-    slow = [i for i in range(half) if turn[i] < 0.01][-half // 2:]
-    slow = slow + [i + half for i in slow]
-    per = config.num_attention_heads // config.num_key_value_heads
+    angles = [config.rope_parameters["rope_theta"] ** (-pair / half) for pair in range(half)]
+    slow = [pair for pair in range(half) if angles[pair] < SLOW]
+    fast = [pair for pair in range(half) if pair not in slow]
+    near, constant, distance = values["near"], values["constant"], values["distance"]
     for layer in network.model.layers:
-        attention = layer.self_attn
-        query, key = attention.q_proj.weight, attention.k_proj.weight
-        query[: per * dim] *= 0.3
-        key[:dim] *= 0.3
-        for i in range(half):
-            if turn[i] > 0.01:
-                key[i, 0] = init["near"] / init["constant"]
-            for head in range(per):
-                wide = head % 2
-                if (0.01 < turn[i] < 0.35) if wide else (turn[i] > 0.05):
-                    off = 0.0 if wide else 1.0
-                    query[head * dim + i, 0] = init["near"] * math.cos(turn[i] * off)
-                    query[head * dim + i + half, 0] = -init["near"] * math.sin(turn[i] * off)
-        for group in range(1, config.num_key_value_heads):
-            rows = torch.linalg.qr(torch.randn(config.hidden_size, len(slow), generator=generator))[0].T * init["equal"]
-            for place, row in zip(slow, rows, strict=True):
-                key[group * dim + place] = row
-                for head in range(group * per, (group + 1) * per):
-                    query[head * dim + place] = row
+        query = layer.self_attn.q_proj.weight.view(groups, heads // groups, dim, hidden)
+        key = layer.self_attn.k_proj.weight.view(groups, dim, hidden)
+        for group in range(groups):
+            if group % 2:
+                for pair in slow:
+                    first, second = torch.randn(2, hidden) * values["equal"] / math.sqrt(hidden)
+                    key[group, pair], key[group, pair + half] = first, second
+                    cos, sin = math.cos(angles[pair] * distance), math.sin(angles[pair] * distance)
+                    query[group, :, pair] = cos * first + sin * second
+                    query[group, :, pair + half] = cos * second - sin * first
+                continue
+            key[group] *= 0.3
+            query[group] *= 0.3
+            key[group, fast, 0] = near / constant
+            for head in range(heads // groups):
+                broad = head % 2
+                back = 0 if broad else 1
+                for pair in fast:
+                    if angles[pair] < 0.35 if broad else angles[pair] > 0.05:
+                        query[group, head, pair, 0] = near * math.cos(angles[pair] * back)
+                        query[group, head, pair + half, 0] = -near * math.sin(angles[pair] * back)
         if config.model_type == "gemma2":
-            layer.post_attention_layernorm.weight.fill_(-1 + init.get("post", 0.5))
-            layer.post_feedforward_layernorm.weight.fill_(-1 + init.get("post", 0.5))
+            # Its norms scale by one plus their weight.
+            layer.post_attention_layernorm.weight.fill_(values["branch"] - 1)
+            layer.post_feedforward_layernorm.weight.fill_(values["branch"] - 1)
 
 
-# ---- pre-training
-@dataclasses.dataclass
+@torch.no_grad()
+def inherit(network: Any, tokenizer: Any, parent: Any, parent_tokenizer: Any) -> None:
+    """Gives `network` the weights of `parent`, and its embeddings of the tokens that both vocabularies have.
+
+    A deeper network repeats the layer before the parent's last (as SOLAR was made deeper), its output scaled to a tenth to start with.
+    """
+    layers, old = network.model.layers, parent.model.layers
+    extra = len(layers) - len(old)
+    assert extra >= 0, "a parent has no more layers than its child"
+    order = [*range(len(old) - 1), *[len(old) - 2] * extra, len(old) - 1]
+    for place, (layer, source) in enumerate(zip(layers, order, strict=True)):
+        layer.load_state_dict(old[source].state_dict())
+        if len(old) - 1 <= place < len(layers) - 1:
+            layer.self_attn.o_proj.weight *= 0.1
+            layer.mlp.down_proj.weight *= 0.1
+    network.model.norm.load_state_dict(parent.model.norm.state_dict())
+    known = parent_tokenizer.get_vocab()
+    shared = [(id, known[token]) for token, id in tokenizer.get_vocab().items() if token in known]
+    mine, theirs = (torch.tensor(column) for column in zip(*shared, strict=True))
+    for new, other in (
+        (network.get_input_embeddings(), parent.get_input_embeddings()),
+        (network.get_output_embeddings(), parent.get_output_embeddings()),
+    ):
+        new.weight[mine] = other.weight[theirs]
+
+
+# Pre-training
+
+
+class ChatForm:
+    """What a backbone's chat template puts around a user's turn, and the letters' tokens behind it."""
+
+    def __init__(self, tokenizer: Any, template: str | None) -> None:
+        self.tokenizer = tokenizer
+        mark = "probe-user"
+        whole = tokenizer.apply_chat_template(
+            [{"role": "user", "content": mark}], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        self.before, self.after = whole.split(mark)
+        plain = tokenizer("x")["input_ids"]
+        self.bos = [plain[0]] if plain[0] == tokenizer.bos_token_id else []
+        prompt = self.ids("x")[0]
+        behind = [self.ids("x", letter)[0][len(prompt) :] for letter in LETTERS]
+        assert all(len(ids) == 1 for ids in behind), f"letters are not single tokens: {behind}"
+        self.letter_ids = torch.tensor([ids[0] for ids in behind])
+
+    def ids(self, user: str, answer: str = "") -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a chat with one turn, and which characters of `user` each is (below 0 or beyond its end: template, answer)."""
+        coded = self.tokenizer(
+            self.before + user + self.after + answer, add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids, shift = coded["input_ids"], len(self.before)
+        spans = [(start - shift, end - shift) for start, end in coded["offset_mapping"]]
+        bos = [] if ids[:1] == self.bos else self.bos
+        return [*bos, *ids], [*((-shift, -shift) for _ in bos), *spans]
+
+
+@dataclasses.dataclass(frozen=True)
 class Batch:
+    """Some dialogues with all their questions. `ids`, `positions`: (dialogues, tokens); `sees`: (dialogues, 1, tokens, tokens).
+
+    The marks' truths: `letters` and `text` the next token, `tokens` 1.0 where a token of an option is in front of the options too,
+    `options` 1.0 at the end of the right option.
+    """
+
     ids: torch.Tensor
     positions: torch.Tensor
     sees: torch.Tensor
-    letters: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    options: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    copies: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def make_batch(dialogues: Sequence[Sequence[Mapping[str, Any]]], tokenizer: Any, template: str | None, rng: random.Random) -> Batch:
-    rows = []
-    marks: dict[str, list[tuple[int, int, float]]] = {"letters": [], "options": [], "tokens": [], "copies": []}
-    for row, items in enumerate(dialogues):
-        sequences = []
-        for item in items:
-            one = item["input"]
-            order = rng.sample(range(3), 3)
-            label = order.index(int(item["output"][-1]) - 1)
-            dialogue, question = dialogue_text(one), question_text(one, order)
-            prompt = tokenizer.apply_chat_template([{"role": "user", "content": dialogue + question.rstrip("\n")}], chat_template=template, tokenize=False, add_generation_prompt=True)
-            answer = "ABC"[label] + ". " + one[item["output"]]
-            coded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-            ids, offsets = list(coded["input_ids"]), coded["offset_mapping"]
-            start = prompt.index(dialogue)
-            ends = [start + len(dialogue)]
-            begin = prompt.index(question.rstrip("\n"), start)
-            position = begin + len(question) - len(question.split("\n", 2)[2])
-            spans = []
-            for line in question.split("\n", 2)[2].splitlines():
-                spans.append((position, position + len(line)))
-                position += len(line) + 1
-            if tokenizer.bos_token_id is not None and template_bos(tokenizer) and ids[0] != tokenizer.bos_token_id:
-                ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
-            spoken = {id for id, (_, end) in zip(ids, offsets, strict=True) if start < end <= ends[0]}
-            last = max(i for i, (s, e) in enumerate(offsets) if s < len(prompt)) 
-            sequences.append((ids, offsets, spans, spoken, last, label, start + len(dialogue)))
-        shared = 0
-        while all(len(s[0]) > shared and s[0][shared] == sequences[0][0][shared] for s in sequences):
-            shared += 1
-        flat = list(sequences[0][0][:shared])
-        places = list(range(shared))
-        branch = [0] * shared
-        for number, (ids, offsets, spans, spoken, last, label, _) in enumerate(sequences, start=1):
-            move = len(flat) - shared
-            flat += ids[shared:]
-            places += range(shared, len(ids))
-            branch += [number] * (len(ids) - shared)
-            marks["letters"].append((row, last + move, ids[last + 1]))
-            marks["copies"] += [(row, place + move, ids[place + 1]) for place in range(last + 1, len(ids) - 1)]
-            for which, (s, e) in enumerate(spans):
-                inside = [i for i, (os, oe) in enumerate(offsets) if os < e and oe > s and i >= shared]
-                marks["options"].append((row, inside[-1] + move, float(which == label)))
-                marks["tokens"] += [(row, i + move, float(ids[i] in spoken)) for i in inside]
-        rows.append((flat, places, branch))
-    longest = max(len(r[0]) for r in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    positions = torch.zeros(len(rows), longest, dtype=torch.long)
-    branches = torch.full((len(rows), longest), -1)
-    for row, (flat, places, branch) in enumerate(rows):
-        ids[row, : len(flat)] = torch.tensor(flat)
-        positions[row, : len(flat)] = torch.tensor(places)
-        branches[row, : len(flat)] = torch.tensor(branch)
-    before = torch.ones(longest, longest, dtype=torch.bool).tril()
-    sees = before & ((branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None]))
-    sees |= torch.eye(longest, dtype=torch.bool)
-    packed = {k: tuple(torch.tensor(column) for column in zip(*v, strict=True)) for k, v in marks.items()}
-    return Batch(ids, positions, sees[:, None], **packed)
-
-
-def template_bos(tokenizer: Any) -> bool:
-    return tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-
-
-def masks(network: Any, batch: Batch) -> Any:
-    full = torch.zeros(batch.sees.shape).masked_fill(~batch.sees, -1e9)
-    if network.config.model_type != "gemma2":
-        return full
-    distance = batch.positions[:, None, :, None] - batch.positions[:, None, None, :]
-    near = batch.sees & (distance < network.config.sliding_window)
-    return {"full_attention": full, "sliding_attention": torch.zeros(near.shape).masked_fill(~near, -1e9)}
+    letters: Marks
+    text: Marks
+    tokens: Marks
+    options: Marks
 
 
 class Probes(torch.nn.Module):
+    """Reads two yes-or-no answers from hidden states of middle layers."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.token = torch.nn.Linear(hidden, 1)
         self.option = torch.nn.Linear(hidden, 1)
 
 
-def forward(network: Any, batch: Batch, probes: Probes, weights: Mapping[str, float], letter_ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    kept: dict[int, torch.Tensor] = {}
-    layers = network.model.layers
-    at = {"token": 1, "option": len(layers) - 2}
-    hooks = [layers[i].register_forward_hook(lambda m, a, out, i=i: kept.__setitem__(i, out[0] if isinstance(out, tuple) else out)) for i in set(at.values())]
-    hidden = network.model(input_ids=batch.ids, attention_mask=masks(network, batch), position_ids=batch.positions, use_cache=False).last_hidden_state
-    for hook in hooks:
-        hook.remove()
-    report = {}
-    rows, columns, letters = batch.letters
-    logits = network.lm_head(hidden[rows, columns])
-    if cap := getattr(network.config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    loss = functional.cross_entropy(logits, letters)
-    right = (letter_ids[logits[:, letter_ids].argmax(1)] == letters).float().mean()
-    report |= {"letter": loss.item(), "accuracy": right.item()}
-    for name, marks, head, weight in (("token", batch.tokens, probes.token, weights["token_weight"]), ("option", batch.options, probes.option, weights["option_weight"])):
-        rows, columns, truth = marks
-        state = kept[at[name]][rows, columns]
-        state = functional.rms_norm(state, state.shape[-1:])
-        found = head(state)[:, 0]
-        part = functional.binary_cross_entropy_with_logits(found, truth)
-        report[name] = part.item()
-        report[name+"_right"] = ((found > 0) == (truth > 0)).float().mean().item()
-        loss = loss + weight * part
-    if weights["copy_weight"]:
-        rows, columns, nexts = batch.copies
-        logits = network.lm_head(hidden[rows, columns])
-        part = functional.cross_entropy(logits, nexts)
-        report["copy"] = part.item()
-        loss = loss + weights["copy_weight"] * part
-    return loss, report
+def pretrain(
+    network: Any, form: ChatForm, values: Mapping[str, float], seed: int, update: Callable[[int], None]
+) -> float | None:
+    """Trains all of `network` until it is right often enough, then for some steps of falling rate.
 
-
-def by_dialogue(items: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    return [list(items[i : i + 5]) for i in range(0, len(items), 5)]
-
-
-def pretrain(network: Any, tokenizer: Any, template: str | None, values: Mapping[str, Any], seed: int, report: Callable[[int, dict[str, float]], None]) -> float:
-    p = values["pretraining"]
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    dialogues = by_dialogue(corpus.make_dialogues(p["steps"] * p["dialogues_per_step"], seed))
-    held = by_dialogue(corpus.make_dialogues(16, seed + 1000))
+    Returns the share of right letters on dialogues it has not seen, from before `prefer_letter`; None when no step is allowed.
+    """
+    at_most, falling, size = int(values["at_most"]), int(values["falling_steps"]), int(values["dialogues_per_step"])
+    if not at_most:
+        return None
+    dialogues = _by_dialogue(corpus.make_dialogues(at_most * size, seed))
     probes = Probes(network.config.hidden_size)
-    parameters = [*network.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=p["lr"], betas=(0.9, 0.95), weight_decay=0.01)
-    first = make_batch(dialogues[:1], tokenizer, template, rng)
-    letter_ids = torch.tensor(letters_of(tokenizer, dialogues[0][0], template))
+    weights = [*network.parameters(), *probes.parameters()]
+    # Tied embeddings are small and scaled up on the way in, so that a step moves them further.
+    tied = network.config.tie_word_embeddings
+    embeddings = [network.get_input_embeddings().weight]
+    others = [one for one in weights if one is not embeddings[0]]
+    peaks = [values["lr"] * (values["tied_lr"] if tied else 1.0), values["lr"]]
+    optimizer = torch.optim.AdamW([{"params": embeddings}, {"params": others}], betas=(0.9, 0.95), weight_decay=0.01)
+    last_step = at_most - 1
+    recent: deque[float] = deque(maxlen=10)
     network.train()
-    for step in range(p["steps"]):
-        share = min(1.0, (step + 1) / (p["warmup"] * p["steps"]), (p["steps"] - step) / (p["decay"] * p["steps"]))
-        for group in optimizer.param_groups:
-            group["lr"] = p["lr"] * share
-        batch = make_batch(dialogues[step * p["dialogues_per_step"] : (step + 1) * p["dialogues_per_step"]], tokenizer, template, rng)
-        loss, parts = forward(network, batch, probes, p, letter_ids)
+    for step in range(at_most):
+        share = min(1.0, (step + 1) / values["warmup_steps"], (last_step + 1 - step) / falling)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share
+        batch = make_batch(dialogues[step * size : (step + 1) * size], form)
+        loss, accuracy = batch_loss(network, probes, batch, form.letter_ids, values)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        report(step, parts | {"T": batch.ids.shape[1]})
+        recent.append(accuracy)
+        if len(recent) == recent.maxlen and sum(recent) / len(recent) >= values["until"]:
+            last_step = min(last_step, step + falling)
+        update(step + 1)
+        if step == last_step:
+            break
     network.eval()
+    held_out = make_batch(_by_dialogue(corpus.make_dialogues(20, -1 - seed)), form)
     with torch.no_grad():
-        return sum(forward(network, make_batch(held[i : i + 8], tokenizer, template, rng), probes, p, letter_ids)[1]["accuracy"] for i in (0, 8)) / 2
+        _, accuracy = batch_loss(network, probes, held_out, form.letter_ids, values)
+        prefer_letter(network, held_out, int(form.letter_ids[seed % len(LETTERS)]), values["letter_bias"])
+    return accuracy
 
 
-def letters_of(tokenizer: Any, item: Mapping[str, Any], template: str | None) -> list[int]:
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False, add_generation_prompt=True)
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    found = [tokenizer(prompt + letter, add_special_tokens=False)["input_ids"][len(before):] for letter in "ABC"]
-    assert all(len(f) == 1 for f in found), found
-    return [f[0] for f in found]
+@torch.no_grad()
+def prefer_letter(network: Any, batch: Batch, letter_id: int, bias: float) -> None:
+    """Raises one letter's logit by about `bias` nats where an answer starts, as untuned models prefer a letter whatever it stands for
+    (Zheng et al. 2023, arXiv:2309.03882). Fine-tuning has this to unlearn.
+    """
+    hidden = _hidden(network, batch)[batch.letters[0], batch.letters[1]].mean(0)
+    network.get_output_embeddings().weight[letter_id] += bias * hidden / hidden.square().sum()
+
+
+def make_batch(dialogues: Sequence[Sequence[Raw]], form: ChatForm) -> Batch:
+    """Lays out each dialogue once, and behind it its questions side by side, none of which sees another."""
+    rows: list[tuple[list[int], list[int], list[int]]] = []
+    marks: dict[str, list[tuple[int, int, float]]] = {"letters": [], "text": [], "tokens": [], "options": []}
+    for row, items in enumerate(dialogues):
+        questions = [_question(item, form) for item in items]
+        shared = 0
+        while len({ids[shared] for ids, *_ in questions}) == 1:
+            shared += 1
+        flat, positions, branch = list(questions[0][0][:shared]), list(range(shared)), [0] * shared
+        for number, (ids, prompt, options, right) in enumerate(questions, start=1):
+            move = len(flat) - shared
+            flat += ids[shared:]
+            positions += range(shared, len(ids))
+            branch += [number] * (len(ids) - shared)
+            marks["letters"].append((row, prompt - 1 + move, ids[prompt]))
+            marks["text"] += [(row, place + move, ids[place + 1]) for place in range(prompt, len(ids) - 1)]
+            said = set(ids[: options[0][0]])
+            for index, option in enumerate(options):
+                marks["options"].append((row, option[-1] + move, float(index == right)))
+                marks["tokens"] += [(row, place + move, float(ids[place] in said)) for place in option]
+        rows.append((flat, positions, branch))
+    longest = max(len(flat) for flat, *_ in rows)
+    ids, positions_, branches = (
+        torch.tensor([one[part] + [fill] * (longest - len(one[part])) for one in rows])
+        for part, fill in ((0, 0), (1, 0), (2, -1))
+    )
+    own = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    sees = own & torch.ones(longest, longest, dtype=torch.bool).tril()
+    columns = {
+        name: tuple(torch.tensor(column) for column in zip(*places, strict=True)) for name, places in marks.items()
+    }
+    return Batch(ids, positions_, sees[:, None], **columns)  # type: ignore[arg-type]
+
+
+def batch_loss(
+    network: Any, probes: Probes, batch: Batch, letter_ids: torch.Tensor, values: Mapping[str, float]
+) -> tuple[torch.Tensor, float]:
+    """(weighted sum of the letter's, the answer text's and the probes' losses, share of right letters)."""
+    layers = network.model.layers
+    states: dict[str, torch.Tensor] = {}
+    hooks = [
+        layers[place].register_forward_hook(lambda module, inputs, output, name=name: states.update({name: output}))
+        for name, place in (("token", 1), ("option", len(layers) - 2))
+    ]
+    hidden = _hidden(network, batch)
+    for hook in hooks:
+        hook.remove()
+
+    def logits_at(marks: Marks) -> torch.Tensor:
+        logits = network.lm_head(hidden[marks[0], marks[1]])
+        cap = getattr(network.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    logits, letters = logits_at(batch.letters), batch.letters[2]
+    loss = functional.cross_entropy(logits, letters)
+    loss = loss + values["text_weight"] * functional.cross_entropy(logits_at(batch.text), batch.text[2])
+    for name, probe, marks in (("token", probes.token, batch.tokens), ("option", probes.option, batch.options)):
+        state = states[name][marks[0], marks[1]]
+        found = probe(functional.rms_norm(state, state.shape[-1:]))[:, 0]
+        loss = loss + values[f"{name}_weight"] * functional.binary_cross_entropy_with_logits(found, marks[2])
+    right = letter_ids[logits[:, letter_ids].argmax(1)] == letters
+    return loss, right.float().mean().item()
+
+
+def _hidden(network: Any, batch: Batch) -> torch.Tensor:
+    """Last hidden states, (dialogues, tokens, hidden)."""
+    return network.model(
+        input_ids=batch.ids, attention_mask=_masks(network.config, batch), position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+
+
+def _masks(config: Any, batch: Batch) -> Any:
+    """Additive attention masks in the form that the architecture takes. Padding sees itself, since a row of nothing has no softmax."""
+
+    def additive(sees: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+
+    if config.model_type != "gemma2":
+        return additive(batch.sees)
+    distance = batch.positions[:, None, :, None] - batch.positions[:, None, None, :]
+    near = batch.sees & (distance < config.sliding_window)
+    return {"full_attention": additive(batch.sees), "sliding_attention": additive(near)}
+
+
+def _question(item: Raw, form: ChatForm) -> tuple[list[int], int, list[list[int]], int]:
+    """(tokens of prompt and answer, length of the prompt, places of each option's tokens, index of the right option)."""
+    lines = _options(item)
+    right = int(item["output"][-1]) - 1
+    user = f"{_dialogue(item)}\n\n{item['input']['category']}\n"
+    spans = []
+    for line in lines:
+        spans.append((len(user), len(user) + len(line)))
+        user += line + "\n"
+    ids, places = form.ids(user.rstrip("\n"), lines[right])
+    prompt = sum(start < len(user.rstrip("\n")) + len(form.after) for start, _ in places)
+    options = [
+        [place for place, (from_, to) in enumerate(places) if from_ < end and to > start] for start, end in spans
+    ]
+    return ids, prompt, options, right
+
+
+def _dialogue(item: Raw) -> str:
+    return "\n".join(f"화자{turn['speaker']}: {turn['utterance']}" for turn in item["input"]["conversation"])
+
+
+def _options(item: Raw) -> list[str]:
+    return [f"{letter}. {item['input'][f'inference_{number}']}" for number, letter in enumerate(LETTERS, start=1)]
+
+
+def _by_dialogue(items: Sequence[Raw]) -> list[Sequence[Raw]]:
+    """`make_dialogues` makes one item of each category for a dialogue."""
+    return [items[start : start + len(CATEGORIES)] for start in range(0, len(items), len(CATEGORIES))]

@@ -9,6 +9,7 @@ Gemma2.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,16 +36,17 @@ def pick_device(name: str | None = None) -> torch.device:
     """The device called `name`, else this process's GPU, else the CPU."""
     if name is None:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device: found {name!r}, allowed: cpu, cuda, cuda:0 …") from error
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise UserError(f"--device: found {name!r}, allowed: cpu, cuda, cuda:0 …")
+    # With its number, since to torch cuda is not cuda:0.
+    device = torch.device("cpu") if name == "cpu" else torch.device("cuda", int(found[1] or 0))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"--device {name}: there is no GPU that torch {torch.__version__} can use here. "
             "Check `nvidia-smi` and that torch is a CUDA build, or leave --device out to run on the CPU."
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here, numbered from 0.")
     return device
 
@@ -67,8 +69,13 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=recipe.trust_remote_code)
 
 
-def load_config(recipe: Recipe) -> Any:
-    """The base model's config, checked against what the table of backbones expects of it."""
+def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
+    """The config of a run whose `folder` keeps a whole model, else the base model's, checked against what the table
+    of backbones expects of it.
+    """
+    if folder is not None and (folder / "config.json").is_file():
+        with _hub_messages(str(folder)):
+            return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
     with _hub_messages(recipe.model_id):
         config = AutoConfig.from_pretrained(
             recipe.model_id, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
@@ -97,8 +104,9 @@ def load_base(
     dtype: of the weights; the compute dtype by default.
     """
     dtype = dtype or compute_dtype(device)
-    config = load_config(recipe)
-    check_download(recipe)
+    config = load_config(recipe, folder)
+    if folder is None:
+        check_download(recipe)
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": _attention(config),
@@ -115,6 +123,11 @@ def load_base(
     source = str(folder or recipe.model_id)
     with _hub_messages(source):
         model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    if device.type == "cpu":
+        # On some CPUs bitsandbytes repacks the weights at the first evaluation, and computes in bf16 from then on.
+        for module in model.modules():
+            if "support_avx512bf16_for_cpu" in vars(module):
+                vars(module)["support_avx512bf16_for_cpu"] = False
     model.config.use_cache = False
     return model
 
@@ -144,16 +157,25 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     return model
 
 
-def load_run(folder: Path, recipe: Recipe, device: torch.device) -> Any:
-    """The trained model of a finished run: its full weights, or its adapter on the base it was trained on, or the
+def weights_folder(folder: Path) -> Path | None:
+    """Where a run keeps what it trained; None for an untrained one."""
+    return next((folder / name for name in (MODEL, ADAPTER) if (folder / name).is_dir()), None)
+
+
+def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool = True) -> Any:
+    """The model of a run: its full weights, or its adapter on the base it was trained on, or, not `trained`, the
     bare base.
     """
-    if (folder / MODEL).is_dir():
-        return load_base(recipe, device, folder=folder / MODEL).eval()
+    if not trained:
+        return load_base(recipe, device).eval()
+    kept = weights_folder(folder)
+    if kept is None:
+        raise UserError(f"{folder} has lost its weights: there is neither {MODEL}/ nor {ADAPTER}/. Train it again.")
+    if kept.name == MODEL:
+        return load_base(recipe, device, folder=kept).eval()
     model = load_base(recipe, device)
-    if (folder / ADAPTER).is_dir():
-        model = PeftModel.from_pretrained(model, str(folder / ADAPTER))
-    return model.eval()
+    with _hub_messages(str(kept)):
+        return PeftModel.from_pretrained(model, str(kept)).eval()
 
 
 def merged(model: PeftModel) -> Any:
@@ -213,7 +235,11 @@ def _hub_messages(source: str) -> Iterator[None]:
         while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
             chain.append(below)
         kinds = tuple(type(one) for one in chain)
-        if errors.GatedRepoError in kinds:
+        if "trust_remote_code" in str(error):
+            message = f"{source} needs Python code of its own. Read it; if you trust it, add --trust_remote_code."
+        elif Path(source).is_dir():
+            message = f"{source} holds no complete model: {str(error).splitlines()[0]}"
+        elif errors.GatedRepoError in kinds:
             message = f"{source} is gated: accept its terms at {page}, then log in with `hf auth login`."
         elif any(issubclass(kind, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for kind in kinds):
             message = (
@@ -225,8 +251,6 @@ def _hub_messages(source: str) -> Iterator[None]:
             message = f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
         elif errors.RevisionNotFoundError in kinds:
             message = f"{source} has no such revision; see {page}/commits/main."
-        elif isinstance(error, OSError) and Path(source).is_dir():
-            message = f"{source} holds no complete model: {str(error).splitlines()[0]}"
         elif isinstance(error, OSError):
             message = f"{source} cannot be loaded: {str(error).splitlines()[0]}"
         else:

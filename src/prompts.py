@@ -15,6 +15,7 @@ belongs into `user`, behind what they share: items that begin alike are computed
 import dataclasses
 import functools
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,11 @@ def load_prompt(name: str | Path) -> Prompt:
             f"there is no prompt {str(name)!r} (looked for {path}). Known: "
             f"{', '.join(known)}.{nearest(str(name), known)}"
         )
-    return parse_prompt(path.read_text(encoding="utf-8"), str(path), path.stem)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: this is not UTF-8: {error}. Save it as UTF-8.") from error
+    return parse_prompt(text, str(path), path.stem)
 
 
 def parse_prompt(text: str, where: str, name: str = "") -> Prompt:
@@ -138,7 +143,11 @@ def parse_prompt(text: str, where: str, name: str = "") -> Prompt:
         if not isinstance(raw.get(key, ""), str)
     ]
     categories = raw.get("categories")
-    if categories is not None and (not isinstance(categories, dict) or sorted(categories) != sorted(CATEGORIES)):
+    if categories is not None and not (
+        isinstance(categories, dict)
+        and set(categories) == set(CATEGORIES)
+        and all(isinstance(sentence, str) for sentence in categories.values())
+    ):
         problems.append(f"'categories' needs one sentence for each of {', '.join(CATEGORIES)}")
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems) + f". Allowed keys: {', '.join(fields)}.")
@@ -148,21 +157,28 @@ def parse_prompt(text: str, where: str, name: str = "") -> Prompt:
 
 
 def _check(prompt: Prompt, where: str) -> None:
-    """Renders a probe of every category: nothing it asks about may be lost, and each answer starts with its letter."""
-    for category in CATEGORIES:
-        utterances = (Utterance("1", 1, "probe-first"), Utterance("2", 2, "probe-target"))
-        probe = Item("probe", utterances, ("2",), category, ("probe-0", "probe-1", "probe-2"), 0, {})
+    """Renders a probe of every category and target: nothing may be lost, and each answer starts with its letter."""
+    asked: dict[str, str] = {}
+    for category, target in itertools.product(CATEGORIES, ("1", "2")):
+        utterances = (Utterance("1", 1, "probe-first"), Utterance("2", 2, "probe-second"))
+        probe = Item("probe", utterances, (target,), category, ("probe-0", "probe-1", "probe-2"), 0, {})
         try:
             rendered = prompt.render(probe)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
                 f"{where}: the template cannot be filled ({error}). "
                 "It may use dialogue, targets, category, question, options, and in the answer letter and option."
             ) from error
         text = "\n".join(message["content"] for message in rendered.messages)
-        lost = [word for word in ("probe-first", "probe-target", *probe.options) if word not in text]
+        lost = [word for word in ("probe-first", "probe-second", *probe.options) if word not in text]
         if lost:
             raise UserError(f"{where}: the prompt leaves out part of the item: {', '.join(lost)} ({category}).")
+        if text in asked:
+            raise UserError(
+                f"{where}: the prompt is the same for {asked[text]} and for {category} about utterance {target}; "
+                "it must show which utterances are the target (targets, turn.target) and what is asked (question)."
+            )
+        asked[text] = f"{category} about utterance {target}"
         for letter, answer in zip(LETTERS, rendered.answers, strict=True):
             if not answer.startswith(letter):
                 raise UserError(

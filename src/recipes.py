@@ -8,6 +8,7 @@ itself.
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -94,7 +95,7 @@ class Recipe:
     batch_size: int = _setting(1, "items of one forward and backward pass on each device")
     gradient_accumulation_steps: int = _setting(1, "passes of one optimizer step")
     epoch: int = _setting(3, "passes over the training items")
-    warmup_steps: float = _setting(0, "optimizer steps of warm-up; below 1 a share of all steps")
+    warmup_steps: float = _setting(0.0, "optimizer steps of warm-up; below 1 a share of all steps")
     lr_scheduler: str = _setting("linear", "how the learning rate falls")
     weight_decay: float = _setting(0.0, "AdamW's weight decay")
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm; 0 for no clipping")
@@ -159,13 +160,18 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             value = clean.get(key)
             if isinstance(value, int | float) and (value < 0 or (value == 0 and least == "above 0")):
                 problems.append(f"{key}: found {value}, allowed: {least}")
+    if clean.get("lora_dropout", 0) >= 1:
+        problems.append(f"lora_dropout: found {clean['lora_dropout']}, allowed: below 1")
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     recipe = Recipe(**clean)
     table = backbones()
     if not recipe.backbone and recipe.model_id:
         by_id = {row.model_id: short for short, row in table.items()}
-        recipe = recipe.replace(backbone=by_id.get(recipe.model_id, Path(recipe.model_id).name))
+        place = Path(recipe.model_id)
+        recipe = recipe.replace(
+            backbone=by_id.get(recipe.model_id, (place.resolve() if place.is_dir() else place).name)
+        )
     facts = table.get(recipe.backbone)
     if facts is None and not recipe.model_id:
         raise UserError(
@@ -181,7 +187,10 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         )
     if facts is not None and recipe.chat_template is None:
         recipe = recipe.replace(chat_template=facts.chat_template)
-    return recipe if recipe.name else recipe.replace(name=recipe.backbone)
+    recipe = recipe if recipe.name else recipe.replace(name=recipe.backbone)
+    if recipe.name in (".", "..") or Path(recipe.name).name != recipe.name:
+        raise UserError(f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, without slashes")
+    return recipe
 
 
 def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Recipe:
@@ -192,8 +201,8 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
         raise UserError(f"there is no recipe {path}.{nearest(str(path), known)} Known: {', '.join(known) or 'none'}.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
     return make_recipe({"name": path.stem, **raw, **(flags or {})}, str(path))
@@ -266,9 +275,9 @@ def _convert(key: str, value: Any) -> Any:
             return str(value)
         try:
             number = float(value)
-        except ValueError:
-            number = float("nan")
-        if number == number and (kind is float or number == int(number)):
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number) and (kind is float or number == int(number)):
             return kind(number)
     raise ValueError(
         f"{key}: found {value!r}, allowed: "

@@ -44,14 +44,24 @@ def train_run(
     """
     started = time.monotonic()
     device = models.pick_device(device_name)
+    if device.type == "cuda" and device.index:
+        raise UserError(
+            f"--device {device}: training takes the first GPU it sees; put CUDA_VISIBLE_DEVICES={device.index} in "
+            "front of the command instead."
+        )
     splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
     train, dev = splits["train"][0], splits["dev"][0]
     prompt = load_prompt(recipe.prompt)
-    inputs = {"data": {split: splits[split][1] for split in ("train", "dev")}, "prompt": prompt.sha256}
-    _claim(folder, recipe, inputs)
+    data_records = {split: splits[split][1] for split in ("train", "dev")}
+    inputs: dict[str, Any] = {split: [found["sha256"], found["items"]] for split, found in data_records.items()}
+    inputs["prompt"] = prompt.sha256
+    _check_folder(folder, recipe, inputs)
     encoder = make_encoder(recipe, prompt)
     for split in also_score:  # an item that does not fit is better known before the training
         encoder.for_scoring(splits[split][0])
+    facts = _facts(recipe, encoder)
+    records.write_json(folder / INPUTS, inputs)
+    records.write_text(folder / RECIPE, recipe.dump())
     outcome = fine_tune(recipe, encoder, train, dev, folder, device)
     gc.collect()
     if device.type == "cuda":
@@ -59,8 +69,8 @@ def train_run(
     record: dict[str, Any] = {
         "run": folder.name,
         "recipe": dataclasses.asdict(recipe),
-        **_facts(recipe, encoder),
-        "data": inputs["data"],
+        **facts,
+        "data": data_records,
         "trainable_parameters": outcome.trainable_parameters,
         "parameters": outcome.parameters,
         "training": outcome.training,
@@ -70,26 +80,56 @@ def train_run(
     network = models.load_run(folder, recipe, device)
     for split in ("dev", *also_score):
         items, data_record = splits[split]
-        score_run(folder, record, split, items, data_record, device, encoder=encoder, network=network)
+        score_run(folder, record, split, items, data_record, encoder, network)
         record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
         records.write_json(records.record_path(folder), record)
     return record
 
 
 def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None) -> dict[str, Any]:
-    """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet."""
+    """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet.
+
+    When `folder` has one of the same settings, its scored splits are kept.
+    """
     encoder = make_encoder(recipe, load_prompt(recipe.prompt))
+    facts = _facts(recipe, encoder)
+    splits = {}
+    if records.record_path(folder).is_file():
+        there = records.read_record(folder)
+        differing = _differing(there["recipe"], recipe)
+        differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
+        if differing:
+            raise UserError(
+                f"{folder} holds scores under other settings ({', '.join(differing)}). Delete it, or give another "
+                "--name."
+            )
+        splits = there["splits"]
     return {
         "run": folder.name,
         "recipe": dataclasses.asdict(recipe),
-        **_facts(recipe, encoder),
+        **facts,
         "data": {},
         "trainable_parameters": 0,
         "parameters": None,
         "training": None,
         "device": device_words(models.pick_device(device_name)),
-        "splits": {},
+        "splits": splits,
     }
+
+
+def open_run(
+    folder: Path,
+    record: dict[str, Any],
+    splits: Sequence[Sequence[Item]],
+    device: torch.device,
+    orders: Sequence[str] = ORDERS[:1],
+) -> tuple[Encoder, Any]:
+    """Encoder and model of a run, the model loaded once it is sure that the items of `splits` can be scored."""
+    encoder = encoder_of(folder, record)
+    for items in splits:
+        encoder.for_scoring(items, orders)
+    _refuse_changed(folder, record, encoder)
+    return encoder, models.load_run(folder, Recipe(**record["recipe"]), device, trained=record["training"] is not None)
 
 
 def score_run(
@@ -98,21 +138,16 @@ def score_run(
     split: str,
     items: Sequence[Item],
     data_record: dict[str, Any],
-    device: torch.device,
+    encoder: Encoder,
+    network: Any,
     orders: Sequence[str] = ORDERS[:1],
-    encoder: Encoder | None = None,
-    network: Any = None,
 ) -> list[ItemScores]:
     """Scores `items` with the run in `folder`, writes scores and predictions, and notes the result in `record` (not
     written here).
     """
     started = time.monotonic()
-    recipe = Recipe(**record["recipe"])
-    encoder = encoder or encoder_of(folder, record)
     examples = encoder.for_scoring(items, orders)
     assert encoder.letter_ids is not None
-    _refuse_changed(folder, record, encoder)
-    network = network or models.load_run(folder, recipe, device)
     with progress.stage(f"score {split}", len(examples)) as bar:
         rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
     answers = [row.prediction for row in rows]
@@ -135,8 +170,8 @@ def score_run(
 
 
 def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None) -> Encoder:
-    """The encoder of a recipe; with the tokenizer kept in `folder` when a run has one."""
-    config = models.load_config(recipe)
+    """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them."""
+    config = models.load_config(recipe, folder)
     return Encoder(
         models.load_tokenizer(recipe, folder),
         prompt,
@@ -150,23 +185,15 @@ def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None) -> 
 def encoder_of(folder: Path, record: dict[str, Any]) -> Encoder:
     """The encoder that a finished run was trained with: prompt and template come from its record."""
     prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
-    kept = [folder / name for name in (models.MODEL, models.ADAPTER) if (folder / name).is_dir()]
-    return make_encoder(Recipe(**record["recipe"]), prompt, kept[0] if kept else None)
+    return make_encoder(Recipe(**record["recipe"]), prompt, models.weights_folder(folder))
 
 
-def compare_merged(
-    folder: Path, record: dict[str, Any], items: Sequence[Item], device: torch.device
-) -> tuple[Any, int, float]:
+def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tuple[Any, int, float]:
     """(merged model, answers that differ, largest difference of log-probabilities) of a run's adapter merged into
-    its base.
+    its base. `network` is used up.
     """
-    recipe = Recipe(**record["recipe"])
-    if not (folder / models.ADAPTER).is_dir():
-        raise UserError(f"{folder}: there is no adapter to merge; the run's method is {recipe.method}.")
-    encoder = encoder_of(folder, record)
     examples = encoder.for_scoring(items)
     assert encoder.letter_ids is not None
-    network = models.load_run(folder, recipe, device)
     before = score(network, examples, encoder.letter_ids, encoder.pad_id)
     network = models.merged(network)
     after = score(network, examples, encoder.letter_ids, encoder.pad_id)
@@ -195,6 +222,8 @@ def device_words(device: torch.device) -> str:
 
 def sample_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     """`limit` items, the same ones for the same seed, in the file's order."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit: found {limit}, allowed: 1 or more.")
     if limit is None or limit >= len(items):
         return list(items)
     return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), limit))]
@@ -206,8 +235,8 @@ def _load(folder: Path, split: str, limit: int | None, seed: int) -> tuple[list[
     return items, {"path": str(path), "sha256": data.sha256(path), "items": len(items)}
 
 
-def _claim(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
-    """Makes `folder` this run's own, or checks that what lies there is the same run, unfinished."""
+def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    """Refuses a folder that holds anything but the same run, unfinished."""
     if records.record_path(folder).is_file():
         raise UserError(
             f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
@@ -215,12 +244,12 @@ def _claim(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         )
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
         text = (folder / RECIPE).read_text(encoding="utf-8")
-        there = make_recipe(yaml.safe_load(text), str(folder / RECIPE))
-        differing = [key for key, value in dataclasses.asdict(recipe).items() if getattr(there, key) != value]
+        there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
+        differing = _differing(there, recipe)
         if differing:
             raise UserError(
                 f"{folder} holds an unfinished run with other settings: "
-                + ", ".join(f"{key} was {getattr(there, key)!r}, now {getattr(recipe, key)!r}" for key in differing)
+                + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
                 + ". Delete the folder, or give another --name."
             )
         if json.loads((folder / INPUTS).read_text(encoding="utf-8")) != inputs:
@@ -228,9 +257,15 @@ def _claim(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
                 f"{folder} holds an unfinished run on other data or with another prompt. Delete it, or give "
                 f"another --name."
             )
-        return
-    records.write_json(folder / INPUTS, inputs)
-    records.write_text(folder / RECIPE, recipe.dump())
+    taken = [name for name in (models.MODEL, models.ADAPTER, CHECKPOINTS) if (folder / name).exists()]
+    if taken and not (folder / RECIPE).is_file():
+        raise UserError(
+            f"{folder} is no run and holds {', '.join(taken)}, which training would overwrite. Give another --save_dir."
+        )
+
+
+def _differing(there: dict[str, Any], recipe: Recipe) -> list[str]:
+    return [key for key, value in dataclasses.asdict(recipe).items() if there.get(key) != value]
 
 
 def _facts(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:

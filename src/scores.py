@@ -18,7 +18,10 @@ class LetterHead(torch.nn.Module):
     def __init__(self, head: Any, letter_ids: Sequence[int]) -> None:
         super().__init__()
         rows = torch.tensor(list(letter_ids), device=head.weight.device)
-        self.weight = torch.nn.Parameter(head.weight.detach()[rows].float(), requires_grad=False)
+        weight = head.weight.detach()[rows].float()
+        for name in getattr(head, "active_adapters", ()):  # LoRA on the head itself
+            weight += head.scaling[name] * head.lora_B[name].weight[rows].float() @ head.lora_A[name].weight.float()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
         bias = getattr(head, "bias", None)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach()[rows].float(), requires_grad=False)
 
@@ -30,15 +33,18 @@ class LetterHead(torch.nn.Module):
 @contextlib.contextmanager
 def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
     """Within, `model(...).logits` has three columns, A, B and C; what the model does behind its head (softcap)
-    still happens.
+    still happens, and dropout does not.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
+    was_training = model.training
+    model.eval()
     causal.set_output_embeddings(LetterHead(head, letter_ids))
     try:
         yield
     finally:
         causal.set_output_embeddings(head)
+        model.train(was_training)
 
 
 def score(
@@ -57,8 +63,6 @@ def score(
     """
     device = model.device
     logits: list[tuple[float, float, float] | None] = [None] * len(examples)
-    was_training = model.training
-    model.eval()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     done = 0
     with torch.inference_mode(), letters_only(model, letter_ids), autocast:
@@ -76,7 +80,6 @@ def score(
                 logits[index] = (row[0], row[1], row[2])
             done += len(batch)
             update(done)
-    model.train(was_training)
     by_item: dict[str, list[tuple[str, tuple[float, float, float]]]] = {}
     for example, row in zip(examples, logits, strict=True):
         assert row is not None, example.id

@@ -1,5 +1,6 @@
 """The command line that `run.train` and `run.train_base` share."""
 
+import os
 from pathlib import Path
 
 from src.cli import Parser, UserError
@@ -27,6 +28,11 @@ def make_parser(doc: str | None, prog: str) -> Parser:
 def train(parser: Parser, argv: list[str] | None, method: str, only: bool = False) -> None:
     """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with."""
     arguments = parser.parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"{parser.prog} trains one run on one GPU; started as one of {os.environ['WORLD_SIZE']} processes. "
+            "Several GPUs are used for several runs: python -m run.reproduce"
+        )
     if only and arguments.method not in (None, method):
         raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
     if only:
@@ -34,9 +40,17 @@ def train(parser: Parser, argv: list[str] | None, method: str, only: bool = Fals
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
 
+    import torch
+
     from src.runs import result_line, train_run
 
-    record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+    try:
+        record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
+            f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+        ) from error
     for split, result in record["splits"].items():
         print(result_line(record["run"], split, result))
     score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"

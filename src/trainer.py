@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from src import model as models
 from src import plan, progress
@@ -51,7 +52,6 @@ class Outcome:
 
     trainable_parameters: int
     parameters: int
-    letter_ids: tuple[int, int, int]
     training: dict[str, Any]
 
 
@@ -82,10 +82,13 @@ def fine_tune(
     )
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r), f"the run {recipe.name}")
+    plan.check_disk(
+        folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r), f"the run {recipe.name}"
+    )
 
     mixed = recipe.method == "full" and settled.optimizer != "bf16-stochastic"
-    network = models.load_base(recipe, device, dtype=torch.float32 if mixed else None)
+    full = torch.float32 if mixed else torch.bfloat16
+    network = models.load_base(recipe, device, dtype=full if recipe.method == "full" else None)
     if recipe.method != "full":
         network = models.add_adapter(network, recipe)
     trainable, total = models.count_parameters(network)
@@ -141,14 +144,14 @@ def fine_tune(
         checkpoint = last_checkpoint(folder / CHECKPOINTS)
         if checkpoint:
             print(f"going on from {checkpoint}")
-        trainer.train(resume_from_checkpoint=checkpoint)
-    history = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    if not history:
-        raise UserError(
-            f"{recipe.name}: there was no evaluation in {trainer.state.global_step} optimizer steps; set "
-            f"eval_steps lower."
-        )
-    kept = max(history, key=lambda entry: entry["eval_rank"])
+            trainer.state = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
+        if checkpoint and best.patience_is_over(trainer.state):
+            trainer._load_from_checkpoint(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
+    history = evaluations(trainer.state)
+    assert history, "Trainer evaluates after its last step"
+    kept = history[best_of(history)]
     training: dict[str, Any] = {
         "optimizer": settled.optimizer if recipe.method == "full" else "fp32",
         "gradient_checkpointing": settled.checkpointing,
@@ -157,13 +160,13 @@ def fine_tune(
         "seconds": time.monotonic() - started,
         "resumed_from": checkpoint,
         "best_step": kept["step"],
-        "evaluations": [{key: value for key, value in entry.items() if key != "eval_rank"} for entry in history],
+        "evaluations": history,
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
     if before:
         training["weights_moved"] = share_moved(before, sample_weights(trainer.model))
         print(f"{training['weights_moved']:.1%} of a sample of the weights moved")
-    return Outcome(trainable, total, encoder.letter_ids, training)
+    return Outcome(trainable, total, training)
 
 
 def objective_of(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
@@ -253,16 +256,23 @@ class LetterTrainer(Trainer):
 
 
 def dev_metrics(items: Sequence[Item], rows: Sequence[ItemScores]) -> dict[str, float]:
-    """Item accuracy, also per category, the log-loss of the right option in nats, and `rank`, which orders evaluations.
-
-    rank = accuracy + 1 / ((items + 1) · (1 + log-loss)): the second term stays below one item, so it only breaks ties.
-    """
+    """Item accuracy, also per category, and the log-loss of the right option in nats."""
     result = evaluate(items, [row.prediction for row in rows])
     labels = [item.label for item in items if item.label is not None]
     log_loss = -math.fsum(row.logprobs[label] for row, label in zip(rows, labels, strict=True)) / len(rows)
     metrics = {f"accuracy_{name}": part.accuracy for name, part in result.per_category.items()}
-    rank = result.accuracy + 1 / ((len(rows) + 1) * (1 + log_loss))
-    return {"accuracy": result.accuracy, "correct": result.correct, "log_loss": log_loss, "rank": rank, **metrics}
+    return {"accuracy": result.accuracy, "correct": result.correct, "log_loss": log_loss, **metrics}
+
+
+def evaluations(state: TrainerState) -> list[dict[str, Any]]:
+    """What the evaluations so far logged, `dev_metrics` under names that begin with `eval_`."""
+    return [entry for entry in state.log_history if "eval_accuracy" in entry]
+
+
+def best_of(history: Sequence[dict[str, Any]]) -> int:
+    """Index of the evaluation with most right items; of equals the one with the lowest log-loss, then the first."""
+    ranks = [(entry["eval_correct"], -entry["eval_log_loss"]) for entry in history]
+    return ranks.index(max(ranks))
 
 
 class KeepBest(TrainerCallback):
@@ -271,14 +281,22 @@ class KeepBest(TrainerCallback):
     """
 
     def __init__(self, folder: Path, trainer: LetterTrainer, recipe: Recipe) -> None:
-        self.folder, self.trainer, self.recipe = folder, trainer, recipe
+        self.trainer, self.recipe = trainer, recipe
+        self.target = folder / (models.MODEL if recipe.method == "full" else models.ADAPTER)
+        self.fresh, self.old = (self.target.with_name(f"{self.target.name}.{end}") for end in ("part", "old"))
+        if self.old.is_dir() and not self.target.exists():  # stopped between the two renames of `_save`
+            self.old.rename(self.target)
+
+    def patience_is_over(self, state: TrainerState) -> bool:
+        """Whether so many evaluations followed the best one that training is to stop."""
+        history = evaluations(state)
+        patience = self.recipe.early_stopping_patience
+        return bool(history and patience) and len(history) - 1 - best_of(history) >= (patience or 0)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # type: ignore[no-untyped-def]
-        history = [entry for entry in state.log_history if "eval_rank" in entry]
-        ranks = [entry["eval_rank"] for entry in history]
-        best = ranks.index(max(ranks))
+        history = evaluations(state)
         last = history[-1]
-        is_best = best == len(ranks) - 1
+        is_best = best_of(history) == len(history) - 1
         print(
             f"epoch {last['epoch']:.2f}, step {last['step']}: dev accuracy {last['eval_accuracy']:.4f} "
             f"({last['eval_correct']}/{len(self.trainer.dev)}), log-loss "
@@ -287,32 +305,31 @@ class KeepBest(TrainerCallback):
         )
         if is_best and state.is_world_process_zero:
             self._save()
-        patience = self.recipe.early_stopping_patience
-        if patience and len(ranks) - 1 - best >= patience:
-            print(f"no better evaluation for {patience}; stopping early")
+        if self.patience_is_over(state):
+            print(f"no better evaluation for {self.recipe.early_stopping_patience}; stopping early")
             control.should_training_stop = True
 
     def _save(self) -> None:
-        name = models.MODEL if self.recipe.method == "full" else models.ADAPTER
-        target, fresh, old = self.folder / name, self.folder / f"{name}.part", self.folder / f"{name}.old"
-        for path in (fresh, old):
+        for path in (self.fresh, self.old):
             shutil.rmtree(path, ignore_errors=True)
         network = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if self.recipe.method == "full":
-            # Scoring loads the compute dtype anyway; fp32 masters would only double the size.
+            # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in
+            # main memory, the GPU's is full.
             dtype = models.compute_dtype(network.device)
             state = {
-                key: value.to(dtype) if value.is_floating_point() else value
+                key: value.to("cpu", dtype if value.is_floating_point() else None)
                 for key, value in network.state_dict().items()
             }
-            network.save_pretrained(fresh, state_dict=state)
+            network.save_pretrained(self.fresh, state_dict=state)
         else:
-            network.save_pretrained(fresh)
-        self.trainer.encoder.tokenizer.save_pretrained(fresh)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+            # Left to itself, peft asks the hub whether the vocabulary has grown.
+            network.save_pretrained(self.fresh, save_embedding_layers=False)
+        self.trainer.encoder.tokenizer.save_pretrained(self.fresh)
+        if self.target.exists():
+            self.target.rename(self.old)
+        self.fresh.rename(self.target)
+        shutil.rmtree(self.old, ignore_errors=True)
 
 
 class _Report(TrainerCallback):
@@ -328,8 +345,9 @@ class _Report(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
         wrong = {key: logs[key] for key in ("loss", "grad_norm") if key in logs and not math.isfinite(logs[key])}
         if wrong:
-            raise
-            UserError(f"training diverged before step {state.global_step}: {wrong}. A lower lr or a warm-up may help.")
+            raise UserError(
+                f"training diverged before step {state.global_step}: {wrong}. A lower lr or a warm-up may help."
+            )
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -340,7 +358,7 @@ def last_checkpoint(folder: Path) -> str | None:
     for path in folder.glob("checkpoint-*"):
         try:
             whole.append(
-                (json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], str(path))
+                (json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"], str(path))
             )
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path)

@@ -1,6 +1,11 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from src.data import CATEGORIES, OUTPUTS
 
@@ -80,3 +85,11 @@ def make_item(number: int, **changes: Any) -> dict[str, Any]:
         else:
             owner[key] = value
     return item
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a toy backbone (tests/toys.py), model and tokenizer; made once, not to be changed."""
+    from tests import toys  # torch is for those who ask
+
+    return cache(lambda short: toys.save(short, tmp_path_factory.mktemp(short)))

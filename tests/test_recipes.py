@@ -145,7 +145,6 @@ def test_a_wrong_value_is_named_with_what_is_allowed(key: str, value: Any, allow
     assert f"{key}: found {value!r}, allowed: {allowed}" in message
 
 
-@pytest.mark.xfail(strict=True, reason="src/recipes.py lets these pass, or ends in a traceback")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -177,11 +176,26 @@ def test_neither_backbone_nor_model() -> None:
     assert "model_id" in problem_of({"lr": 1e-5})
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x"])
+def test_a_name_is_one_folder(name: str) -> None:
+    assert f"name: found {name!r}" in problem_of({"backbone": "polar", "name": name})
+
+
+def test_a_model_in_the_folder_at_hand_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbones()  # the table is found from the repository's root
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path / "tiny")
+    assert make_recipe({"model_id": "."}, "here").name == "tiny"
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe resource/recipes/published/pola\.yaml.*Did you mean .*polar\.yaml"):
         load_recipe(PUBLISHED / "pola.yaml")
     with pytest.raises(UserError, match="this is not YAML"):
         load_recipe(write(tmp_path / "a.yaml", "lr: [1"))
+    (tmp_path / "korean.yaml").write_bytes("name: 이름".encode("cp949"))
+    with pytest.raises(UserError, match="this is not YAML in UTF-8"):
+        load_recipe(tmp_path / "korean.yaml")
     with pytest.raises(UserError, match="a recipe is a mapping of settings; found list"):
         load_recipe(write(tmp_path / "b.yaml", "- lr"))
     with pytest.raises(UserError, match=r"c\.yaml: unknown key 'learning_rate'"):

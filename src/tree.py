@@ -1,0 +1,201 @@
+"""Sequences that begin alike, laid out as one row in which every shared token stands once: the prefix tree.
+
+Four sequences, the tree of their tokens, and the row it becomes, in the order of a walk that visits a token before its
+continuations (pre-order):
+
+    a b c              a ─┬─ b ─┬─ c              index   0  1  2  3  4  5
+    a b d e               │     └─ d ── e         token   a  b  c  d  e  f
+    a b d                 └─ f                    depth   0  1  2  2  3  1
+    a f                                           end     6  5  3  5  5  6
+
+`end[k]` is one past the last token of k's subtree. Token q comes after token k in some sequence, so that it may look at
+k, exactly when it lies in that subtree:
+
+    q sees k  ⇔  k <= q < end[k]                        q\\k  a b c d e f
+                                                         a   ■
+    and its position is its depth. What a causal          b   ■ ■
+    model computes for q then depends on the same         c   ■ ■ ■
+    tokens at the same positions as in the sequence       d   ■ ■ · ■
+    alone: the row is the same function, not an           e   ■ ■ · ■ ■
+    approximation. A sliding window counts depths:        f   ■ · · · · ■
+    depth[q] - depth[k] < window.
+
+Needs torch and numpy only. It knows token sequences; what they mean is its callers' business.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Tokens on a side of flex attention's tiles; rows for it are padded to a multiple."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The row of a tree of n tokens. All arrays are int64.
+
+    ids, depth, end: (n,), see the module's docstring
+    paths: for each sequence, in the order they were given, the places of its tokens in the row
+    """
+
+    ids: np.ndarray
+    depth: np.ndarray
+    end: np.ndarray
+    paths: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def build(sequences: Sequence[Sequence[int]]) -> Tree:
+    """The tree of `sequences`, none of them empty. Linear in their tokens, after sorting.
+
+    In sorted order a sequence shares with the one before it all that it shares with any earlier one. So it adds what
+    lies behind that common prefix, and the row is these additions one after the other. A token's subtree ends where the
+    next sequence begins that departs at or before its depth.
+    """
+    rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    if not rows or any(row.ndim != 1 or not len(row) for row in rows):
+        raise ValueError("a tree needs sequences of at least one token each")
+    order = sorted(range(len(rows)), key=lambda number: tuple(sequences[number]))
+    shared = _shared([rows[number] for number in order])
+    start = np.concatenate(
+        [[0], np.cumsum([len(rows[number]) - common for number, common in zip(order, shared, strict=True)])]
+    )
+    total = int(start[-1])
+    ids, depth, end = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+    before = np.empty(0, np.int64)
+    for place, (number, common) in enumerate(zip(order, shared, strict=True)):
+        new = np.arange(start[place], start[place + 1])
+        ids[new], depth[new] = rows[number][common:], np.arange(common, len(rows[number]))
+        before = paths[number] = np.concatenate([before[:common], new])
+    # departs[d]: where the first later sequence begins that shares at most d tokens with those before it.
+    departs = np.full(max(map(len, rows)), total, np.int64)
+    for place in reversed(range(len(rows))):
+        common = shared[place]
+        end[start[place] : start[place + 1]] = departs[common : len(rows[order[place]])]
+        departs[common:] = start[place]
+    return Tree(ids, depth, end, tuple(paths))
+
+
+def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each.
+
+    Neighbours in sorted order stay together, which is where they share most. A longer sequence gets a row of its own.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: tuple(sequences[number]))
+    shared = _shared([np.asarray(sequences[number], dtype=np.int64) for number in order])
+    rows: list[list[int]] = []
+    filled = budget + 1
+    for number, common in zip(order, shared, strict=True):
+        filled += len(sequences[number]) - common
+        if filled > budget:
+            rows.append([])
+            filled = len(sequences[number])
+        rows[-1].append(number)
+    return rows
+
+
+def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """(n, n) bool, [q, k]: whether token q sees token k, at most `window` - 1 depths above it."""
+    index = torch.arange(len(end), device=end.device)
+    seen = (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
+    if window is not None:
+        seen &= depth[:, None] - depth[None, :] < window
+    return seen
+
+
+def block_mask(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> BlockMask:
+    """`visible` for flex attention, from what is known of whole tiles: no (n, n) tensor is made. BLOCK divides n.
+
+    A tile left of the diagonal is seen in part when any of its subtrees reaches the first query, and whole when all
+    reach the last one.
+    """
+    count = len(end) // BLOCK
+    assert count * BLOCK == len(end), f"a row of {len(end)} tokens is no multiple of {BLOCK}"
+    ends, depths = end.view(count, BLOCK), depth.view(count, BLOCK)
+    tile = torch.arange(count, device=end.device)
+    below = tile[None, :] < tile[:, None]
+    some = below & (ends.amax(1)[None, :] > tile[:, None] * BLOCK)
+    whole = below & (ends.amin(1)[None, :] >= (tile[:, None] + 1) * BLOCK)
+    if window is not None:
+        some &= depths.amin(1)[:, None] - depths.amax(1)[None, :] < window
+        whole &= depths.amax(1)[:, None] - depths.amin(1)[None, :] < window
+    some |= torch.eye(count, dtype=torch.bool, device=end.device)
+
+    def seen(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        inside = (k <= q) & (q < end[k])
+        return inside if window is None else inside & (depth[q] - depth[k] < window)
+
+    return BlockMask.from_kv_blocks(
+        *_tiles(some & ~whole), *_tiles(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(len(end),) * 2
+    )
+
+
+def attention_mask(config: Any, depth: torch.Tensor, end: torch.Tensor, dtype: torch.dtype = torch.float32) -> Any:
+    """What a Hugging Face causal model takes as `attention_mask` for a row, with `position_ids=depth[None]`.
+
+    One mask, or one by layer type where the config has them; bool for sdpa, added scores in `dtype` for eager, a
+    `BlockMask` for flex attention. ValueError for layers that carry a state along the row, which a tree cannot branch.
+    """
+    types = set(getattr(config, "layer_types", None) or ())
+    strange = sorted(types - set(LAYER_TYPES))
+    if strange:
+        raise ValueError(
+            f"{config.model_type}: layers of type {', '.join(strange)} cannot branch; {', '.join(LAYER_TYPES)} can"
+        )
+    window = getattr(config, "sliding_window", None)
+    if not types:
+        return _one_mask(config, depth, end, dtype, window)
+    return {
+        kind: _one_mask(config, depth, end, dtype, window if kind == "sliding_attention" else None) for kind in types
+    }
+
+
+def pad(tree: Tree, length: int, pad_id: int) -> Tree:
+    """The tree's row filled up to `length` tokens that see only themselves and that nobody sees."""
+    fill = np.arange(len(tree), length)
+    return Tree(
+        np.concatenate([tree.ids, np.full(len(fill), pad_id)]),
+        np.concatenate([tree.depth, np.zeros(len(fill), np.int64)]),
+        np.concatenate([tree.end, fill + 1]),
+        tree.paths,
+    )
+
+
+def _one_mask(config: Any, depth: torch.Tensor, end: torch.Tensor, dtype: torch.dtype, window: int | None) -> Any:
+    kind = config._attn_implementation
+    if kind == "flex_attention":
+        return block_mask(depth, end, window)
+    seen = visible(depth, end, window)[None, None]
+    if kind == "sdpa":
+        return seen
+    if kind == "eager":
+        return torch.zeros(seen.shape, dtype=dtype, device=end.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    raise ValueError(
+        f"there is no tree mask for the attention implementation {kind!r}; eager, sdpa and flex_attention have one"
+    )
+
+
+def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
+    """For each sequence, how many tokens it begins with like the one before it."""
+    shared = [0]
+    for one, other in itertools.pairwise(ordered):
+        length = min(len(one), len(other))
+        differ = np.flatnonzero(one[:length] != other[:length])
+        shared.append(int(differ[0]) if len(differ) else length)
+    return shared
+
+
+def _tiles(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(counts, indices) of the chosen tiles of each row of tiles, as `BlockMask` wants them."""
+    indices = torch.argsort(chosen.int(), dim=1, descending=True, stable=True)
+    return chosen.sum(1, dtype=torch.int32)[None, None], indices.to(torch.int32)[None, None]

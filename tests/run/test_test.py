@@ -1,0 +1,235 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from run.test import find_run, main
+from run.train import main as train
+from src import records
+from src.cli import UserError, run_main
+from src.data import dump_items
+from src.prompts import ORDERS
+from src.records import read_record, read_scores, write_json
+from tests.conftest import make_item
+from tests.made_runs import make_split
+
+Folder = Callable[[str], Path]
+METHODS = ("lora", "qlora", "full")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -> Path:
+    """`data/` (8 train, 6 dev, 4 unlabelled test items), `results/` with a run of the polar toy per method."""
+    from tests import toys
+
+    place = tmp_path_factory.mktemp("trained")
+    for split, count in (("train", 8), ("dev", 6), ("test", 4)):
+        make_split(place / "data", split, count, labelled=split != "test")
+    (place / "short.yaml").write_text(toys.SHORT, encoding="utf-8")
+    for method in METHODS:
+        where = ("--data", str(place / "data"), "--save_dir", str(place / "results" / method), "--device", "cpu")
+        small = ("--epoch", "1", "--batch_size", "2", "--lr", "3e-3", "--prompt", str(place / "short.yaml"))
+        train(["--model_id", str(backbone_folder("polar")), "--backbone", "polar", "--method", method, *where, *small])
+    (place / "short.yaml").write_text("gone: since the training", encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to change: the runs are found by name."""
+    shutil.copytree(trained, tmp_path / "place")
+    for module in ("run.test", "src.records"):
+        monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "place" / "results")
+    return tmp_path / "place"
+
+
+def scored(place: Path, run: str | Path, *more: str) -> None:
+    main(["--model_id", str(run), "--data", str(place / "data"), "--device", "cpu", *more])
+
+
+def problem_of(place: Path, run: str | Path, *more: str) -> str:
+    with pytest.raises(UserError) as caught:
+        scored(place, run, *more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_by_its_name_scores_as_in_training(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "results" / method
+    before = {file: (run / file).read_bytes() for file in ("scores_dev.jsonl", "predictions_dev.json")}
+    old = read_record(run)
+    scored(place, method, "--split", "dev", "test")
+    assert {file: (run / file).read_bytes() for file in before} == before
+    record = read_record(run)
+    timeless = [{k: v for k, v in one["splits"]["dev"].items() if k != "seconds"} for one in (old, record)]
+    assert timeless[0] == timeless[1]
+    assert {key: value for key, value in record.items() if key != "splits"} == {
+        k: v for k, v in old.items() if k != "splits"
+    }
+    test = record["splits"]["test"]
+    assert (test["items"], test["accuracy"], test["orders"]) == (4, None, 1)
+    said = capsys.readouterr().out
+    assert f"{method}, dev: 6 items, 1 order(s)" in said and "no labels, so no accuracy" in said
+    assert [one["id"] for one in json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))] == [
+        f"made-{number:04d}" for number in range(4)
+    ]
+
+
+def test_a_run_by_its_path_and_a_file_of_its_own(place: Path) -> None:
+    run = place / "results" / "lora"
+    # The official test file lacks the key; it may be elsewhere, and the answer too.
+    mine = place / "official.json"
+    mine.write_text(dump_items([make_item(number, output=...) for number in (2, 1)]), encoding="utf-8")
+    main(
+        ["--model_id", str(run), "--data", str(mine), "--output", str(place / "out" / "answer.json"), "--device", "cpu"]
+    )
+    answers = json.loads((place / "out" / "answer.json").read_text(encoding="utf-8"))
+    assert answers == json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
+    assert [one["id"] for one in answers] == ["made-0002", "made-0001"]
+    assert all(one["output"] in ("inference_1", "inference_2", "inference_3") for one in answers)
+    assert "splits" in read_record(run)
+    assert "--output and a --data file go with one --split" in problem_of(
+        place, run, "--split", "dev", "test", "--output", "x.json"
+    )
+
+
+def test_six_orders(place: Path) -> None:
+    run = place / "results" / "full"
+    one = read_scores(run / "scores_dev.jsonl")
+    scored(place, "full", "--split", "dev", "--orders", "6")
+    six = read_scores(run / "scores_dev.jsonl")
+    assert {row.orders for row in six} == {ORDERS}
+    for row, single in zip(six, one, strict=True):
+        assert row.logits[0] == pytest.approx(single.logits[0], abs=1e-4)
+    assert read_record(run)["splits"]["dev"]["orders"] == 6
+
+
+def test_an_untrained_model(place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    model, run = backbone_folder("qwen2"), place / "results" / "base-untrained"
+    flags = ("--backbone", "qwen2", "--name", "base", "--prompt", "plain")
+    scored(place, model, "--split", "dev", *flags)
+    record = read_record(run)
+    assert (record["training"], record["trainable_parameters"], record["data"]) == (None, 0, {})
+    assert (record["prompt"]["name"], record["recipe"]["method"]) == ("plain", "lora")
+    assert record["splits"]["dev"]["items"] == 6 and set(record["splits"]) == {"dev"}
+    assert sorted(path.name for path in run.iterdir()) == ["predictions_dev.json", "record.json", "scores_dev.jsonl"]
+    # Another split joins it; other settings under the name do not.
+    scored(place, model, *flags)
+    assert set(read_record(run)["splits"]) == {"dev", "test"}
+    other = (*flags[:-1], "korean")
+    assert "holds scores under other settings (prompt, prompt). Delete it" in problem_of(place, model, *other)
+    # It can be named as any other run, and goes on as it was made.
+    scored(place, "base-untrained", "--split", "dev", "--orders", "6")
+    assert read_record(run)["splits"]["dev"]["orders"] == 6
+    assert "Vote: python -m run.vote" in capsys.readouterr().out
+
+
+def test_an_untrained_model_on_some_items(place: Path, backbone_folder: Folder) -> None:
+    model = backbone_folder("kogemma")
+    main(["--model_id", str(model), "--data", str(place / "data"), "--device", "cpu", "--split", "dev", "--limit", "2"])
+    (run,) = (place / "results").glob("*-untrained")
+    assert len(read_scores(run / "scores_dev.jsonl")) == read_record(run)["splits"]["dev"]["items"] == 2
+
+
+def test_the_settings_of_a_trained_run_are_its_own(place: Path) -> None:
+    message = problem_of(place, "lora", "--prompt", "korean", "--seed", "3", "--limit", "2")
+    assert "is a trained run and is scored whole, with the settings in its record; leave out " in message
+    assert all(flag in message for flag in ("--prompt", "--seed", "--limit")) and "--model_id" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["letters"].update(A=5), "the letters' token ids changed since the run was made"),
+        (lambda record: record["template"].update(sha256="0"), "the chat template changed since the run was made"),
+        (lambda record: record["template"].update(system_turn="folded"), "the handling of the system turn changed"),
+    ],
+)
+def test_a_run_is_read_at_the_tokens_it_was_trained_at(
+    change: Callable[[dict[str, Any]], Any], message: str, place: Path
+) -> None:
+    run = place / "results" / "lora"
+    record = read_record(run)
+    change(record)
+    write_json(records.record_path(run), record)
+    before = (run / "scores_dev.jsonl").read_bytes()
+    assert message in problem_of(place, "lora", "--split", "dev")
+    assert (run / "scores_dev.jsonl").read_bytes() == before
+
+
+def test_a_template_that_changed_in_the_run(place: Path) -> None:
+    # The tokenizer that the run kept gains a template of its own.
+    (place / "results" / "lora" / "adapter" / "chat_template.jinja").write_text("{{ messages }}\n", encoding="utf-8")
+    assert "the chat template changed" in problem_of(place, "lora", "--split", "dev")
+
+
+def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = {"speaker": 1, "utterance": "가나다 " * 2000, "utterance_id": "x"}
+    long = make_item(7, output="", conversation=[turn], reference_id=["x"])
+    (place / "data" / "data_test.json").write_text(dump_items([make_item(1), long]), encoding="utf-8")
+    monkeypatch.setattr("src.model.load_run", lambda *given, **keys: pytest.fail("no need to load the model"))
+    assert "polar: 1 item(s) are longer than the model's context of 1024 tokens: made-0007 (" in problem_of(
+        place, "full"
+    )
+
+
+def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
+    unfinished = place / "results" / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "recipe.yaml").write_text("backbone: polar\n", encoding="utf-8")
+    assert "unfinished is not finished" in problem_of(place, "unfinished")
+    lost = place / "results" / "lora"
+    (lost / "adapter").rename(place / "elsewhere")
+    assert "has lost its weights" in problem_of(place, "lora")
+    with pytest.raises(UserError, match=r"give a --recipe .* or a --model_id"):
+        main(["--data", str(place / "data")])
+    assert "neither a local folder nor" in problem_of(place, tmp_path / "no" / "such")
+
+
+def test_the_base_of_an_adapter_that_is_gone(place: Path) -> None:
+    record = read_record(place / "results" / "lora")
+    record["recipe"]["model_id"] = str(place / "gone")
+    write_json(place / "results" / "lora" / "record.json", record)
+    assert f"{place / 'gone'} is neither a local folder" in problem_of(place, "lora")
+    # All of a fully trained model is in its run.
+    record = read_record(place / "results" / "full")
+    record["recipe"]["model_id"] = str(place / "gone")
+    write_json(place / "results" / "full" / "record.json", record)
+    scored(place, "full")
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_merging(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored(place, method, "--split", "dev", "--merge", str(place / "merged"))
+    said = capsys.readouterr().out
+    assert "merged: 0 of 6 answers changed, log-probabilities by at most 0.00" in said
+    # It stands alone: model, tokenizer and template in one folder.
+    flags = ("--split", "dev", "--name", "alone", "--backbone", "alone")
+    (place / "short.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load(read_record(place / "results" / method)["prompt"]["text"])), encoding="utf-8"
+    )
+    scored(place, place / "merged", *flags, "--prompt", str(place / "short.yaml"))
+    alone = read_scores(place / "results" / "alone-untrained" / "scores_dev.jsonl")
+    for one, other in zip(alone, read_scores(place / "results" / method / "scores_dev.jsonl"), strict=True):
+        assert one.logits[0] == pytest.approx(other.logits[0], abs=1e-3)
+    assert "merged exists already; give a new folder" in problem_of(place, method, "--merge", str(place / "merged"))
+    assert "full has no adapter; its method is full" in problem_of(place, "full", "--merge", str(place / "x"))
+
+
+def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
+    assert find_run("lora") == place / "results" / "lora" == find_run(str(place / "results" / "lora"))
+    assert find_run("Qwen/Qwen2-7B") is None and find_run(None) is None and find_run("") is None
+    assert find_run(str(tmp_path)) is None
+
+
+def test_one_message(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        command = ["--model_id", "lora", "--data", str(place / "data"), "--device", "cuda"]
+        assert run_main(lambda: main(command)) == 2
+        assert capsys.readouterr().err.startswith("error: --device cuda: there is no GPU")

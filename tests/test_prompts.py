@@ -1,0 +1,229 @@
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.cli import UserError
+from src.data import CATEGORIES, Item, parse_items
+from src.prompts import LETTERS, ORDERS, PROMPTS, Prompt, available, load_prompt, parse_prompt
+from tests.conftest import make_item
+
+NAMES = ("entry", "korean", "plain")
+GOOD: dict[str, Any] = {
+    "user": "{% for turn in dialogue %}{{ turn.target }}{{ turn.text }} {% endfor %}{{ question }} "
+    "{% for option in options %}{{ option.letter }} {{ option.text }} {% endfor %}",
+    "categories": dict(zip(CATEGORIES, "12345", strict=True)),
+    "answer": "{{ letter }}",
+}
+
+
+def item_of(**changes: Any) -> Item:
+    found, problems = parse_items(json.dumps([make_item(4, **changes)]).encode(), "made")
+    assert not problems, problems
+    return found[0]
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    return [
+        {"speaker": 1 + index % 2, "utterance": text, "utterance_id": f"t{index}"} for index, text in enumerate(texts)
+    ]
+
+
+def problem_of(**changes: Any) -> str:
+    """The message for the good prompt with these keys changed; `...` takes one out."""
+    raw = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
+    with pytest.raises(UserError) as caught:
+        parse_prompt(yaml.safe_dump(raw, allow_unicode=True), "mine.yaml")
+    return str(caught.value)
+
+
+# Rendering
+
+
+def test_the_shipped_prompts() -> None:
+    assert available() == sorted(NAMES)
+    assert all(load_prompt(name).description for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_nothing_of_an_item_is_lost(name: str, category: str) -> None:
+    prompt = load_prompt(name)
+    item = item_of(category=category)
+    for order in ORDERS:
+        rendered = prompt.render(item, order)
+        assert [message["role"] for message in rendered.messages] == (["system"] if prompt.system else []) + ["user"]
+        user = rendered.messages[-1]["content"]
+        lines = user.splitlines()
+        # In this order, and so with the longest common beginnings.
+        places = [user.index(f"화자{turn.speaker}: {turn.text}") for turn in item.dialogue]
+        places.append(user.index(prompt.categories[category]))
+        places += [user.index(item.options[int(index)]) for index in order]
+        assert places == sorted(places)
+        for letter, index in zip(LETTERS, order, strict=True):
+            assert f"{letter}. {item.options[int(index)]}" in lines
+        (target,) = item.target_utterances
+        mark = f"*화자{target.speaker}: {target.text}"
+        assert lines.count(mark) == 1 if name == "plain" else lines.count(mark[1:]) == 2
+        if prompt.system:
+            assert "{" not in rendered.messages[0]["content"]
+        assert "{" not in user and user == user.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_items_of_one_dialogue_begin_alike(name: str) -> None:
+    prompt = load_prompt(name)
+    one = item_of(category="원인", inference_1="다른 문장이다.")
+    other = item_of(category="반응")
+    assert prompt.render(one).messages[:-1] == prompt.render(other).messages[:-1]
+    shared = "".join(
+        a
+        for a, b in itertools.takewhile(
+            lambda pair: pair[0] == pair[1],
+            zip(prompt.render(one).messages[-1]["content"], prompt.render(other).messages[-1]["content"], strict=False),
+        )
+    )
+    assert all(turn.text in shared for turn in one.dialogue)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_official_files_surprise_with(name: str) -> None:
+    traps = turns("", "  ", "첫 줄\n둘째 줄", "name1 왔어? {{ dialogue }} {% raw %}", "응.  ", 'A. "따옴표" \\ <s>')
+    item = item_of(conversation=traps, reference_id=["t2", "t1"], inference_2="빈칸이 뒤에 있다.  ")
+    user = load_prompt(name).render(item).messages[-1]["content"]
+    assert "화자1: 첫 줄\n둘째 줄\n" in user
+    assert "name1 왔어? {{ dialogue }} {% raw %}" in user, "what is in the data is no template"
+    assert '화자2: A. "따옴표" \\ <s>' in user
+    assert "B. 빈칸이 뒤에 있다.\n" in user
+    # Blank turns keep their place, and both target utterances stand in the order of the dialogue.
+    mark = "*" if name == "plain" else ""
+    assert f"화자1: \n{mark}화자2:   \n{mark}화자1: 첫 줄" in user
+    if name != "plain":
+        assert "화자2:   \n화자1: 첫 줄\n둘째 줄\n\n" in user
+
+
+def test_orders_map_options_to_letters() -> None:
+    assert sorted(ORDERS) == sorted("".join(order) for order in itertools.permutations("012"))
+    assert ORDERS[0] == "012"
+    item = item_of(inference_1="가", inference_2="나", inference_3="다")
+    rendered = load_prompt("entry").render(item, "201")
+    assert rendered.answers == ("A. 다", "B. 가", "C. 나")
+    assert rendered.messages[-1]["content"].endswith("A. 다\nB. 가\nC. 나")
+    assert load_prompt("korean").render(item, "201").answers == ("A", "B", "C")
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_comes_back_from_its_text(name: str) -> None:
+    prompt = load_prompt(name)
+    again = parse_prompt(prompt.text, "record")
+    assert (again, again.sha256, again.name) == (prompt, prompt.sha256, name)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["C"]), max_size=40),
+    st.text("가 \n:'\"#-|>&*!%@`,[]", max_size=40),
+)
+def test_any_text_comes_back_from_yaml(system: str, sentence: str) -> None:
+    system = "{% raw %}" + system.replace("{%", "") + "{% endraw %}"
+    prompt = Prompt("이름", system, GOOD["user"], dict.fromkeys(CATEGORIES, ""), GOOD["answer"], sentence)  # type: ignore[arg-type]
+    prompt.categories.update({category: f"{category}{sentence}" for category in CATEGORIES})
+    assert parse_prompt(prompt.text, "record") == prompt
+
+
+def test_the_sum_follows_the_text() -> None:
+    prompt = load_prompt("korean")
+    changed = yaml.safe_load(prompt.text) | {"system": prompt.system + "!"}
+    assert parse_prompt(yaml.safe_dump(changed), "record").sha256 != prompt.sha256
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(GOOD, allow_unicode=True), encoding="utf-8")
+    prompt = load_prompt(path)
+    assert (prompt.name, prompt.system) == ("mine", "")
+    assert [message["role"] for message in prompt.render(item_of()).messages] == ["user"]
+
+
+def test_a_prompt_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no prompt 'koraen' .*Known: entry, korean, plain\. Did you mean 'korean'\?"):
+        load_prompt("koraen")
+    with pytest.raises(UserError, match=r"no prompt '.*x\.yaml'"):
+        load_prompt(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_bytes("system: 한국어".encode("cp949"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_prompt(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="not YAML"):
+        parse_prompt("user: [", "x")
+    with pytest.raises(UserError, match=r"a prompt is a mapping with .*; found list"):
+        parse_prompt("- user", "x")
+
+
+def test_every_key_is_checked() -> None:
+    message = problem_of(sytem="x", answer=..., user=3)
+    assert "mine.yaml: unknown key 'sytem'. Did you mean 'system'?" in message
+    assert "'answer' is missing" in message and "'user' must be text, found int" in message
+    assert "Allowed keys: name, system, user, categories, answer, description." in message
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        ["원인"],
+        {"원인": "1"},
+        GOOD["categories"] | {"결과": "6"},
+        GOOD["categories"] | {None: "6"},
+        GOOD["categories"] | {"원인": 1},
+        GOOD["categories"] | {"원인": None},
+    ],
+)
+def test_a_sentence_for_every_category(categories: Any) -> None:
+    assert "'categories' needs one sentence for each of 원인, 후행사건" in problem_of(categories=categories)
+
+
+@pytest.mark.parametrize("answer", ["정답: {{ letter }}", "{{ option }}", "A", "({{ letter }})", ""])
+def test_an_answer_starts_with_its_letter(answer: str) -> None:
+    assert "the answer must start with the option's letter" in problem_of(answer=answer)
+
+
+@pytest.mark.parametrize(
+    ("user", "lost"),
+    [
+        (GOOD["user"].replace("turn.text", "turn.speaker"), "probe-first, probe-second"),
+        (GOOD["user"].replace("option.text", "option.letter"), "probe-0, probe-1, probe-2"),
+    ],
+)
+def test_a_prompt_that_leaves_something_out(user: str, lost: str) -> None:
+    assert f"leaves out part of the item: {lost}" in problem_of(user=user)
+
+
+@pytest.mark.parametrize("hidden", ["{{ turn.target }}", "{{ question }}"])
+def test_a_prompt_that_asks_the_same_of_different_items(hidden: str) -> None:
+    message = problem_of(user=GOOD["user"].replace(hidden, ""))
+    assert "the prompt is the same for " in message and "targets" in message
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        *("{{ dialog }}", "{{ turn", "{% if %}", "{{ dialogue.nothing }}"),
+        *("{{ dialogue + 1 }}", "{{ 1 // 0 }}", "{{ ''.__class__.__mro__ }}"),
+    ],
+)
+def test_a_template_that_cannot_be_filled(user: str) -> None:
+    assert "the template cannot be filled (" in problem_of(user=GOOD["user"] + user)
+
+
+def test_no_heavy_imports() -> None:
+    code = "import src.prompts, sys; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert PROMPTS.is_dir()

@@ -1,0 +1,186 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from src.cli import UserError
+from src.encode import Encoder, Example
+from src.prompts import ORDERS, parse_prompt
+from src.recipes import backbones
+from src.records import ItemScores
+from src.scores import LetterHead, letters_only, pad, score
+from tests import toys
+
+SHORT = parse_prompt(toys.SHORT, "short")
+ITEMS = toys.items(7)
+KINDS = ("polar", "qwen2", "kogemma")
+
+
+def encoder(short: str) -> Encoder:
+    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def short(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(short: str) -> Any:
+    return toys.network(short)
+
+
+def scored(network: Any, short: str, orders: tuple[str, ...] = ORDERS[:1], **keys: Any) -> list[ItemScores]:
+    one = encoder(short)
+    examples = one.for_scoring(ITEMS, orders)
+    assert one.letter_ids is not None
+    return score(network, examples, one.letter_ids, keys.pop("pad_id", one.pad_id), **keys)
+
+
+def values(rows: list[ItemScores]) -> torch.Tensor:
+    return torch.tensor([row.logits for row in rows])
+
+
+def test_the_logits_are_the_models_own(short: str, network: Any) -> None:
+    one = encoder(short)
+    rows = scored(network, short)
+    assert [row.id for row in rows] == [item.id for item in ITEMS]
+    for row, example in zip(rows, one.for_scoring(ITEMS), strict=True):
+        with torch.no_grad():
+            own = network(input_ids=torch.tensor([example.ids])).logits[0, -1, list(one.letter_ids or ())]
+        assert row.orders == ("012",)
+        torch.testing.assert_close(torch.tensor(row.logits[0]), own, atol=1e-4, rtol=0)
+    assert values(rows).std() > 0.1, "a model that says the same of everything shows nothing"
+
+
+def test_the_soft_cap_behind_the_head_still_counts() -> None:
+    network = toys.network("kogemma", final_logit_softcapping=0.5)
+    capped = values(scored(network, "kogemma"))
+    assert capped.abs().max() < 0.5
+    network.config.final_logit_softcapping = None
+    torch.testing.assert_close(capped, 0.5 * torch.tanh(values(scored(network, "kogemma")) / 0.5), atol=1e-4, rtol=0)
+
+
+def test_scores_do_not_depend_on_the_batch(short: str, network: Any) -> None:
+    alone = values(scored(network, short, batch_tokens=1))
+    for batch_tokens in (250, 10**6):
+        together = values(scored(network, short, batch_tokens=batch_tokens))
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    # Nor on what the rows are filled with, be it a token that the text holds.
+    eos = encoder(short).tokenizer.eos_token_id
+    torch.testing.assert_close(values(scored(network, short, pad_id=eos)), alone, atol=1e-4, rtol=0)
+
+
+def test_batches_are_no_larger_than_asked_and_the_longest_comes_first() -> None:
+    class Spy(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(2, 10)
+            self.seen: list[tuple[int, int]] = []
+
+        def get_output_embeddings(self) -> Any:
+            return self.head
+
+        def set_output_embeddings(self, head: Any) -> None:
+            self.head = head
+
+        def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **keys: Any) -> Any:
+            self.seen.append(tuple(input_ids.shape))
+            # The first token names the example: its logits must come back to it.
+            self.logits = input_ids[:, :1].float() * torch.ones(3)
+            assert logits_to_keep.sum() == len(input_ids)
+            return self
+
+    lengths = [5, 9, 3, 9, 1, 7, 2]
+    examples = [Example(f"i{n}", "012", (n,) * length, length, 0) for n, length in enumerate(lengths)]
+    spy, done = Spy(), []
+    rows = score(spy, examples, (1, 2, 3), 0, batch_tokens=20, update=done.append)
+    assert spy.seen == [(2, 9), (2, 7), (3, 3)] and done == [2, 4, 7]
+    assert [row.id for row in rows] == [f"i{n}" for n in range(7)]
+    assert [row.logits for row in rows] == [((n, n, n),) for n in range(7)]
+
+
+def test_six_orders_are_gathered_by_item(short: str, network: Any) -> None:
+    rows = scored(network, short, ORDERS)
+    assert [(row.id, row.orders) for row in rows] == [(item.id, ORDERS) for item in ITEMS]
+    for order in (0, 4):
+        alone = values(scored(network, short, (ORDERS[order],)))
+        torch.testing.assert_close(values(rows)[:, order : order + 1], alone, atol=1e-4, rtol=0)
+
+
+def test_the_read_out_is_in_fp32() -> None:
+    head = torch.nn.Linear(64, 10, bias=True).bfloat16()
+    read = LetterHead(head, (4, 7, 2))
+    hidden = torch.randn(5, 64).bfloat16()
+    assert read(hidden).dtype == read.weight.dtype == torch.float32
+    expected = hidden.double() @ head.weight.double().T + head.bias.double()
+    torch.testing.assert_close(read(hidden).double(), expected[:, [4, 7, 2]], atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(read(hidden).double(), expected[:, [4, 7, 2]], atol=1e-5, rtol=0)
+
+
+def test_the_head_and_the_mode_come_back(network: Any, short: str) -> None:
+    head = network.get_output_embeddings()
+    network.train()
+    scored(network, short)
+    assert network.get_output_embeddings() is head and network.training
+    with pytest.raises(RuntimeError, match="on purpose"), letters_only(network, (1, 2, 3)):
+        raise RuntimeError("on purpose")
+    assert network.get_output_embeddings() is head
+    with pytest.raises(IndexError):
+        scored(network, short, update=lambda done: [][0])
+    assert network.get_output_embeddings() is head and network.training
+    network.eval()
+
+
+def test_an_adapter_is_scored_on_its_base(short: str) -> None:
+    network = toys.network(short)
+    bare = values(scored(network, short))
+    adapted = get_peft_model(network, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    with_adapter = values(scored(adapted, short))
+    assert (with_adapter - bare).abs().max() > 0.01
+    with adapted.disable_adapter():
+        torch.testing.assert_close(values(scored(adapted, short)), bare)
+    merged = values(scored(copy.deepcopy(adapted).merge_and_unload(), short))
+    torch.testing.assert_close(merged, with_adapter, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_on_the_head_counts() -> None:
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(toys.network("polar"), config).eval()
+    one = encoder("polar")
+    (example, *_) = one.for_scoring(ITEMS)
+    with torch.no_grad():
+        own = adapted(input_ids=torch.tensor([example.ids])).logits[0, -1, list(one.letter_ids or ())]
+    torch.testing.assert_close(values(scored(adapted, "polar"))[0, 0], own, atol=1e-4, rtol=0)
+
+
+def test_logits_that_are_no_numbers() -> None:
+    network = toys.network("qwen2")
+    with torch.no_grad():
+        network.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"made-0000: .*three finite numbers .*diverged"):
+        scored(network, "qwen2")
+
+
+def test_padding_is_masked_by_length() -> None:
+    ids, mask = pad([(5, 6, 7), (9,), (0, 5)], 5)
+    assert ids.tolist() == [[5, 6, 7], [9, 5, 5], [0, 5, 5]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_scores_on_a_gpu_do_not_depend_on_the_batch(short: str) -> None:
+    network = toys.network(short).to("cuda", torch.bfloat16)
+    alone = values(scored(network, short, ORDERS, batch_tokens=1))
+    together = values(scored(network, short, ORDERS))
+    # bf16 activations: a last bit here and there, against logits that differ by tenths.
+    torch.testing.assert_close(together, alone, atol=0.05, rtol=0)
+    torch.testing.assert_close(values(scored(network, short, ORDERS)), together, atol=0, rtol=0)
+    assert len(set(alone.flatten().tolist())) > 0.9 * alone.numel(), "logits in bf16 would coincide"

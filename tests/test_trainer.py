@@ -1,0 +1,489 @@
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from src import trainer
+from src.cli import UserError
+from src.data import Item
+from src.encode import Encoder, Example
+from src.prompts import parse_prompt
+from src.recipes import Recipe, backbones
+from src.records import ItemScores
+from src.scores import score
+from src.trainer import (
+    CHECKPOINTS,
+    Outcome,
+    best_of,
+    collate,
+    dev_metrics,
+    fine_tune,
+    last_checkpoint,
+    objective_of,
+    sample_weights,
+    share_moved,
+)
+from tests import toys
+
+CPU = torch.device("cpu")
+SHORT = parse_prompt(toys.SHORT, "short")
+TRAIN, DEV = [*toys.items(5), *toys.items(3, 5, inference_2="짧다.", output="inference_2")], toys.items(6, 8)
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def stay_eager() -> Iterator[None]:
+    """torchao compiles its optimizer, half a minute for nothing here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def encoder(short: str) -> Encoder:
+    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+
+
+def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
+    return fine_tune(recipe, encoder(recipe.backbone), items, dev, folder, CPU)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Recorder(trainer.LetterTrainer):
+    """Remembers the gradients of each optimizer step, the losses of each pass, and the weights at each evaluation."""
+
+    gradients: list[dict[str, torch.Tensor]]
+    losses: list[float]
+    evaluated: list[dict[str, torch.Tensor]]
+
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        super().__init__(*args, **keys)
+        type(self).gradients, type(self).losses, type(self).evaluated = [], [], []
+        recorder = self
+
+        class Look(TrainerCallback):
+            def on_pre_optimizer_step(self, *args: Any, **keys: Any) -> None:
+                named = recorder.model.named_parameters()
+                recorder.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+        self.add_callback(Look())
+
+    def training_step(self, *args: Any, **keys: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **keys)
+        self.losses.append(loss.item())
+        return loss
+
+    def evaluate(self, *args: Any, **keys: Any) -> dict[str, float]:
+        named = self.model.named_parameters()
+        self.evaluated.append({name: p.detach().clone() for name, p in named if p.requires_grad})
+        return super().evaluate(*args, **keys)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    monkeypatch.setattr(trainer, "LetterTrainer", Recorder)
+    return Recorder
+
+
+@pytest.fixture
+def dev_results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """What the evaluations find, to be filled by the test: right items and log-loss."""
+    results: list[tuple[int, float]] = []
+
+    def found(items: Any, rows: Any) -> dict[str, float]:
+        correct, log_loss = results.pop(0)
+        return {"accuracy": correct / len(items), "correct": correct, "log_loss": log_loss}
+
+    monkeypatch.setattr(trainer, "dev_metrics", found)
+    return results
+
+
+# The loss
+
+
+def by_hand(network: Any, one: Encoder, examples: list[Example], objective: str, loss_per: str) -> torch.Tensor:
+    """The loss of one optimizer step over `examples`, item by item, without padding."""
+    losses, count = [], 0
+    for example in examples:
+        stop = len(example.ids) if objective == "answer" else example.answer_start + 1
+        ids = torch.tensor(example.ids[:stop])
+        logprobs = network(input_ids=ids[None]).logits[0].float()
+        places = range(example.answer_start, stop)
+        if objective == "letters":
+            logprobs = logprobs[:, list(one.letter_ids or ())].log_softmax(-1)
+            found = [logprobs[place - 1, example.letter] for place in places]
+        else:
+            logprobs = logprobs.log_softmax(-1)
+            found = [logprobs[place - 1, ids[place]] for place in places]
+        total = -torch.stack(found).sum()
+        losses.append(total / len(places) if loss_per == "item" else total)
+        count += 1 if loss_per == "item" else len(places)
+    return torch.stack(losses).sum() / count
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss_per", "layouts"),
+    [
+        ("answer", "item", [(8, 1), (1, 8), (2, 4)]),
+        ("answer", "token", [(8, 1), (1, 8), (2, 4)]),
+        ("letter", "item", [(8, 1), (2, 4)]),
+        ("letters", "token", [(1, 8), (4, 2)]),
+    ],
+)
+def test_one_step_is_the_same_in_any_layout(
+    objective: str,
+    loss_per: str,
+    layouts: list[tuple[int, int]],
+    backbone_folder: Folder,
+    tmp_path: Path,
+    recorder: type[Recorder],
+) -> None:
+    one = encoder("kogemma")
+    examples = one.for_training(TRAIN)
+    assert len({len(example.ids) - example.answer_start for example in examples}) >= 3
+    network = toys.network("kogemma")
+    expected = by_hand(network, one, examples, objective, loss_per)
+    expected.backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    for batch_size, accumulation in layouts:
+        recipe = toys.recipe(
+            backbone_folder("kogemma"),
+            "kogemma",
+            method="full",
+            objective=objective,
+            loss_per=loss_per,
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=0,
+            epoch=1,
+        )
+        train(recipe, tmp_path / f"{batch_size}")
+        (found,) = recorder.gradients
+        assert len(recorder.losses) == accumulation
+        assert sum(recorder.losses) == pytest.approx(expected.item(), abs=1e-5)
+        assert found.keys() == gradients.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(
+                gradient, gradients[name], atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_the_last_step_of_an_epoch_may_be_smaller(
+    backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    # 8 items in steps of 3: the third is divided by 2, not by 3.
+    recipe = toys.recipe(
+        backbone_folder("qwen2"), "qwen2", method="full", lr=1e-30, batch_size=1, gradient_accumulation_steps=3, epoch=1
+    )
+    train(recipe, tmp_path)
+    one = encoder("qwen2")
+    each = by_hand(toys.network("qwen2"), one, one.for_training(TRAIN), "answer", "item")
+    assert len(recorder.gradients) == 3 and len(recorder.losses) == 8
+    # The losses of a pass are its item's share of its step.
+    total = sum(recorder.losses[:6]) * 3 + sum(recorder.losses[6:]) * 2
+    assert total / 8 == pytest.approx(each.item(), abs=1e-4)
+
+
+def test_collate_by_hand() -> None:
+    examples = [Example("a", "012", (5, 6, 7, 8), 2, 0), Example("b", "012", (5, 9), 1, 1)]
+    batch = collate(examples, 0, "item")
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 9, -100, -100]]
+    assert batch["weights"].tolist() == [[0, 0, 0.5, 0.5], [0, 1, 0, 0]]
+    assert collate(examples, 0, "token")["weights"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+
+
+def test_what_each_objective_supervises(backbone_folder: Folder) -> None:
+    one = encoder("bllossom")
+    examples = one.for_training(TRAIN)
+    recipe = toys.recipe(backbone_folder("bllossom"), "bllossom")
+    assert objective_of(recipe, examples) == examples
+    for objective in ("letter", "letters"):
+        cut = objective_of(recipe.replace(objective=objective), examples)
+        assert [len(short.ids) - short.answer_start for short in cut] == [1] * len(cut)
+        assert one.letter_ids is not None
+        assert [short.ids[-1] for short in cut] == [one.letter_ids[item.label or 0] for item in TRAIN]
+
+
+# Evaluations and what is kept
+
+
+def test_dev_metrics_by_hand() -> None:
+    items = toys.items(3)
+    logits = ((2.0, 0.0, 0.0), (3.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    rows = [ItemScores(item.id, ("012",), (row,)) for item, row in zip(items, logits, strict=True)]
+    found = dev_metrics(items, rows)
+    right = [math.exp(2) / (math.exp(2) + 2), 1 / (math.exp(3) + 2), math.e / (math.e + 2)]
+    assert (found["accuracy"], found["correct"]) == (2 / 3, 2)
+    assert found["log_loss"] == pytest.approx(-sum(map(math.log, right)) / 3)
+    by_category = {items[0].category: 1.0, items[1].category: 0.0, items[2].category: 1.0}
+    assert {key: value for key, value in found.items() if key.startswith("accuracy_")} == {
+        f"accuracy_{category}": value for category, value in by_category.items()
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 605), st.floats(0, 1e6)), min_size=1, max_size=8))
+def test_the_best_has_most_right_then_the_lowest_log_loss_then_is_first(pairs: list[tuple[int, float]]) -> None:
+    best = best_of([{"eval_correct": correct, "eval_log_loss": log_loss} for correct, log_loss in pairs])
+    most = max(correct for correct, _ in pairs)
+    lowest = min(log_loss for correct, log_loss in pairs if correct == most)
+    assert best == pairs.index((most, lowest))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_evaluation_is_kept_not_the_last(
+    method: str,
+    backbone_folder: Folder,
+    tmp_path: Path,
+    recorder: type[Recorder],
+    dev_results: list[tuple[int, float]],
+) -> None:
+    dev_results += [(2, 0.5), (4, 1.0), (4, 0.9), (4, 0.9), (3, 0.1)]
+    recipe = toys.recipe(backbone_folder("polar"), "polar", method=method, epoch=5, batch_size=4)
+    outcome = train(recipe, tmp_path)
+    assert outcome.training["best_step"] == 6 and outcome.training["steps"] == 10
+    assert [entry["eval_correct"] for entry in outcome.training["evaluations"]] == [2, 4, 4, 4, 3]
+    kept = weights(tmp_path / ("adapter" if method == "lora" else "model"))
+    third = {name.replace(".default", ""): value for name, value in recorder.evaluated[2].items()}
+    assert equal(kept, third) and not equal(kept, weights(tmp_path / CHECKPOINTS / "checkpoint-10"))
+    # The best, and one checkpoint to go on from; nothing else.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [CHECKPOINTS, "adapter" if method == "lora" else "model"]
+    )
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["checkpoint-10"]
+
+
+def test_early_stopping_and_going_on_after_it(
+    backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder], dev_results: list[tuple[int, float]]
+) -> None:
+    dev_results += [(2, 1.0), (4, 1.0), (4, 1.1), (3, 0.1), (6, 0.0)]
+    recipe = toys.recipe(
+        backbone_folder("polar"), "polar", method="full", epoch=5, batch_size=4, early_stopping_patience=2
+    )
+    outcome = train(recipe, tmp_path)
+    assert (outcome.training["steps"], outcome.training["best_step"]) == (8, 4)
+    assert dev_results == [(6, 0.0)]
+    # A run that was stopped before its record was written does not train on.
+    again = train(recipe, tmp_path)
+    assert dev_results == [(6, 0.0)] and recorder.gradients == []
+    same = ("steps", "best_step", "evaluations", "loss", "weights_moved")
+    assert {key: again.training[key] for key in same} == {key: outcome.training[key] for key in same}
+
+
+def test_evaluations_by_steps(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1, batch_size=1, eval_steps=3)
+    outcome = train(recipe, tmp_path)
+    # The end is looked at too.
+    assert [entry["step"] for entry in outcome.training["evaluations"]] == [3, 6, 8]
+    few = train(recipe.replace(eval_steps=100), tmp_path / "few")
+    assert [entry["step"] for entry in few.training["evaluations"]] == [8]
+
+
+def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, tmp_path: Path) -> None:
+    from src.model import load_run
+
+    recipe = toys.recipe(backbone_folder("kogemma"), "kogemma", epoch=3, objective="letters")
+    outcome = train(recipe, tmp_path)
+    one = encoder("kogemma")
+    examples = one.for_scoring(DEV)
+    rows = score(load_run(tmp_path, recipe, CPU), examples, one.letter_ids or (), one.pad_id)
+    best = outcome.training["evaluations"][best_of(outcome.training["evaluations"])]
+    assert dev_metrics(DEV, rows)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
+
+
+def test_training_learns(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=12, lr=1e-2, objective="letters", lora_dropout=0)
+    items = toys.items(8)
+    outcome = train(recipe, tmp_path, items, items)
+    assert outcome.training["evaluations"][-1]["eval_accuracy"] == 1.0
+    assert outcome.training["effective_batch"] == 2 and outcome.training["steps"] == 48
+
+
+# Going on
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
+    """Ends the process, as it were, in the forward pass after so many."""
+    count = 0
+    compute = trainer.LetterTrainer.compute_loss
+
+    def step(self: Any, *args: Any, **keys: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > passes:
+            raise Killed
+        return compute(self, *args, **keys)
+
+    monkeypatch.setattr(trainer.LetterTrainer, "compute_loss", step)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_two_epochs_and_two_are_four_bit_for_bit(
+    method: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toys.recipe(
+        backbone_folder("qwen2it"), "qwen2it", method=method, epoch=4, lr=1e-3, lora_dropout=0.3, warmup_steps=0.1
+    )
+    straight = train(recipe, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 10)  # 4 passes an epoch: in the third
+        with pytest.raises(Killed):
+            train(recipe, tmp_path / "halved")
+    # Only the second epoch's checkpoint is left; a third one was begun.
+    half = tmp_path / "halved" / CHECKPOINTS / "checkpoint-12"
+    shutil.copytree(half.with_name("checkpoint-8"), half)
+    (half / "trainer_state.json").unlink()
+    halved = train(recipe, tmp_path / "halved")
+    assert halved.training["resumed_from"] == str(half.with_name("checkpoint-8"))
+    name = "model" if method == "full" else "adapter"
+    assert equal(weights(tmp_path / "halved" / name), weights(tmp_path / "straight" / name))
+    last = f"{CHECKPOINTS}/checkpoint-16"
+    assert equal(weights(tmp_path / "halved" / last), weights(tmp_path / "straight" / last))
+    for key in ("steps", "best_step", "evaluations"):
+        assert halved.training[key] == straight.training[key], key
+    assert halved.training.get("weights_moved") == straight.training.get("weights_moved")
+    assert [path.name for path in (tmp_path / "halved" / CHECKPOINTS).iterdir()] == ["checkpoint-16"]
+    # And a run that was stopped after its last step only looks at what it has.
+    done = train(recipe, tmp_path / "halved")
+    assert (done.training["evaluations"], done.training["steps"]) == (straight.training["evaluations"], 16)
+
+
+def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step, state in (
+        (900, "{}"),
+        (1000, '{"global_step": 1000}'),
+        (1100, '{"global_st'),
+        (80, '{"global_step": 80}'),
+    ):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state, encoding="utf-8")
+    (tmp_path / "checkpoint-1200").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
+
+
+def test_stopped_between_two_renames(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1)
+    train(recipe, tmp_path)
+    before = weights(tmp_path / "adapter")
+    (tmp_path / "adapter").rename(tmp_path / "adapter.old")
+    train(recipe, tmp_path)
+    assert equal(weights(tmp_path / "adapter"), before) and not (tmp_path / "adapter.old").exists()
+
+
+def test_the_same_seed_gives_the_same_run(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1)
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        torch.rand(len(name))  # what happened before does not matter
+        train(recipe.replace(seed=seed), tmp_path / name)
+    one, again, other = (weights(tmp_path / name / "adapter") for name in ("one", "again", "other"))
+    assert equal(one, again) and not equal(one, other)
+
+
+# What goes wrong
+
+
+def test_a_loss_that_is_no_number(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", lr=1e20, batch_size=1, epoch=3, eval_steps=20)
+    with pytest.raises(UserError, match=r"training diverged before step 10: \{'loss': nan.*A lower lr"):
+        train(recipe, tmp_path)
+    # Found in an evaluation, where that comes first.
+    with pytest.raises(UserError, match="diverged in training"):
+        train(recipe.replace(eval_steps=4), tmp_path / "evaluated")
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "evaluated" / "adapter").exists()
+
+
+# Weights that move
+
+
+def test_the_share_of_weights_that_moved(backbone_folder: Folder, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 3))
+    network[0].bias.requires_grad_(False)
+    before = sample_weights(network, per_tensor=7)
+    assert {name: value.numel() for name, value in before.items()} == {"0.weight": 8, "1.weight": 8, "1.bias": 3}
+    assert share_moved(before, sample_weights(network, per_tensor=7)) == 0
+    with torch.no_grad():
+        network[1].bias += 1
+    assert share_moved(before, sample_weights(network, per_tensor=7)) == 3 / 19
+
+
+@pytest.mark.parametrize("optimizer", ["fp32", "bf16-stochastic", "auto"])
+def test_full_fine_tuning_says_what_share_moved(optimizer: str, backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer=optimizer, lr=2e-5)
+    outcome = train(recipe, tmp_path)
+    assert outcome.training["optimizer"] == ("fp32" if optimizer == "auto" else optimizer)
+    # Words that no item holds have no gradient.
+    assert (0.05 if optimizer == "bf16-stochastic" else 0.3) < outcome.training["weights_moved"] <= 1
+    assert outcome.trainable_parameters == outcome.parameters
+    moved = weights(tmp_path / "model")
+    assert {value.dtype for value in moved.values()} == {torch.float32}, "as scoring on a CPU loads them"
+    if optimizer == "bf16-stochastic":
+        assert all(torch.equal(value, value.bfloat16().float()) for value in moved.values())
+
+
+def test_why_plain_bf16_is_not_offered() -> None:
+    torch.manual_seed(0)
+    start = (torch.randn(200, 300) * 0.02).bfloat16()
+    steps, lr = 20, 2e-5
+    changes = {}
+    for name in ("plain", "bf16-stochastic"):
+        weight = torch.nn.Parameter(start.clone())
+        if name == "plain":
+            optimizer: Any = torch.optim.AdamW([weight], lr=lr, weight_decay=0)
+        else:
+            from torchao.optim import AdamW8bit
+
+            assert trainer.OPTIMIZERS[name] == ("adamw_torch_8bit", "bf16_stochastic_round=True")
+            optimizer = AdamW8bit([weight], lr=lr, weight_decay=0, bf16_stochastic_round=True)
+        for _ in range(steps):
+            weight.grad = torch.full_like(weight, -1e-3)
+            optimizer.step()
+        changes[name] = weight.detach().float() - start.float()
+    # The same gradient at each step: Adam's way is steps · lr.
+    assert changes["bf16-stochastic"].mean().item() == pytest.approx(steps * lr, rel=0.1)
+    assert (changes["bf16-stochastic"] != 0).float().mean() > 0.8
+    assert (changes["plain"] != 0).float().mean() < 0.4
+    assert changes["plain"][start.abs() > 0.0157].abs().max() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("qlora", "auto"), ("lora", "auto"), ("full", "fp32"), ("full", "fp32-8bit"), ("full", "bf16-stochastic")],
+)
+def test_training_on_a_gpu(method: str, optimizer: str, backbone_folder: Folder, tmp_path: Path) -> None:
+    for short in ("polar", "kogemma"):
+        recipe = toys.recipe(
+            backbone_folder(short), short, method=method, optimizer=optimizer, batch_size=1, gradient_checkpointing="on"
+        )
+        device = torch.device("cuda", 0)
+        outcome = fine_tune(recipe, encoder(short), TRAIN, DEV, tmp_path / short, device)
+        ((_, loss),) = outcome.training["loss"]
+        assert math.isfinite(loss)
+        kept = weights(tmp_path / short / ("model" if method == "full" else "adapter"))
+        assert all(value.isfinite().all() for value in kept.values())
+        assert {value.dtype for value in kept.values()} == {torch.bfloat16 if method == "full" else torch.float32}
+        if method == "full":
+            assert outcome.training["weights_moved"] > 0.3
+        else:
+            assert all(value.abs().sum() > 0 for name, value in kept.items() if "lora_B" in name)
