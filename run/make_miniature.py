@@ -1,17 +1,21 @@
-"""Make the miniature: the sample corpus, the eight backbones at toy size, and a recipe for each. Needs no network and no GPU.
+"""Make the miniature: the sample corpus, the eight backbones at toy size, and a recipe for each. Offline, on a CPU.
 
     python -m run.make_miniature
     python -m run.make_miniature --only qwen2 solarko
     python -m run.make_miniature --out /tmp/miniature
 
-Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. What is complete is left as it is: remove a
-folder to have it made anew. Everything is invented, and numbers that come of it are the miniature's.
+Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. What is complete is left as it
+is: remove a folder to have it made anew. Everything is invented, and numbers that come of it are the miniature's.
 """
 
+import os
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from src.cli import Parser, UserError, nearest, run_main
 from src.data import SPLITS, dump_items, split_path
@@ -31,11 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     started = time.monotonic()
 
-    import transformers
-
     from src import corpus, miniature
 
-    transformers.utils.logging.disable_progress_bar()
     values = miniature.load_values()
     known = values["backbones"]
     for name in arguments.only or ():
@@ -49,31 +50,48 @@ def main(argv: list[str] | None = None) -> None:
         splits = corpus.make_corpus()
         write_texts({split_path(data, split): dump_items(items) for split, items in splits.items()})
         print(f"{data}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " items")
+    recipes = arguments.out / "recipes"
     for name, text in miniature.recipes(values, folder).items():
-        write_text(arguments.out / "recipes" / f"{name}.yaml", text)
+        write_text(recipes / f"{name}.yaml", text)
 
+    families = by_family(known, arguments.only or list(known))
+    # Each process computes with its share of the cores: two small models side by side are quicker than one on both.
+    with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1), get_context("spawn")) as pool:
+        list(pool.map(make_family, families, [folder] * len(families)))
+    print(f"{time.monotonic() - started:.0f} s. Next: python -m run.reproduce --recipes {recipes} --data {data}")
+
+
+def by_family(backbones: dict[str, Any], names: list[str]) -> list[list[str]]:
+    """`names` and all that they start from, by the one that a family starts with, each behind what it starts from."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        chain = [name]
+        while parent := backbones[chain[0]].get("parent"):
+            chain.insert(0, parent)
+        family = families.setdefault(chain[0], [])
+        family += [one for one in chain if one not in family]
+    return list(families.values())
+
+
+def make_family(names: list[str], folder: Path) -> None:
+    import torch
+    import transformers
+
+    from src import miniature
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    values = miniature.load_values()
     texts: list[str] = []
-    for short in in_order(known, arguments.only or list(known)):
+    for short in names:
         if (folder / short).is_dir():
-            print(f"{folder / short}: complete")
+            print(f"{folder / short}: complete", flush=True)
             continue
         texts = texts or miniature.tokenizer_texts(values)
         make(short, folder, values, texts)
-    print(f"{time.monotonic() - started:.0f} s. Next: python -m run.reproduce --recipes {arguments.out / 'recipes'} --data {data}")
 
 
-def in_order(backbones: dict, names: list[str]) -> list[str]:
-    """`names` and all that they start from, each behind what it starts from."""
-    order: list[str] = []
-    for name in names:
-        chain = [name]
-        while parent := backbones[chain[-1]].get("parent"):
-            chain.append(parent)
-        order += [one for one in reversed(chain) if one not in order]
-    return order
-
-
-def make(short: str, folder: Path, values: dict, texts: list[str]) -> None:
+def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> None:
     """Makes one backbone under a temporary name, so that its folder is complete when it is there."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -98,8 +116,9 @@ def make(short: str, folder: Path, values: dict, texts: list[str]) -> None:
     part.rename(folder / short)
     config = network.config
     print(
-        f"{folder / short}: {config.model_type}, {config.num_hidden_layers} layers, {network.num_parameters():,} parameters, "
-        f"{len(tokenizer)} tokens, {accuracy or 0:.2f} of new letters right, {time.monotonic() - started:.0f} s",
+        f"{folder / short}: {config.model_type}, {config.num_hidden_layers} layers, "
+        f"{network.num_parameters():,} parameters, {len(tokenizer)} tokens, "
+        f"{accuracy or 0:.2f} of new letters right, {time.monotonic() - started:.0f} s",
         flush=True,
     )
 

@@ -1,14 +1,15 @@
-"""The miniature: the eight backbones at toy size, with their architecture and the quirks of their tokenizer, made in seconds.
+"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in seconds.
 
-A frozen random base cannot be tuned with adapters, so each is pre-trained for a few seconds, on dialogues that `src/corpus.py`
-invents for it: the same kind as the sample corpus, never its items. Three things make seconds enough:
+A frozen random base cannot be tuned with adapters, so each is pre-trained for a few seconds, on dialogues that
+`src/corpus.py` invents for it: the same kind as the sample corpus, never its items. Three things make seconds enough:
 
-- attention starts where trained models end up (mimetic initialisation, Trockman & Kolter 2023, arXiv:2305.09828): on near tokens, and
-  on equal tokens further back;
-- two probes on middle layers, thrown away afterwards, ask for the steps on the way: is this word in the dialogue, is this option right;
+- attention starts where trained models end up, on near tokens and on equal tokens further back: mimetic
+  initialisation (Trockman & Kolter 2023, arXiv:2305.09828);
+- two probes on middle layers, thrown away afterwards, ask for the steps on the way: is this word in the dialogue, is
+  this option right;
 - the questions of a dialogue share its tokens, each seeing the dialogue and itself.
 
-Families are real: a backbone that was tuned from another one starts with its weights, and with its embeddings of the tokens that both know.
+A backbone may start with the weights of another, its `parent`, and with its embeddings of the tokens that both know.
 Numbers of these models say that the code works, nothing about the backbones; they are always called the miniature's.
 """
 
@@ -42,7 +43,7 @@ BYTE_SPLITS = {
 }
 
 # Radians a token; pairs of features that turn more slowly can compare tokens a dialogue apart.
-SLOW = 0.017
+SLOW = 0.014
 Raw = Mapping[str, Any]
 """An item in the official shape, as `src/corpus.py` makes them."""
 Marks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -81,7 +82,7 @@ def make_backbone(
 
 
 def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """YAML of the miniature's recipes by name: the published ones, with backbones in `folder` and settings that fit their size."""
+    """YAML of the miniature's recipes by name: the published ones, for backbones in `folder` and their size."""
     texts = {}
     for short in values["backbones"]:
         published = RECIPES / "published" / f"{short}.yaml"
@@ -152,7 +153,7 @@ def _byte_level(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:
 
 
 def _pieces(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:
-    """SentencePiece-like BPE with byte fallback: special tokens and bytes come first, a space is `▁`, a line break is a byte.
+    """SentencePiece-like BPE with byte fallback: special tokens and bytes first, a space is `▁`, a line break a byte.
 
     Kind "sentencepiece" puts a dummy space in front of a text, "gemma" does not.
     """
@@ -188,7 +189,7 @@ def _pieces(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:
 
 
 def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[str, float]) -> Any:
-    """An untrained model in fp32 of the config `spec`, initialised by torch's global generator; its vocabulary is padded to 64."""
+    """An untrained fp32 model of the config `spec`, drawn from torch's global generator; vocabulary padded to 64."""
     settings = {key: value for key, value in spec.items() if key not in ("model_type", "rope_theta")}
     config = AutoConfig.for_model(
         spec["model_type"],
@@ -208,12 +209,12 @@ def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[
 
 @torch.no_grad()
 def initialise(network: Any, values: Mapping[str, float]) -> None:
-    """Points the heads of every layer: even groups (of key-value heads) at near tokens, odd ones at equal tokens further back.
+    """Points every layer's heads: even groups (of key-value heads) at near tokens, odd ones at equal ones further back.
 
-    Rotary embedding turns the i-th pair of a head's features by its own angle a token. Fast pairs get a constant query and key, whose
-    product falls with the distance: a peak one token back, or a broad one at the token itself. Slow pairs get the same random
-    projection as query and key, so that equal tokens find each other; the query is turned on by `distance` tokens, so that an
-    occurrence about that far back wins over the token itself.
+    Rotary embedding turns the i-th pair of a head's features by its own angle a token. Fast pairs get a constant query
+    and key, whose product falls with the distance: a peak one token back, or a broad one at the token itself. Slow
+    pairs get the same random projection as query and key, so that equal tokens find each other; the query is turned on
+    by `distance` tokens, so that an occurrence about that far back wins over the token itself.
     """
     config = network.config
     hidden = config.hidden_size
@@ -262,14 +263,15 @@ def initialise(network: Any, values: Mapping[str, float]) -> None:
 def inherit(network: Any, tokenizer: Any, parent: Any, parent_tokenizer: Any) -> None:
     """Gives `network` the weights of `parent`, and its embeddings of the tokens that both vocabularies have.
 
-    A deeper network repeats the layer before the parent's last (as SOLAR was made deeper), its output scaled to a tenth to start with.
+    A deeper network repeats the layer before the parent's last (as SOLAR was made deeper), with a tenth of its output.
     """
     layers, old = network.model.layers, parent.model.layers
     extra = len(layers) - len(old)
     assert extra >= 0, "a parent has no more layers than its child"
     order = [*range(len(old) - 1), *[len(old) - 2] * extra, len(old) - 1]
     for place, (layer, source) in enumerate(zip(layers, order, strict=True)):
-        layer.load_state_dict(old[source].state_dict())
+        for name, theirs in old[source].named_parameters():  # the child's may be larger, and it may have biases besides
+            layer.get_parameter(name)[tuple(map(slice, theirs.shape))] = theirs
         if len(old) - 1 <= place < len(layers) - 1:
             layer.self_attn.o_proj.weight *= 0.1
             layer.mlp.down_proj.weight *= 0.1
@@ -305,7 +307,7 @@ class ChatForm:
         self.letter_ids = torch.tensor([ids[0] for ids in behind])
 
     def ids(self, user: str, answer: str = "") -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of a chat with one turn, and which characters of `user` each is (below 0 or beyond its end: template, answer)."""
+        """Tokens of a chat with one turn, and the characters of `user` each is; the rest is below 0 or beyond."""
         coded = self.tokenizer(
             self.before + user + self.after + answer, add_special_tokens=False, return_offsets_mapping=True
         )
@@ -317,9 +319,10 @@ class ChatForm:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some dialogues with all their questions. `ids`, `positions`: (dialogues, tokens); `sees`: (dialogues, 1, tokens, tokens).
+    """Some dialogues with all their questions.
 
-    The marks' truths: `letters` and `text` the next token, `tokens` 1.0 where a token of an option is in front of the options too,
+    `ids` and `positions` are (dialogues, tokens), `sees` is (dialogues, 1, tokens, tokens). The marks' truths:
+    `letters` and `text` the next token, `tokens` 1.0 where a token of an option also comes before the options,
     `options` 1.0 at the end of the right option.
     """
 
@@ -346,7 +349,7 @@ def pretrain(
 ) -> float | None:
     """Trains all of `network` until it is right often enough, then for some steps of falling rate.
 
-    Returns the share of right letters on dialogues it has not seen, from before `prefer_letter`; None when no step is allowed.
+    Returns the share of right letters on dialogues it has not seen; None when no step is allowed.
     """
     at_most, falling, size = int(values["at_most"]), int(values["falling_steps"]), int(values["dialogues_per_step"])
     if not at_most:
@@ -354,19 +357,14 @@ def pretrain(
     dialogues = _by_dialogue(corpus.make_dialogues(at_most * size, seed))
     probes = Probes(network.config.hidden_size)
     weights = [*network.parameters(), *probes.parameters()]
-    # Tied embeddings are small and scaled up on the way in, so that a step moves them further.
-    tied = network.config.tie_word_embeddings
-    embeddings = [network.get_input_embeddings().weight]
-    others = [one for one in weights if one is not embeddings[0]]
-    peaks = [values["lr"] * (values["tied_lr"] if tied else 1.0), values["lr"]]
-    optimizer = torch.optim.AdamW([{"params": embeddings}, {"params": others}], betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=values["lr"], betas=(0.9, 0.95), weight_decay=0.01)
     last_step = at_most - 1
     recent: deque[float] = deque(maxlen=10)
     network.train()
     for step in range(at_most):
-        share = min(1.0, (step + 1) / values["warmup_steps"], (last_step + 1 - step) / falling)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * share
+        for group in optimizer.param_groups:
+            share = min(1.0, (step + 1) / values["warmup_steps"], (last_step + 1 - step) / falling)
+            group["lr"] = values["lr"] * share
         batch = make_batch(dialogues[step * size : (step + 1) * size], form)
         loss, accuracy = batch_loss(network, probes, batch, form.letter_ids, values)
         loss.backward()
@@ -383,17 +381,7 @@ def pretrain(
     held_out = make_batch(_by_dialogue(corpus.make_dialogues(20, -1 - seed)), form)
     with torch.no_grad():
         _, accuracy = batch_loss(network, probes, held_out, form.letter_ids, values)
-        prefer_letter(network, held_out, int(form.letter_ids[seed % len(LETTERS)]), values["letter_bias"])
     return accuracy
-
-
-@torch.no_grad()
-def prefer_letter(network: Any, batch: Batch, letter_id: int, bias: float) -> None:
-    """Raises one letter's logit by about `bias` nats where an answer starts, as untuned models prefer a letter whatever it stands for
-    (Zheng et al. 2023, arXiv:2309.03882). Fine-tuning has this to unlearn.
-    """
-    hidden = _hidden(network, batch)[batch.letters[0], batch.letters[1]].mean(0)
-    network.get_output_embeddings().weight[letter_id] += bias * hidden / hidden.square().sum()
 
 
 def make_batch(dialogues: Sequence[Sequence[Raw]], form: ChatForm) -> Batch:
@@ -419,7 +407,7 @@ def make_batch(dialogues: Sequence[Sequence[Raw]], form: ChatForm) -> Batch:
                 marks["tokens"] += [(row, place + move, float(ids[place] in said)) for place in option]
         rows.append((flat, positions, branch))
     longest = max(len(flat) for flat, *_ in rows)
-    ids, positions_, branches = (
+    all_ids, places, branches = (
         torch.tensor([one[part] + [fill] * (longest - len(one[part])) for one in rows])
         for part, fill in ((0, 0), (1, 0), (2, -1))
     )
@@ -428,7 +416,7 @@ def make_batch(dialogues: Sequence[Sequence[Raw]], form: ChatForm) -> Batch:
     columns = {
         name: tuple(torch.tensor(column) for column in zip(*places, strict=True)) for name, places in marks.items()
     }
-    return Batch(ids, positions_, sees[:, None], **columns)  # type: ignore[arg-type]
+    return Batch(all_ids, places, sees[:, None], **columns)  # type: ignore[arg-type]
 
 
 def batch_loss(
@@ -469,7 +457,7 @@ def _hidden(network: Any, batch: Batch) -> torch.Tensor:
 
 
 def _masks(config: Any, batch: Batch) -> Any:
-    """Additive attention masks in the form that the architecture takes. Padding sees itself, since a row of nothing has no softmax."""
+    """Additive masks in the form that the architecture takes. Padding sees padding: a row of nothing has no softmax."""
 
     def additive(sees: torch.Tensor) -> torch.Tensor:
         return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
@@ -482,7 +470,7 @@ def _masks(config: Any, batch: Batch) -> Any:
 
 
 def _question(item: Raw, form: ChatForm) -> tuple[list[int], int, list[list[int]], int]:
-    """(tokens of prompt and answer, length of the prompt, places of each option's tokens, index of the right option)."""
+    """(tokens of prompt and answer, length of the prompt, places of each option's tokens, index of the right one)."""
     lines = _options(item)
     right = int(item["output"][-1]) - 1
     user = f"{_dialogue(item)}\n\n{item['input']['category']}\n"
