@@ -52,16 +52,17 @@ def score(
     examples: Sequence[Example],
     letter_ids: Sequence[int],
     pad_id: int,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     update: Callable[[int], None] = lambda done: None,
 ) -> list[ItemScores]:
     """Letter logits of `examples` (prompts, from `Encoder.for_scoring`), one `ItemScores` per item, in the order
     they came.
 
-    Examples of similar length share a batch of at most `batch_tokens` tokens, padding counted. `update` gets the
-    count done.
+    Examples of similar length share a batch of at most `batch_tokens` tokens, padding counted; by default what keeps
+    the device busy and stays in its caches. `update` gets the count done.
     """
     device = model.device
+    batch_tokens = batch_tokens or (16384 if device.type == "cuda" else 2048)
     logits: list[tuple[float, float, float] | None] = [None] * len(examples)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     done = 0

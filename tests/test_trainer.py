@@ -338,7 +338,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_two_epochs_and_two_are_four_bit_for_bit(
-    method: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    backbone_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: type[Recorder],
 ) -> None:
     recipe = toys.recipe(
         backbone_folder("qwen2it"), "qwen2it", method=method, epoch=4, lr=1e-3, lora_dropout=0.3, warmup_steps=0.1
@@ -354,6 +358,7 @@ def test_two_epochs_and_two_are_four_bit_for_bit(
     (half / "trainer_state.json").unlink()
     halved = train(recipe, tmp_path / "halved")
     assert halved.training["resumed_from"] == str(half.with_name("checkpoint-8"))
+    assert len(recorder.losses) == 8, "what was trained is not trained again"
     name = "model" if method == "full" else "adapter"
     assert equal(weights(tmp_path / "halved" / name), weights(tmp_path / "straight" / name))
     last = f"{CHECKPOINTS}/checkpoint-16"
@@ -365,6 +370,7 @@ def test_two_epochs_and_two_are_four_bit_for_bit(
     # And a run that was stopped after its last step only looks at what it has.
     done = train(recipe, tmp_path / "halved")
     assert (done.training["evaluations"], done.training["steps"]) == (straight.training["evaluations"], 16)
+    assert recorder.losses == []
 
 
 def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
