@@ -327,7 +327,6 @@ def test_paths_in_the_text_exist(readme: Path) -> None:
     assert [span for span in spans if not span.startswith(made) and not Path(span).exists()] == []
 
 
-@pytest.mark.xfail(strict=False, reason="times and memory of the two commands are still to be measured")
 @each
 def test_nothing_is_left_to_be_measured(readme: Path) -> None:
     assert "TODO-MEASURED" not in text_of(readme)
