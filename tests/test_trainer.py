@@ -405,6 +405,22 @@ def test_the_same_seed_gives_the_same_run(backbone_folder: Folder, tmp_path: Pat
     assert equal(one, again) and not equal(one, other)
 
 
+def test_everything_random_has_the_seed_of_the_recipe(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    class Seeds(trainer.LetterTrainer):
+        def __init__(self, network: Any, arguments: Any, **keys: Any) -> None:
+            super().__init__(network, arguments, **keys)
+            seeds.append((arguments.seed, arguments.data_seed, torch.initial_seed()))
+
+    monkeypatch.setattr(trainer, "LetterTrainer", Seeds)
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1, seed=7)
+    train(recipe, tmp_path)
+    assert seeds == [(7, 7, 7)]
+
+
 # What goes wrong
 
 
