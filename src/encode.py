@@ -30,6 +30,8 @@ class Example:
     answer_start: int
     letter: int | None
     """Index of the right letter under this order, None without a label."""
+    dialogue: str = ""
+    """Equal for the items of one dialogue."""
 
 
 class Encoder:
@@ -93,7 +95,7 @@ class Encoder:
                     f"so no letter could "
                     f"be read there. The prompt ends with {prompt[-20:]!r}; let the template end it with a line break."
                 )
-            examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label))
+            examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label, item.dialogue_key))
         self._check(examples, prompts)
         for one, item in zip(examples, items, strict=True):
             assert self.letter_ids is not None and item.label is not None
@@ -113,7 +115,7 @@ class Encoder:
                 prompts.append(self.prompt_text(item, order))
                 ids = self._ids(prompts[-1])
                 letter = None if item.label is None else order.index(str(item.label))
-                examples.append(Example(item.id, order, tuple(ids), len(ids), letter))
+                examples.append(Example(item.id, order, tuple(ids), len(ids), letter, item.dialogue_key))
         self._check(examples, prompts)
         return examples
 

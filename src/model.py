@@ -22,8 +22,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from src import plan
+from src.adapters import quicken
 from src.cli import UserError
 from src.recipes import Recipe, backbones
+from src.rows import usual_attention
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
@@ -97,11 +99,17 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
 
 
 def load_base(
-    recipe: Recipe, device: torch.device, *, dtype: torch.dtype | None = None, folder: Path | None = None
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    folder: Path | None = None,
+    dequantised: bool = False,
 ) -> Any:
     """The base model on `device`, or the fully trained one in `folder`; quantised when the method is qlora.
 
-    dtype: of the weights; the compute dtype by default.
+    dtype: of the weights; the compute dtype by default. dequantised: NF4 weights become that dtype again, once; they
+    are the same numbers, and need not be unpacked in every pass.
     """
     dtype = dtype or compute_dtype(device)
     config = load_config(recipe, folder)
@@ -109,7 +117,7 @@ def load_base(
         check_download(recipe)
     arguments: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": _attention(config),
+        "attn_implementation": usual_attention(transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)),
         "device_map": {"": device},
         "use_safetensors": True,
         "trust_remote_code": recipe.trust_remote_code,
@@ -123,6 +131,8 @@ def load_base(
     source = str(folder or recipe.model_id)
     with _hub_messages(source):
         model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    if dequantised:
+        model = model.dequantize(dtype)
     if device.type == "cpu":
         # On some CPUs bitsandbytes repacks the weights at the first evaluation, and computes in bf16 from then on.
         for module in model.modules():
@@ -154,6 +164,7 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     except ValueError as error:
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
+    quicken(model)
     return model
 
 
@@ -175,7 +186,9 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         return load_base(recipe, device, folder=kept).eval()
     model = load_base(recipe, device)
     with _hub_messages(str(kept)):
-        return PeftModel.from_pretrained(model, str(kept)).eval()
+        model = PeftModel.from_pretrained(model, str(kept)).eval()
+    quicken(model)
+    return model
 
 
 def merged(model: PeftModel) -> Any:
@@ -216,12 +229,6 @@ def check_download(recipe: Recipe) -> None:
     if not plan.is_cached(recipe.model_id, recipe.revision):
         cache = Path(constants.HF_HUB_CACHE)
         plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")
-
-
-def _attention(config: Any) -> str:
-    """sdpa where the architecture has it; Gemma2's softcap needs eager."""
-    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ MASK_BYTES = 1
 """What dropout keeps of each value: CUDA a bool (the CPU a float)."""
 NF4_BYTES = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 """A parameter in NF4: 4 bits, 8 bits per block of 64, and 32 bits per 256 blocks (double quantisation)."""
+COMPILED_DROPOUT_BYTES = 1.9
+"""What a compiled layer keeps for the dropout of one value: measured on one H200 at 8,192 and 10,704 tokens."""
 STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
 """Adam's two moments in 8 bits with an fp32 scale per block of 256."""
 
@@ -196,6 +198,8 @@ class Settled:
     checkpointing: bool
     memory: Memory
     fits: bool
+    dequantised: bool = False
+    """Of qlora: NF4 weights turned into bf16 once, the same base function without unpacking them in every pass."""
 
 
 def training_memory(
@@ -207,6 +211,7 @@ def training_memory(
     checkpointing: bool,
     attention: str | None = None,
     sequences: int = 1,
+    dropout: bool = True,
 ) -> Memory:
     """Memory of a training step over `tokens` tokens in `sequences` sequences of equal length, computed in bf16.
 
@@ -215,7 +220,8 @@ def training_memory(
     full, fp32-8bit         the same with moments in 8 bits, but the embeddings'
     full, bf16-stochastic   weights and gradients in bf16, moments in 8 bits
     Adam's step is taken to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
-    attention: "sdpa" or "eager"; by default the family's.
+    attention: "sdpa", "eager", or "tree" in compiled layers; by default the family's. sequences: also those whose
+    answers are projected. dropout: whether the adapters have any.
     """
     assert method in ("full", "lora", "qlora") and optimizer in OPTIMIZERS, (method, optimizer)
     adapters = shape.lora_parameters(lora_r)
@@ -228,7 +234,7 @@ def training_memory(
         copies = 2 * (shape.linear_parameters + shape.vocab * shape.hidden_size)
         weights, gradients = 4 * shape.parameters + copies, 4 * shape.parameters
         states = _moments_bytes(shape, optimizer)
-    layer = layer_activations(shape, method, optimizer, tokens, attention, sequences)
+    layer = layer_activations(shape, method, optimizer, tokens, attention, sequences, dropout)
     kept = layer + checkpoint_bytes(shape, method, optimizer, tokens) if checkpointing else shape.layers * layer
     activations = kept + _dequantised(shape, method)
     # bf16 logits, their fp32 copy, and the log-softmax that becomes the gradient.
@@ -243,6 +249,7 @@ def layer_activations(
     tokens: int,
     attention: str | None = None,
     sequences: int = 1,
+    dropout: bool = True,
 ) -> int:
     """Bytes that autograd keeps of one decoder layer for the backward pass, without checkpointing.
 
@@ -255,10 +262,17 @@ def layer_activations(
     adapters    for each linear layer its input 2 and the dropout mask 1 a value: under autocast they share none
     full        the input of `down` 2i, that of `o` 2q unless it is sdpa's output; autocast casts the input of the
                 other five for each of them 2h, while in bf16 the norm's output serves them all
+    Compiled ("tree"), all methods keep the same, and norms and casts are computed anew: the residual stream twice, both
+    norms' outputs, attention's output 2h each, q, k and v, and 2i each of gate, up and their product.
     """
     attention = attention or shape.family.attention
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
     norms = shape.family.norms
+    if attention == "tree":
+        fp32 = method == "full" and optimizer != "bf16-stochastic"
+        each = (norms + 3) * h * (4 if fp32 else 2) + 2 * (q + 2 * kv + 3 * i)
+        each += int(COMPILED_DROPOUT_BYTES * (5 * h + q + i)) if method != "full" and dropout else 0
+        return each * tokens
     each = 6 * i
     if attention == "eager":
         each += 6 * q + (2 * q if method == "full" else 0)
@@ -303,19 +317,34 @@ def settle(
     optimizer, checkpointing: as in a recipe; "auto" tries fp32, fp32-8bit and bf16-stochastic, each without and then
     with checkpointing. Only method full has a choice of optimizer. free_bytes: None on a CPU, where nothing is saved.
     """
+    found = ways(shape, method, optimizer, checkpointing, tokens, lora_r, free_bytes, sequences=sequences)
+    return next((way for way in found if way.fits), found[-1])
+
+
+def ways(
+    shape: Shape,
+    method: str,
+    optimizer: str,
+    checkpointing: str,
+    tokens: int,
+    lora_r: int,
+    free_bytes: int | None,
+    **keys: Any,
+) -> list[Settled]:
+    """All ways to train that `optimizer` and `checkpointing` leave open, as `settle` tries them. keys: further ones of
+    `training_memory`.
+    """
     assert optimizer in ("auto", *OPTIMIZERS) and checkpointing in ("auto", "on", "off"), (optimizer, checkpointing)
     if method != "full":
         optimizers: tuple[str, ...] = ("fp32",)
     else:
         optimizers = OPTIMIZERS if optimizer == "auto" else (optimizer,)
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]
-    ways = []
+    found = []
     for kept in optimizers:
-        for switch in switches:
-            memory = training_memory(shape, method, kept, tokens, lora_r, switch, sequences=sequences)
-            fits = free_bytes is None or memory.total <= USABLE * free_bytes
-            ways.append(Settled(kept, switch, memory, fits))
-    return next((way for way in ways if way.fits), ways[-1])
+        for switch in {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]:
+            memory = training_memory(shape, method, kept, tokens, lora_r, switch, **keys)
+            found.append(Settled(kept, switch, memory, free_bytes is None or memory.total <= USABLE * free_bytes))
+    return found
 
 
 def run_folder_bytes(shape: Shape, method: str, optimizer: str, lora_r: int = 6) -> int:
@@ -445,8 +474,8 @@ def training_seconds(
     timed = (recipe.method, checkpointing)
     if timed not in MEASURED:
         timed = (recipe.method, not checkpointing)
-    rate = MEASURED[timed] * MEASURED_TOKENS * MEASURED_LINEAR * _flops(*timed) * peak / reference
-    work = items * recipe.epoch * tokens_per_item * shape.linear_parameters * _flops(recipe.method, checkpointing)
+    rate = MEASURED[timed] * MEASURED_TOKENS * MEASURED_LINEAR * flops(*timed) * peak / reference
+    work = items * recipe.epoch * tokens_per_item * shape.linear_parameters * flops(recipe.method, checkpointing)
     return work / rate
 
 
@@ -655,5 +684,5 @@ def _dequantised(shape: Shape, method: str) -> int:
     return 2 * shape.linear_parameters // shape.layers if method == "qlora" else 0
 
 
-def _flops(method: str, checkpointing: bool) -> int:
+def flops(method: str, checkpointing: bool) -> int:
     return (6 if method == "full" else 4) + (2 if checkpointing else 0)

@@ -28,6 +28,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "system_turn": ("auto", "own", "folded"),
     "optimizer": ("auto", "fp32", "fp32-8bit", "bf16-stochastic"),
     "gradient_checkpointing": ("auto", "on", "off"),
+    "order": ("shuffled", "dialogue"),
+    "share_prefixes": ("auto", "on", "off"),
     "lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup"),
 }
 POSITIVE = (
@@ -110,6 +112,12 @@ class Recipe:
     )
     gradient_checkpointing: str = _setting(
         "auto", "recompute activations in the backward pass; auto: when memory asks for it"
+    )
+    order: str = _setting(
+        "shuffled", "items of a step are drawn one by one, or dialogue by dialogue, which shares more"
+    )
+    share_prefixes: str = _setting(
+        "auto", "compute what items begin alike with once: the same mathematics, faster; auto: where it saves enough"
     )
     eval_steps: int | None = _setting(None, "optimizer steps between evaluations on dev; once an epoch by default")
     early_stopping_patience: int | None = _setting(

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from src.encode import Example
+from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout
+from src.plan import Shape
 from src.records import ItemScores
+from src.rows import Layout, Term, lay_out, logits_at, make_ready, to_device, usually
+
+TOLERANCE = {"cpu": 1e-3, "cuda": 0.5}
+"""By how much letter logits may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
 
 
 class LetterHead(torch.nn.Module):
@@ -54,65 +60,67 @@ def score(
     pad_id: int,
     batch_tokens: int | None = None,
     update: Callable[[int], None] = lambda done: None,
+    kind: str | None = None,
 ) -> list[ItemScores]:
     """Letter logits of `examples` (prompts, from `Encoder.for_scoring`), one `ItemScores` per item, in the order
     they came.
 
-    Examples of similar length share a batch of at most `batch_tokens` tokens, padding counted; by default what keeps
-    the device busy and stays in its caches. `update` gets the count done.
+    batch_tokens: at most so many tokens at a time, padding counted; by default what suits the device. update: gets
+    the count done. kind: of the rows (`rows.Layout`); by default trees where what prompts share is worth it. Such rows
+    are compared, once for a model, with prompts one by one; should they differ, all are read one by one.
     """
-    device = model.device
-    batch_tokens = batch_tokens or (16384 if device.type == "cuda" else 2048)
-    logits: list[tuple[float, float, float] | None] = [None] * len(examples)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    done = 0
+    prompts = [example.ids for example in examples]
+    alone = Layout("padded", batch_tokens or CPU_BATCH, pad_id, sequences=1)
+    if kind == "padded" or not prompts:
+        layout = Layout("padded", batch_tokens or (CPU_BATCH if model.device.type == "cpu" else GPU_SCORING), pad_id)
+    elif kind or batch_tokens:
+        layout = Layout(kind or "padded", batch_tokens or CPU_TREE, pad_id)
+    else:
+        layout = scoring_layout(prompts, Shape.of_config(model.config), pad_id, model.device, make_ready(model))
+    # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
+    mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
     with torch.inference_mode(), letters_only(model, letter_ids), autocast:
-        for batch in _batches(examples, batch_tokens):
-            ids, attention = pad([examples[index].ids for index in batch], pad_id)
-            last = torch.zeros_like(attention, dtype=torch.bool)
-            last[torch.arange(len(batch)), attention.sum(1) - 1] = True
-            rows = model(
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
-                logits_to_keep=last.to(device),
-                use_cache=False,
-            ).logits
-            for index, row in zip(batch, rows.reshape(-1, 3).tolist(), strict=True):
-                logits[index] = (row[0], row[1], row[2])
-            done += len(batch)
-            update(done)
+        logits = _read(model, prompts, layout, update)
+        if layout.kind != "padded" and not getattr(model, "rows_agree", False):
+            probes = _probes(examples)
+            gap = (_read(model, [prompts[place] for place in probes], alone) - logits[probes]).abs().max().item()
+            if gap > TOLERANCE[model.device.type]:
+                print(
+                    f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
+                    f"{gap:.3f}; reading all one by one, which is slower",
+                    flush=True,
+                )
+                logits = _read(model, prompts, alone, update)
+            else:
+                model.rows_agree = True
     by_item: dict[str, list[tuple[str, tuple[float, float, float]]]] = {}
-    for example, row in zip(examples, logits, strict=True):
-        assert row is not None, example.id
-        by_item.setdefault(example.id, []).append((example.order, row))
+    for example, (a, b, c) in zip(examples, logits.tolist(), strict=True):
+        by_item.setdefault(example.id, []).append((example.order, (a, b, c)))
     return [
         ItemScores(id=id, orders=tuple(order for order, _ in rows), logits=tuple(row for _, row in rows))
         for id, rows in by_item.items()
     ]
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, attention mask), both (rows, longest) of int64, padded on the right; the mask comes from the lengths,
-    not from the ids.
-    """
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id)
-    attention = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-        attention[number, : len(row)] = 1
-    return ids, attention
+def _read(
+    model: Any, prompts: Sequence[Sequence[int]], layout: Layout, update: Callable[[int], None] = lambda done: None
+) -> torch.Tensor:
+    """(prompts, 3): the letters' logits behind each prompt."""
+    terms = [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
+    logits = torch.full((len(prompts), 3), float("nan"))
+    done = 0
+    with usually(model) if layout.kind == "padded" else contextlib.nullcontext():
+        for row in lay_out(prompts, terms, layout):
+            logits[row["target"]] = logits_at(model, to_device(row, model.device)).float().cpu()
+            done += len(row["target"])
+            update(done)
+    return logits
 
 
-def _batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of examples by falling length, so that the largest batch comes first and memory problems show at once."""
-    batch: list[int] = []
-    longest = 0
-    for index in sorted(range(len(examples)), key=lambda index: -len(examples[index].ids)):
-        longest = max(longest, len(examples[index].ids))
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch, longest = [], len(examples[index].ids)
-        batch.append(index)
-    if batch:
-        yield batch
+def _probes(examples: Sequence[Example]) -> list[int]:
+    """Places of up to two examples of each of the first two dialogues."""
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        places.setdefault(example.dialogue, []).append(place)
+    return [place for some in list(places.values())[:2] for place in some[:2]]

@@ -8,13 +8,15 @@ Every evaluation is item accuracy on dev, read just as scoring reads it. The bes
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to go on from in `checkpoints/`; there is nothing else.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,21 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from src import layouts, plan, progress
 from src import model as models
-from src import plan, progress
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder, Example
 from src.metrics import evaluate
 from src.recipes import Recipe
 from src.records import ItemScores
-from src.scores import pad, score
+from src.rows import Layout, Row, Term, lay_out, logits_at, make_ready, make_usual, rows_on_gpu, to_device, usually
+from src.scores import TOLERANCE, score
 
 CHECKPOINTS = "checkpoints"
-IGNORED = -100
-"""Label of a token that carries no loss, torch's own `ignore_index`."""
+CHECKPOINTING = {"use_reentrant": False}
+GUARD = {"cpu": 1e-3, "cuda": 0.05}
+"""By which share loss and gradient norm may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
 
 OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
@@ -63,78 +67,29 @@ def fine_tune(
     Goes on from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
     """
     set_seed(recipe.seed)
-    config = models.load_config(recipe)
+    shape = plan.Shape.of_config(models.load_config(recipe))
     examples = objective_of(recipe, encoder.for_training(train))
     dev_examples = encoder.for_scoring(dev)
-    assert encoder.letter_ids is not None
     _show(recipe, encoder, examples, dev_examples)
-    shape = plan.Shape.of_config(config)
-    longest = max(len(one.ids) for one in examples) * recipe.batch_size
-    settled = plan.settle(
-        shape,
-        recipe.method,
-        recipe.optimizer,
-        recipe.gradient_checkpointing,
-        longest,
-        recipe.lora_r,
-        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
-        sequences=recipe.batch_size,
-    )
+    steps = layouts.epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
+    rows = layouts.training_layout(recipe, shape, examples, steps, encoder.pad_id, device, rows_on_gpu(device))
+    layout, saved, settled = rows
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     plan.check_disk(
         folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r), f"the run {recipe.name}"
     )
-
-    mixed = recipe.method == "full" and settled.optimizer != "bf16-stochastic"
-    full = torch.float32 if mixed else torch.bfloat16
-    network = models.load_base(recipe, device, dtype=full if recipe.method == "full" else None)
-    if recipe.method != "full":
-        network = models.add_adapter(network, recipe)
-    trainable, total = models.count_parameters(network)
+    network = load_for_training(recipe, settled, device)
     before = sample_weights(network) if recipe.method == "full" else {}
+    trainer = make_trainer(network, recipe, encoder, examples, dev, dev_examples, folder, layout, settled)
+    trainable, total = models.count_parameters(network)
     print(
         f"training {trainable:,} of {total:,} parameters, {recipe.method}"
-        f"{' with ' + settled.optimizer if recipe.method == 'full' else ''}, {device}, "
-        f"gradient checkpointing {'on' if settled.checkpointing else 'off'}"
+        f"{' with ' + settled.optimizer if recipe.method == 'full' else ''}"
+        f"{' dequantised once' if settled.dequantised else ''}, {device}, "
+        f"gradient checkpointing {'on' if settled.checkpointing else 'off'}; {_words(layout, saved)}"
     )
-
-    arguments = TrainingArguments(
-        output_dir=str(folder / CHECKPOINTS),
-        num_train_epochs=recipe.epoch,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        learning_rate=recipe.lr,
-        lr_scheduler_type=recipe.lr_scheduler,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        optim=OPTIMIZERS[settled.optimizer if recipe.method == "full" else "fp32"][0],
-        optim_args=OPTIMIZERS[settled.optimizer if recipe.method == "full" else "fp32"][1],
-        bf16=device.type == "cuda" and (recipe.method != "full" or mixed),
-        use_cpu=device.type == "cpu",
-        activation_checkpointing=settled.checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        eval_strategy="steps" if recipe.eval_steps else "epoch",
-        save_strategy="steps" if recipe.eval_steps else "epoch",
-        eval_steps=recipe.eval_steps,
-        save_steps=recipe.eval_steps or 500,
-        save_total_limit=1,
-        logging_strategy="steps",
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True,
-        report_to="none",
-    )
-    # One process drives one GPU; several visible ones would make Trainer split each batch over them (DataParallel).
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    trainer = LetterTrainer(
-        network, arguments, recipe=recipe, encoder=encoder, train=examples, dev=dev, dev_examples=dev_examples
-    )
+    guard = guarded(trainer)
     best = KeepBest(folder, trainer, recipe)
     started = time.monotonic()
     with progress.stage("train", 1) as bar:
@@ -152,10 +107,20 @@ def fine_tune(
     history = evaluations(trainer.state)
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
+    shares = trainer.layout.kind == "tree"
     training: dict[str, Any] = {
         "optimizer": settled.optimizer if recipe.method == "full" else "fp32",
         "gradient_checkpointing": settled.checkpointing,
+        "dequantised": settled.dequantised,
         "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
+        "rows": {
+            "kind": trainer.layout.kind,
+            "lengths": trainer.layout.lengths or None,
+            "tokens": trainer.layout.tokens,
+            "sharing": saved if shares else 1.0,
+            "dropout": "one mask for each shared token" if shares and recipe.lora_dropout else "usual",
+            "guard": guard,
+        },
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
         "resumed_from": checkpoint,
@@ -169,6 +134,111 @@ def fine_tune(
     return Outcome(trainable, total, training)
 
 
+def load_for_training(recipe: Recipe, settled: plan.Settled, device: torch.device) -> Any:
+    """The recipe's model with what is trained in the dtype of `settled`."""
+    if recipe.method == "full":
+        return models.load_base(recipe, device, dtype=torch.float32 if _mixed(recipe, settled) else torch.bfloat16)
+    return models.add_adapter(models.load_base(recipe, device, dequantised=settled.dequantised), recipe)
+
+
+def make_trainer(
+    network: Any,
+    recipe: Recipe,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    dev: Sequence[Item],
+    dev_examples: Sequence[Example],
+    folder: Path,
+    layout: Layout,
+    settled: plan.Settled,
+) -> "LetterTrainer":
+    """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints."""
+    device = network.device
+    optimizer = OPTIMIZERS[settled.optimizer if recipe.method == "full" else "fp32"]
+    arguments = TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        num_train_epochs=recipe.epoch,
+        # A batch is a whole optimizer step; its rows are what is accumulated.
+        per_device_train_batch_size=recipe.batch_size * recipe.gradient_accumulation_steps,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.lr_scheduler,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=optimizer[0],
+        optim_args=optimizer[1],
+        # Adapters are cast where they are used; only fp32 weights need autocast.
+        bf16=device.type == "cuda" and _mixed(recipe, settled),
+        use_cpu=device.type == "cpu",
+        activation_checkpointing=settled.checkpointing,
+        activation_checkpointing_kwargs=CHECKPOINTING,
+        eval_strategy="steps" if recipe.eval_steps else "epoch",
+        save_strategy="steps" if recipe.eval_steps else "epoch",
+        eval_steps=recipe.eval_steps,
+        save_steps=recipe.eval_steps or 500,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    # One process drives one GPU; several visible ones would make Trainer split each batch over them (DataParallel).
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if settled.checkpointing:  # which Trainer does as late as in train()
+        network.gradient_checkpointing_enable(CHECKPOINTING)
+    if layout.lengths:
+        make_ready(network)
+    return LetterTrainer(
+        network,
+        arguments,
+        recipe=recipe,
+        encoder=encoder,
+        train=examples,
+        dev=dev,
+        dev_examples=dev_examples,
+        layout=layout,
+    )
+
+
+def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
+    """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
+
+    Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
+    """
+    if trainer.layout.kind == "padded":
+        return None
+    dialogues: dict[str, list[Example]] = {}
+    for one in trainer.examples:
+        dialogues.setdefault(one.dialogue, []).append(one)
+    several = sorted(dialogues.values(), key=lambda items: -len(items))[:2]
+    probes = [one for items in several for one in items[:2]]
+    alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
+    ours, theirs = trainer.compare_layouts(probes, (trainer.layout, alone))
+    kind = trainer.args.device.type
+    gap = max(abs(a - b) for a, b in zip(ours.letters, theirs.letters, strict=True))
+    agree = (
+        abs(ours.loss - theirs.loss) <= GUARD[kind] * abs(theirs.loss)
+        and abs(ours.norm - theirs.norm) <= GUARD[kind] * theirs.norm
+        and gap <= TOLERANCE[kind]
+    )
+    found = {
+        "loss": [ours.loss, theirs.loss],
+        "gradient_norm": [ours.norm, theirs.norm],
+        "letter_logits_gap": gap,
+        "agree": agree,
+    }
+    if not agree:
+        print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
+        trainer.layout = alone
+        make_usual(trainer.model)
+    return found
+
+
 def objective_of(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     """Cuts the supervised part down to the letter when the objective is the letter alone."""
     if recipe.objective == "answer":
@@ -176,20 +246,38 @@ def objective_of(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     return [dataclasses.replace(one, ids=one.ids[: one.answer_start + 1]) for one in examples]
 
 
-def collate(examples: Sequence[Example], pad_id: int, loss_per: str) -> dict[str, torch.Tensor]:
-    """A batch: input_ids, attention_mask, labels (int64) and weights (float32), all (items, longest).
+def collate(examples: Sequence[Example], layout: Layout, loss_per: str) -> dict[str, list[Row]]:
+    """The rows of one optimizer step. A supervised token weighs 1, or an item's tokens together do."""
+    terms = []
+    for number, one in enumerate(examples):
+        weight = 1 / (len(one.ids) - one.answer_start) if loss_per == "item" else 1.0
+        terms += [Term(number, place - 1, one.ids[place], weight) for place in range(one.answer_start, len(one.ids))]
+    return {"rows": lay_out([one.ids for one in examples], terms, layout)}
 
-    `labels` and `weights` belong to the token that is predicted: position p is predicted from p - 1. Weights are 1
-    for each supervised token, or one item's sum to 1.
-    """
-    ids, attention = pad([one.ids for one in examples], pad_id)
-    labels = torch.full_like(ids, IGNORED)
-    weights = torch.zeros(ids.shape)
-    for row, one in enumerate(examples):
-        answer = slice(one.answer_start, len(one.ids))
-        labels[row, answer] = ids[row, answer]
-        weights[row, answer] = 1 / (len(one.ids) - one.answer_start) if loss_per == "item" else 1
-    return {"input_ids": ids, "attention_mask": attention, "labels": labels, "weights": weights}
+
+class ByDialogue(torch.utils.data.Sampler[int]):
+    """Dialogues in a random order, and their items in a random order, other ones in each epoch."""
+
+    def __init__(self, examples: Sequence[Example], seed: int) -> None:
+        self.examples, self.seed, self.epoch = examples, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(layouts.by_dialogue(self.examples, f"{self.seed}-{self.epoch}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What some items give in one layout: their loss, its gradient's norm, and the letters' logits of each."""
+
+    loss: float
+    norm: float
+    letters: list[float]
 
 
 class LetterTrainer(Trainer):
@@ -205,40 +293,86 @@ class LetterTrainer(Trainer):
         train: Sequence[Example],
         dev: Sequence[Item],
         dev_examples: Sequence[Example],
+        layout: Layout,
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
+        self.layout, self.examples = layout, list(train)
         super().__init__(
             network,
             arguments,
-            train_dataset=list(train),
+            train_dataset=self.examples,
             eval_dataset=list(dev_examples),
-            data_collator=lambda batch: collate(batch, encoder.pad_id, recipe.loss_per),
+            data_collator=lambda step: collate(step, self.layout, recipe.loss_per),
         )
         self.loss_is_scaled_for_ga = True
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
-    ) -> torch.Tensor:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.recipe.order == "dialogue":
+            return ByDialogue(self.examples, self.recipe.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Row]]], device: torch.device) -> torch.Tensor:
         """Sum of the loss weights of the whole optimizer step, over all devices."""
-        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum()
+        total = sum(row["weight"].sum() for batch in batch_samples for row in batch["rows"])
+        return self.accelerator.gather(torch.as_tensor(total, device=device)).sum()
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # Trainer's estimate counts no shared tokens
+
+    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """Forward and backward, row by row; the gradients of a step's rows add up."""
+        losses = []
+        for number, row in enumerate(inputs["rows"], 1):
+            last = number == len(inputs["rows"])
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, row, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        labels, weights = inputs["labels"][:, 1:], inputs["weights"][:, 1:]
-        supervised = labels != IGNORED
-        keep = torch.nn.functional.pad(supervised, (0, 1))
-        logits = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=keep, use_cache=False
-        ).logits
-        logits = logits.reshape(-1, logits.shape[-1]).float()
-        targets = labels[supervised]
+        logits = logits_at(model, inputs)
+        # Gradients of several devices are averaged, while our denominator counts all of them.
+        loss = self.weighted_loss(logits, inputs) / num_items_in_batch * self.accelerator.num_processes
+        return (loss, logits) if return_outputs else loss
+
+    def weighted_loss(self, logits: torch.Tensor, row: Row) -> torch.Tensor:
+        """Sum of the weighted losses of a row's terms in nats, from their logits (terms, vocabulary)."""
+        logits, targets = logits.float(), row["target"]
         if self.recipe.objective == "letters":
             letters = torch.tensor(self.encoder.letter_ids, device=targets.device)
             logits, targets = logits[:, letters], (targets[:, None] == letters).int().argmax(1)
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        # Gradients of several devices are averaged, while our denominator counts all of them.
-        loss = (losses * weights[supervised]).sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, logits) if return_outputs else loss
+        return (losses * row["weight"]).sum()
+
+    def compare_layouts(self, examples: Sequence[Example], compared: Sequence[Layout]) -> list[Probe]:
+        """What `examples` give in each layout, on the real device and in its dtype, without dropout."""
+        network = self.accelerator.unwrap_model(self.model)
+        device = network.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16)
+        letter_ids = list(self.encoder.letter_ids or ())
+        found = []
+        network.train()  # checkpointing is for training only
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+        for layout in compared:
+            total = 0.0
+            letters: dict[int, list[float]] = {}
+            with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
+                for row in collate(examples, layout, self.recipe.loss_per)["rows"]:
+                    moved = to_device(row, device)
+                    with autocast:
+                        logits = logits_at(network, moved)
+                        loss = self.weighted_loss(logits, moved) / len(examples)
+                    loss.backward()
+                    total += loss.item()
+                    for number, values in zip(row["sequence"].tolist(), logits[:, letter_ids].tolist(), strict=True):
+                        letters.setdefault(number, values)  # an item's first term is its letter
+            squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
+            norm = torch.stack(squares).sum().sqrt().item()
+            found.append(Probe(total, norm, [value for number in sorted(letters) for value in letters[number]]))
+            network.zero_grad(set_to_none=True)
+        network.train()
+        return found
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -248,6 +382,7 @@ class LetterTrainer(Trainer):
             self.dev_examples,
             self.encoder.letter_ids or (),
             self.encoder.pad_id,
+            kind="padded" if self.layout.kind == "padded" else None,
         )
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in dev_metrics(self.dev, rows).items()}
         self.log(metrics)
@@ -379,6 +514,20 @@ def share_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     """Share of the sampled weights whose value differs."""
     moved = sum(int((before[name] != after[name]).sum()) for name in before)
     return moved / sum(values.numel() for values in before.values())
+
+
+def _mixed(recipe: Recipe, settled: plan.Settled) -> bool:
+    """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
+    return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
+
+
+def _words(layout: Layout, saved: float) -> str:
+    if layout.kind == "padded":
+        return "items side by side"
+    lengths = f" of {', '.join(f'{length:,}' for length in layout.lengths)} tokens" if layout.lengths else ""
+    if layout.kind == "single":
+        return f"one item a row{lengths}"
+    return f"rows{lengths} that hold shared prefixes once, {saved:.2f} tokens for each that is computed"
 
 
 def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Sequence[Example]) -> None:

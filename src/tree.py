@@ -23,6 +23,7 @@ k, exactly when it lies in that subtree:
 Needs torch and numpy only. It knows token sequences; what they mean is its callers' business.
 """
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,21 +88,39 @@ def build(sequences: Sequence[Sequence[int]]) -> Tree:
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-    """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each.
+    """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each, as evenly as they can.
 
     Neighbours in sorted order stay together, which is where they share most. A longer sequence gets a row of its own.
     """
     order = sorted(range(len(sequences)), key=lambda number: tuple(sequences[number]))
     shared = _shared([np.asarray(sequences[number], dtype=np.int64) for number in order])
-    rows: list[list[int]] = []
-    filled = budget + 1
-    for number, common in zip(order, shared, strict=True):
-        filled += len(sequences[number]) - common
-        if filled > budget:
-            rows.append([])
-            filled = len(sequences[number])
-        rows[-1].append(number)
-    return rows
+    lengths = [len(sequences[number]) for number in order]
+
+    def split(limit: int) -> list[list[int]]:
+        rows: list[list[int]] = []
+        filled = limit + 1
+        for number, length, common in zip(order, lengths, shared, strict=True):
+            filled += length - common
+            if filled > limit:
+                rows.append([])
+                filled = length
+            rows[-1].append(number)
+        return rows
+
+    count = len(split(budget))
+    even = bisect.bisect_left(range(budget), True, key=lambda limit: len(split(limit)) <= count)
+    return split(even)
+
+
+def spread(end: np.ndarray, tiles: int) -> tuple[int, int]:
+    """(prefix, copies): how `block_mask` is to repeat the keys of the row's root, the tokens that all others see.
+
+    Flex attention's backward pass walks over all queries of a tile of keys one by one; for the root's that takes longer
+    than all else together. Here a copy serves `tiles` tiles of queries.
+    """
+    root = int(np.argmax(end != end[0])) if (end != end[0]).any() else len(end)
+    prefix = -(-root // BLOCK) * BLOCK
+    return prefix, max(1, len(end) // max(prefix, tiles * BLOCK))
 
 
 def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> torch.Tensor:
@@ -113,35 +132,56 @@ def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -
     return seen
 
 
-def block_mask(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> BlockMask:
+def block_mask(
+    depth: torch.Tensor, end: torch.Tensor, window: int | None = None, prefix: int = 0, copies: int = 1
+) -> BlockMask:
     """`visible` for flex attention, from what is known of whole tiles: no (n, n) tensor is made. BLOCK divides n.
 
-    A tile left of the diagonal is seen in part when any of its subtrees reaches the first query, and whole when all
-    reach the last one.
+    prefix, copies: the first `prefix` keys stand in front another `copies` - 1 times; each copy serves its part of the
+    queries. The mask is then that of n + prefix · (copies - 1) keys.
+
+    Key k is seen by the queries from start[k] up to stop[k]. A tile is seen in part when any of its keys may be seen by
+    one of its queries, and whole when all are seen by all.
     """
     count = len(end) // BLOCK
     assert count * BLOCK == len(end), f"a row of {len(end)} tokens is no multiple of {BLOCK}"
-    ends, depths = end.view(count, BLOCK), depth.view(count, BLOCK)
-    tile = torch.arange(count, device=end.device)
-    below = tile[None, :] < tile[:, None]
-    some = below & (ends.amax(1)[None, :] > tile[:, None] * BLOCK)
-    whole = below & (ends.amin(1)[None, :] >= (tile[:, None] + 1) * BLOCK)
+    part = -(-count // copies) * BLOCK
+    assert prefix <= part, (prefix, part)
+    start, stop, above = torch.arange(len(end), device=end.device), end.clone(), depth
+    if copies > 1:
+        turns = torch.arange(1, copies, device=end.device).repeat_interleave(prefix) * part
+        stop[:prefix] = end[:prefix].clamp(max=part)
+        start = torch.cat([turns, start])
+        stop = torch.cat([torch.minimum(end[:prefix].repeat(copies - 1), turns + part), stop])
+        above = torch.cat([depth[:prefix].repeat(copies - 1), depth])
+    starts, stops, aboves, depths = (value.view(-1, BLOCK) for value in (start, stop, above, depth))
+    first = torch.arange(count, device=end.device)[:, None] * BLOCK
+    some = (starts.amin(1) < first + BLOCK) & (stops.amax(1) > first)
+    whole = (starts.amax(1) <= first) & (stops.amin(1) >= first + BLOCK)
     if window is not None:
-        some &= depths.amin(1)[:, None] - depths.amax(1)[None, :] < window
-        whole &= depths.amax(1)[:, None] - depths.amin(1)[None, :] < window
-    some |= torch.eye(count, dtype=torch.bool, device=end.device)
+        some &= depths.amin(1)[:, None] - aboves.amax(1) < window
+        whole &= depths.amax(1)[:, None] - aboves.amin(1) < window
 
     def seen(batch: Any, head: Any, q: Any, k: Any) -> Any:
-        inside = (k <= q) & (q < end[k])
-        return inside if window is None else inside & (depth[q] - depth[k] < window)
+        inside = (start[k] <= q) & (q < stop[k])
+        return inside if window is None else inside & (depth[q] - above[k] < window)
 
     return BlockMask.from_kv_blocks(
-        *_tiles(some & ~whole), *_tiles(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(len(end),) * 2
+        *_tiles(some & ~whole), *_tiles(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(len(end), len(start))
     )
 
 
-def attention_mask(config: Any, depth: torch.Tensor, end: torch.Tensor, dtype: torch.dtype = torch.float32) -> Any:
+def attention_mask(
+    config: Any,
+    depth: torch.Tensor,
+    end: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    copies: tuple[int, int] | None = None,
+) -> Any:
     """What a Hugging Face causal model takes as `attention_mask` for a row, with `position_ids=depth[None]`.
+
+    copies: (prefix, copies) of a `block_mask`, for an attention that repeats its keys and values so; such a mask
+    whatever the config's attention is called.
 
     One mask, or one by layer type where the config has them; bool for sdpa, added scores in `dtype` for eager, a
     `BlockMask` for flex attention. ValueError for layers that carry a state along the row, which a tree cannot branch.
@@ -154,9 +194,10 @@ def attention_mask(config: Any, depth: torch.Tensor, end: torch.Tensor, dtype: t
         )
     window = getattr(config, "sliding_window", None)
     if not types:
-        return _one_mask(config, depth, end, dtype, window)
+        return _one_mask(config, depth, end, dtype, window, copies)
     return {
-        kind: _one_mask(config, depth, end, dtype, window if kind == "sliding_attention" else None) for kind in types
+        kind: _one_mask(config, depth, end, dtype, window if kind == "sliding_attention" else None, copies)
+        for kind in types
     }
 
 
@@ -171,10 +212,17 @@ def pad(tree: Tree, length: int, pad_id: int) -> Tree:
     )
 
 
-def _one_mask(config: Any, depth: torch.Tensor, end: torch.Tensor, dtype: torch.dtype, window: int | None) -> Any:
+def _one_mask(
+    config: Any,
+    depth: torch.Tensor,
+    end: torch.Tensor,
+    dtype: torch.dtype,
+    window: int | None,
+    copies: tuple[int, int] | None,
+) -> Any:
     kind = config._attn_implementation
-    if kind == "flex_attention":
-        return block_mask(depth, end, window)
+    if kind == "flex_attention" or copies:
+        return block_mask(depth, end, window, *(copies or ()))
     seen = visible(depth, end, window)[None, None]
     if kind == "sdpa":
         return seen

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from src.encode import Encoder, Example
 from src.prompts import ORDERS, parse_prompt
 from src.recipes import backbones
 from src.records import ItemScores
-from src.scores import LetterHead, letters_only, pad, score
+from src.scores import LetterHead, letters_only, score
 from tests import toys
 
 SHORT = parse_prompt(toys.SHORT, "short")
@@ -76,6 +77,7 @@ def test_scores_do_not_depend_on_the_batch(short: str, network: Any) -> None:
 def test_batches_are_no_larger_than_asked_and_the_longest_comes_first() -> None:
     class Spy(torch.nn.Module):
         device = torch.device("cpu")
+        config = SimpleNamespace(_attn_implementation="sdpa")
 
         def __init__(self) -> None:
             super().__init__()
@@ -165,13 +167,6 @@ def test_logits_that_are_no_numbers() -> None:
         network.model.norm.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"made-0000: .*three finite numbers .*diverged"):
         scored(network, "qwen2")
-
-
-def test_padding_is_masked_by_length() -> None:
-    ids, mask = pad([(5, 6, 7), (9,), (0, 5)], 5)
-    assert ids.tolist() == [[5, 6, 7], [9, 5, 5], [0, 5, 5]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert ids.dtype == mask.dtype == torch.int64
 
 
 @pytest.mark.gpu

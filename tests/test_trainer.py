@@ -18,6 +18,7 @@ from src.encode import Encoder, Example
 from src.prompts import parse_prompt
 from src.recipes import Recipe, backbones
 from src.records import ItemScores
+from src.rows import Layout
 from src.scores import score
 from src.trainer import (
     CHECKPOINTS,
@@ -173,8 +174,7 @@ def test_one_step_is_the_same_in_any_layout(
         )
         train(recipe, tmp_path / f"{batch_size}")
         (found,) = recorder.gradients
-        assert len(recorder.losses) == accumulation
-        assert sum(recorder.losses) == pytest.approx(expected.item(), abs=1e-5)
+        assert recorder.losses == [pytest.approx(expected.item(), abs=1e-5)]
         assert found.keys() == gradients.keys()
         for name, gradient in found.items():
             torch.testing.assert_close(
@@ -192,20 +192,21 @@ def test_the_last_step_of_an_epoch_may_be_smaller(
     train(recipe, tmp_path)
     one = encoder("qwen2")
     each = by_hand(toys.network("qwen2"), one, one.for_training(TRAIN), "answer", "item")
-    assert len(recorder.gradients) == 3 and len(recorder.losses) == 8
-    # The losses of a pass are its item's share of its step.
-    total = sum(recorder.losses[:6]) * 3 + sum(recorder.losses[6:]) * 2
+    assert len(recorder.gradients) == len(recorder.losses) == 3
+    total = sum(recorder.losses[:2]) * 3 + recorder.losses[2] * 2
     assert total / 8 == pytest.approx(each.item(), abs=1e-4)
 
 
 def test_collate_by_hand() -> None:
     examples = [Example("a", "012", (5, 6, 7, 8), 2, 0), Example("b", "012", (5, 9), 1, 1)]
-    batch = collate(examples, 0, "item")
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 9, -100, -100]]
-    assert batch["weights"].tolist() == [[0, 0, 0.5, 0.5], [0, 1, 0, 0]]
-    assert collate(examples, 0, "token")["weights"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+    (row,) = collate(examples, Layout("padded", 100, 0), "item")["rows"]
+    assert row["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    # A token is predicted at the place in front of it.
+    assert row["source"].tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert (row["target"].tolist(), row["weight"].tolist()) == ([7, 8, 9], [0.5, 0.5, 1])
+    (row,) = collate(examples, Layout("tree", 100, 0), "token")["rows"]
+    assert row["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert (row["source"].tolist(), row["target"].tolist(), row["weight"].tolist()) == ([1, 2, 0], [7, 8, 9], [1, 1, 1])
 
 
 def test_what_each_objective_supervises(backbone_folder: Folder) -> None:

@@ -1,0 +1,37 @@
+"""LoRA's arithmetic as few, well-shaped matrix products; what peft does else (shapes, saving, merging) stays peft's.
+
+peft computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` in the adapters' fp32, for which it copies `x`, or needs
+autocast around everything. Here the adapters' fp32 weights are cast to the dtype of `x`, and the rank is filled up with
+zeros to a multiple of 8: a GPU multiplies matrices whose rows begin off its 16-byte grid, as with the published rank 6,
+with kernels two to three times slower (one H200: 113 µs for 20,992 × 4,096 by 6, 45 µs by 8).
+"""
+
+import types
+from typing import Any
+
+import torch
+from peft.tuners import lora
+
+GRID = 8
+
+
+def quicken(model: Any) -> None:
+    """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equal one."""
+    for module in model.modules():
+        plain = isinstance(module, lora.LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear)
+        if plain and len(module.active_adapters) == 1 and not module.lora_variant:
+            module.forward = types.MethodType(_forward, module)
+
+
+def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    if layer.disable_adapters or layer.merged:
+        return type(layer).forward(layer, x)
+    (name,) = layer.active_adapters
+    down = layer.lora_A[name].weight.to(x.dtype)
+    up = (layer.lora_B[name].weight * layer.scaling[name]).to(x.dtype)
+    missing = -len(down) % GRID if x.is_cuda else 0
+    if missing:
+        down = torch.nn.functional.pad(down, (0, 0, 0, missing))
+        up = torch.nn.functional.pad(up, (0, missing))
+    linear = torch.nn.functional.linear
+    return layer.base_layer(x) + linear(linear(layer.lora_dropout[name](x), down), up)

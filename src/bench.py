@@ -1,0 +1,770 @@
+"""What `run.bench` measures: the corpus at its true lengths, backbones of random weights, and a function for each row.
+
+Speed and memory do not depend on what weights and words say. So the backbones have the true shapes and random weights,
+made on the device, and the sample corpus is lengthened with its own talk to the official length statistics.
+
+A row is a way to train or to score: the entry's, stock Hugging Face as its commands were; TRL's `SFTTrainer` with its
+defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
+"""
+
+import itertools
+import json
+import math
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from src import corpus, layouts, miniature, plan
+from src import model as models
+from src.data import Item
+from src.encode import Encoder, Example
+from src.prompts import ORDERS, Prompt
+from src.recipes import Recipe, backbones, make_recipe
+from src.rows import rows_on_gpu, sizes
+from src.scores import score
+from src.trainer import LetterTrainer, guarded, make_trainer, objective_of
+
+SEED = 0
+
+# Turns and characters of a dialogue as in the official train split, which test resembles: least, mean, most.
+TURNS = (12, 20.8, 30)
+CHARACTERS = (200, 393, 1016)
+CHARACTERS_SPREAD = 0.4
+"""Standard deviation of the characters' logarithm."""
+CHARACTERS_PER_TOKEN = 1.5
+"""Of the talk, in the bench's tokenizer: about what the backbones' tokenizers make of Korean."""
+PROMPT_REPEATS = 5
+"""How often the tokenizer's training text repeats the prompt, so that its English becomes words as well."""
+SPECIALS = ("<|pad|>", "<|begin|>", "<|eot|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]\n{{ message.content }}<|eot|>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+
+LORA = {"lora_r": 6, "lora_alpha": 8}
+"""The entry's published shape, in every row with adapters."""
+SCORED_ON_CPU = 24
+"""Items of the scoring rows on a CPU; a GPU gets the whole test split."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train or to score.
+
+    kind: "training" or "scoring"; base: the entry's row that its ratio is taken to
+    items: items of an optimizer step; orders: orders that each item is scored in
+    flops: useful FLOPs per linear weight and computed token; recomputing is work, but no use
+    cpu: whether a CPU measures it without being asked
+    """
+
+    name: str
+    kind: str
+    base: str
+    flops: int
+    what: str
+    method: str = "lora"
+    items: int = 1
+    dropout: float = 0.0
+    orders: int = 1
+    cpu: bool = True
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row(
+            "entry",
+            "training",
+            "entry",
+            4,
+            "the entry's run.train: NF4 with fp16 compute, eager attention, checkpointing, one item a step, all logits",
+            method="qlora",
+            dropout=0.05,
+        ),
+        Row(
+            "entry-full",
+            "training",
+            "entry-full",
+            6,
+            "the entry's run.train_base: all parameters, AdamW in bf16, checkpointing, one item a step, all logits",
+            method="full",
+        ),
+        Row(
+            "trl",
+            "training",
+            "entry",
+            4,
+            "TRL's SFTTrainer, its defaults, prompt and completion, LoRA on bf16",
+            dropout=0.05,
+        ),
+        Row(
+            "lora-64", "training", "entry", 4, "ours: LoRA, 64 items a step by dialogue, dropout 0", items=64, cpu=False
+        ),
+        Row(
+            "lora-64-dropout",
+            "training",
+            "entry",
+            4,
+            "ours: LoRA, 64 items a step by dialogue, dropout .05",
+            items=64,
+            dropout=0.05,
+            cpu=False,
+        ),
+        Row(
+            "qlora-64",
+            "training",
+            "entry",
+            4,
+            "ours: QLoRA, 64 items a step by dialogue, dropout 0",
+            method="qlora",
+            items=64,
+            cpu=False,
+        ),
+        Row("lora-16", "training", "entry", 4, "ours: LoRA, 16 items a step by dialogue, dropout 0", items=16),
+        Row("lora-1", "training", "entry", 4, "ours: LoRA, one item a step, dropout 0"),
+        Row(
+            "full-16",
+            "training",
+            "entry-full",
+            6,
+            "ours: all parameters, 16 items a step by dialogue",
+            method="full",
+            items=16,
+        ),
+        Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
+        Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
+        Row("score-6", "scoring", "entry-score", 2, "ours: the test split in six orders, each counted", orders=6),
+    )
+}
+
+
+# The corpus
+
+
+def lengthened(items: Sequence[dict[str, Any]], seed: int = SEED) -> list[dict[str, Any]]:
+    """`items` of the sample corpus, in the official shape, with dialogues of the official length.
+
+    Talk drawn from all dialogues of `items` comes before and behind each; items of one dialogue still share it.
+    """
+    rng = random.Random(f"bench {seed} {items[0]['id']}")
+    talk = sorted({turn["utterance"] for item in items for turn in item["input"]["conversation"]})
+    longer: list[dict[str, Any]] = []
+    for turns, group in itertools.groupby(items, key=lambda item: item["input"]["conversation"]):
+        dialogue = _longer(turns, talk, rng)
+        longer += [item | {"input": item["input"] | {"conversation": dialogue}} for item in group]
+    return longer
+
+
+def _longer(turns: list[dict[str, Any]], talk: Sequence[str], rng: random.Random) -> list[dict[str, Any]]:
+    """`turns` between new ones, up to lengths drawn from `TURNS` and `CHARACTERS`."""
+    least, mean, most = TURNS
+    count = round(rng.triangular(least, most, 3 * mean - least - most)) - len(turns)
+    shortest, characters, longest = CHARACTERS
+    drawn = rng.lognormvariate(math.log(characters) - CHARACTERS_SPREAD**2 / 2, CHARACTERS_SPREAD)
+    room = min(max(drawn, shortest), longest) - sum(len(turn["utterance"]) for turn in turns)
+    new = []
+    for place in range(count):
+        wanted = room / (count - place)
+        text = min(rng.sample(talk, 4), key=lambda one: abs(len(one) - wanted))
+        while len(text) < wanted - 8:  # half an utterance: nearest in the mean
+            text += " " + rng.choice(talk)
+        room -= len(text)
+        id = f"{turns[0]['utterance_id']}-talk-{place + 1}"
+        new.append({"speaker": rng.choice((1, 2)), "utterance": text, "utterance_id": id})
+    cut = rng.randint(0, len(new))
+    return [*new[:cut], *turns, *new[cut:]]
+
+
+def make_corpus(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """The lengthened train and test splits, all items labelled."""
+    splits = corpus.make_corpus(seed)
+    return {split: lengthened(splits[split], seed) for split in ("train", "test")}
+
+
+def train_tokenizer(items: Sequence[Item], prompt: Prompt) -> Tokenizer:
+    """Byte-level BPE with as few merges as make `CHARACTERS_PER_TOKEN` characters of the items' talk a token."""
+    talk = sorted({text for item in items for text in (*(turn.text for turn in item.dialogue), *item.options)})
+    texts = talk + [prompt.system, prompt.user, *prompt.categories.values()] * PROMPT_REPEATS
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=4000, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    whole = json.loads(made.to_str())
+    sample = talk[:: max(1, len(talk) // 1000)]
+    characters = sum(map(len, sample))
+    low, high = 0, len(whole["model"]["merges"])
+    while low < high:
+        middle = (low + high) // 2
+        tokens = sum(len(one.ids) for one in _first_merges(whole, middle).encode_batch(sample))
+        low, high = (middle + 1, high) if characters / tokens < CHARACTERS_PER_TOKEN else (low, middle)
+    return _first_merges(whole, low)
+
+
+def _first_merges(whole: Mapping[str, Any], count: int) -> Tokenizer:
+    """The trained tokenizer as it was after its first `count` merges."""
+    model = whole["model"]
+    merges = model["merges"][:count]
+    reached = {"".join(pair) for pair in merges}
+    later = {"".join(pair) for pair in model["merges"][count:]} - reached
+    tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda pair: pair[1]) if token not in later]
+    vocab = {token: id for id, token in enumerate(tokens)}
+    return Tokenizer.from_str(json.dumps({**whole, "model": {**model, "vocab": vocab, "merges": merges}}))
+
+
+def make_encoder(tokenizer: Tokenizer, prompt: Prompt, context: int | None = None) -> Encoder:
+    """The encoder of every row. Its BOS is not the first id, whose embedding an architecture may keep at zero."""
+    pad, bos, eos = SPECIALS
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
+    fast.chat_template = TEMPLATE
+    return Encoder(fast, prompt, name="bench", context=context)
+
+
+def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[Item]) -> dict[str, Any]:
+    """What the lengthened corpus is like, in turns, characters and tokens."""
+    examples = encoder.for_training(train)
+    texts = [turn.text for item in train[::5] for turn in item.dialogue]
+    talk_tokens = sum(len(ids) for ids in encoder.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    characters = [sum(len(turn.text) for turn in item.dialogue) for item in train]
+    lengths = [len(one.ids) for one in examples]
+    scored = [len(one.ids) for one in encoder.for_scoring(test)]
+    # What all prompts begin with, as the first and the last in sorted order do.
+    ordered = sorted(one.ids for one in examples)
+    pairs = zip(ordered[0], ordered[-1], strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return {
+        "train_items": len(train),
+        "test_items": len(test),
+        "dialogues": len({item.dialogue_key for item in train}),
+        "turns_mean": statistics.mean(len(item.dialogue) for item in train),
+        "characters_mean": statistics.mean(characters),
+        "characters_max": max(characters),
+        "vocabulary": len(encoder.tokenizer),
+        "characters_per_token": sum(map(len, texts)) / talk_tokens,
+        "tokens_mean": statistics.mean(lengths),
+        "tokens_max": max(lengths),
+        "shared_prompt_tokens": shared,
+        "scored_tokens_mean": statistics.mean(scored),
+        "prompt": encoder.prompt.name,
+    }
+
+
+# The backbones
+
+
+def model_config(short: str, device: str, layers: int | None = None) -> Any:
+    """The config of the backbone's true shape, or on a "cpu" of its miniature's; `layers` shortens the stack."""
+    if device == "cpu":
+        spec = miniature.load_values()["backbones"][short]
+        values = {key: value for key, value in spec["model"].items() if key != "rope_theta"}
+        values["vocab_size"] = spec["tokenizer"]["vocab"]
+    else:
+        row = backbones()[short]
+        values = {
+            "model_type": "llama",
+            "intermediate_size": row.intermediate_size,
+            "num_attention_heads": row.heads,
+            "num_key_value_heads": row.kv_heads,
+            "head_dim": row.head_dim,
+            "tie_word_embeddings": row.tied,
+            "max_position_embeddings": row.context,
+            **row.expect,
+            "vocab_size": row.vocab,
+            "hidden_size": row.hidden_size,
+            "num_hidden_layers": row.layers,
+        }
+    values["num_hidden_layers"] = min(layers or values["num_hidden_layers"], values["num_hidden_layers"])
+    return AutoConfig.for_model(values.pop("model_type"), **values, pad_token_id=None, use_cache=False)
+
+
+def make_model(
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
+    nf4: torch.dtype | None = None,
+    double: bool = False,
+) -> Any:
+    """A model of random weights in `dtype`, made on `device`, layer by layer.
+
+    nf4: quantises the linear layers, to compute in that dtype, each layer before the next one is made; `double`
+    quantises the scales as well.
+    """
+    torch.manual_seed(SEED)
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = 0
+    with device:
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    config.num_hidden_layers = network.config.num_hidden_layers = layers
+    with torch.device("meta"):
+        layer_class = type(AutoModelForCausalLM.from_config(_with_layers(config, 1)).model.layers[0])
+    default = torch.get_default_dtype()
+    for place in range(layers):
+        torch.set_default_dtype(dtype)
+        try:
+            with device:
+                layer = layer_class(network.config, place)
+        finally:
+            torch.set_default_dtype(default)
+        layer.apply(network._init_weights)
+        if nf4 is not None:
+            _quantise(layer, nf4, double, device)
+        network.model.layers.append(layer)
+    if nf4 is not None:
+        network.is_loaded_in_4bit = True  # what peft asks for
+    return network
+
+
+def _with_layers(config: Any, layers: int) -> Any:
+    """A copy of `config` with a shorter stack."""
+    values = {**config.to_dict(), "num_hidden_layers": layers}
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:layers]
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def _quantise(layer: Any, compute: torch.dtype, double: bool, device: torch.device) -> None:
+    """Puts each linear layer's weights into NF4."""
+    for name, linear in [pair for pair in layer.named_modules() if isinstance(pair[1], torch.nn.Linear)]:
+        packed = bitsandbytes.nn.Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=compute,
+            compress_statistics=double,
+            quant_type="nf4",
+            device="meta",
+        )
+        packed.weight = bitsandbytes.nn.Params4bit(
+            linear.weight.data, requires_grad=False, compress_statistics=double, quant_type="nf4"
+        )
+        packed.bias = linear.bias
+        packed.to(device)  # quantises
+        if "support_avx512bf16_for_cpu" in vars(packed):  # see src/model.py
+            vars(packed)["support_avx512bf16_for_cpu"] = False
+        layer.set_submodule(name, packed)
+
+
+# Measuring
+
+COUNTS = ("items", "sequences", "raw_tokens", "unique_tokens")
+
+
+class Clock:
+    """Counts and times steps: `warm` of them first, then `least` or more until `seconds` are over.
+
+    The caller calls `begin` when the model is made, tells with `count` (or lets `watch` see) what a step computes, and
+    calls `lap` when it is done.
+    """
+
+    def __init__(self, device: torch.device, seconds: float, warm: int = 1, least: int = 2) -> None:
+        self.device, self.limit, self.warm, self.least = device, seconds, warm, least
+        self.laps = 0
+        self.warm_seconds = self.seconds = 0.0
+        self.counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+
+    def begin(self) -> None:
+        """Starts the warm-up. Peak memory counts from here, so that it is of training and not of making weights."""
+        self._wait()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._started = time.monotonic()
+
+    def count(self, items: Any, raw: Any, unique: Any = None, sequences: Any = None) -> None:
+        """Adds to this step: items; their sequences, by default as many; the sum of the sequences' lengths; tokens
+        computed, by default the same. Padding counts nowhere. Tensors are read at the end, so that nothing waits.
+        """
+        new = (items, items if sequences is None else sequences, raw, raw if unique is None else unique)
+        self.counts = {name: self.counts[name] + one for name, one in zip(COUNTS, new, strict=True)}
+
+    def watch(self, network: Any) -> None:
+        """Counts what goes into `network`: rows of `attention_mask`, or rows that `position_ids` cuts."""
+
+        def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
+            ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+            assert ids is not None, list(inputs)
+            items = ids.shape[0] if positions is None else (positions == 0).sum()
+            self.count(items, ids.numel() if mask is None else mask.sum())
+
+        network.register_forward_pre_hook(see, with_kwargs=True)
+
+    def lap(self) -> bool:
+        """Ends a step; True when it was the last one."""
+        self.laps += 1
+        if self.laps < self.warm:
+            return False
+        if self.laps == self.warm:
+            self._wait()
+            self.warm_seconds = time.monotonic() - self._started
+            self._started = time.monotonic()
+            self.counts = dict.fromkeys(COUNTS, 0)
+            return False
+        if self.steps < self.least or time.monotonic() - self._started < self.limit:
+            return False
+        self._wait()
+        self.seconds = time.monotonic() - self._started
+        return True
+
+    @property
+    def steps(self) -> int:
+        """Timed steps so far."""
+        return self.laps - self.warm
+
+    def result(self) -> dict[str, Any]:
+        """Counts, seconds and the peak memory in bytes: of the GPU, or of the whole process on a CPU."""
+        assert self.seconds > 0, "the last lap has not been"
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "steps": self.steps,
+            **{name: int(count) for name, count in self.counts.items()},
+            "seconds": self.seconds,
+            "warm_seconds": self.warm_seconds,
+            "peak_memory_bytes": peak,
+        }
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def matmul_peak(device: torch.device) -> float:
+    """FLOP/s of a square product in the compute dtype, 8192 wide on a GPU: the median of ten after ten."""
+    size = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.randn(size, size, device=device, dtype=models.compute_dtype(device)) for _ in range(2))
+    times = []
+    for _ in range(20):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times[10:])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rows of a call share. train, test: the lengthened splits."""
+
+    short: str
+    config: Any
+    device: torch.device
+    encoder: Encoder
+    train: Sequence[Item]
+    test: Sequence[Item]
+
+    @property
+    def fastest(self) -> str:
+        """The fastest attention that transformers has for the backbone without further packages."""
+        return plan.FAMILIES[self.config.model_type].attention
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return models.compute_dtype(self.device)
+
+    def model(self, dtype: torch.dtype, attention: str, nf4: torch.dtype | None = None, double: bool = False) -> Any:
+        return make_model(self.config, self.device, dtype, attention, nf4, double)
+
+
+def measure(row: Row, setting: Setting, seconds: float) -> dict[str, Any]:
+    """Runs one row in this process and returns its counts, seconds, peaks and a note on what ran."""
+    peak = matmul_peak(setting.device)
+    warm, least = WARM_AND_LEAST[row.kind]
+    clock = Clock(setting.device, seconds, warm if setting.device.type == "cuda" else 1, least)
+    function = FUNCTIONS.get(row.name) or (ours_training if row.kind == "training" else ours_scoring)
+    note = function(row, setting, clock)
+    return {
+        **asdict(row),
+        **clock.result(),
+        "matmul_flops": peak,
+        "linear_parameters": plan.Shape.of_config(setting.config).linear_parameters,
+        "note": note,
+    }
+
+
+# The entry: stock Hugging Face
+
+
+def entry_training(row: Row, setting: Setting, clock: Clock) -> str:
+    """One item a step as Hugging Face's `Trainer` takes it: `labels` on the whole sequence, so all logits are made."""
+    device, cuda = setting.device, setting.device.type == "cuda"
+    if row.method == "full":
+        network = setting.model(torch.bfloat16 if cuda else setting.dtype, setting.fastest)
+        network.gradient_checkpointing_enable()
+    else:
+        network = setting.model(setting.dtype, "eager", nf4=torch.float16 if cuda else setting.dtype)
+        network = get_peft_model(prepare_model_for_kbit_training(network), _lora(row))
+    network.train()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-5, weight_decay=0.0, fused=True)
+    clock.watch(network)
+    clock.begin()
+    for one in itertools.cycle(spread(setting.encoder.for_training(setting.train))):
+        ids = torch.tensor([one.ids], device=device)
+        labels = ids.clone()
+        labels[:, : one.answer_start] = -100
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            loss = network(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if clock.lap():
+            break
+    return ""
+
+
+def entry_scoring(row: Row, setting: Setting, clock: Clock) -> str:
+    """One item a forward, the logits of every token, three of them read."""
+    network = setting.model(setting.dtype, setting.fastest).eval()
+    clock.watch(network)
+    clock.begin()
+    with torch.no_grad():
+        for one in itertools.cycle(spread(setting.encoder.for_scoring(setting.test))):
+            logits = network(input_ids=torch.tensor([one.ids], device=setting.device)).logits[0, -1]
+            assert setting.encoder.letter_ids is not None
+            [logits[letter].item() for letter in setting.encoder.letter_ids]
+            if clock.lap():
+                break
+    return ""
+
+
+def spread(examples: Sequence[Example]) -> list[Example]:
+    """`examples` in an order of which every stretch holds short and long ones alike, so that seconds stand for all."""
+    by_length = sorted(examples, key=lambda one: len(one.ids))
+    stride = max(1, round(0.618 * len(by_length)))
+    while math.gcd(stride, len(by_length)) > 1:
+        stride += 1
+    return [by_length[place * stride % len(by_length)] for place in range(len(by_length))]
+
+
+def _lora(row: Row) -> LoraConfig:
+    return LoraConfig(
+        r=LORA["lora_r"],
+        lora_alpha=LORA["lora_alpha"],
+        lora_dropout=row.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+# TRL
+
+
+def trl_training(row: Row, setting: Setting, clock: Clock) -> str:
+    """`SFTTrainer` with its defaults. Its cut at 1,024 tokens is off, since it would cut the answers."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = setting.device.type == "cuda"
+    padding_free = cuda and setting.config.model_type != "gemma2" and is_flash_attn_2_available()
+    attention = "flash_attention_2" if padding_free else setting.fastest
+    network = setting.model(setting.dtype, attention)
+    rendered = [setting.encoder.prompt.render(item) for item in setting.train]
+    pairs = [
+        {
+            "prompt": list(one.messages),
+            "completion": [{"role": "assistant", "content": one.answers[item.label or 0]}],
+        }
+        for one, item in zip(rendered, setting.train, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder, max_length=None, padding_free=padding_free, **_never_ending(setting.device)
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = SFTTrainer(
+            model=network,
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=setting.encoder.tokenizer,
+            peft_config=_lora(row),
+        )
+        clock.watch(trainer.model)
+        _train(trainer, clock)
+    form = "padding-free" if padding_free else "padded"
+    batch = f"{arguments.per_device_train_batch_size} items a step"
+    missing = "" if padding_free or not cuda else "; no flash-attention package for padding-free"
+    return f"{batch}, {form}, {attention}, checkpointing{missing}"
+
+
+class _Laps(TrainerCallback):
+    """Ends training when the clock says so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        control.should_training_stop = self.clock.lap()
+
+
+def _train(trainer: Any, clock: Clock) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Laps(clock))
+    clock.begin()
+    trainer.train()
+
+
+def _never_ending(device: torch.device) -> dict[str, Any]:
+    """Arguments of a `Trainer` that steps until it is stopped and leaves nothing behind."""
+    return {
+        "max_steps": 10**6,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": SEED,
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+
+
+# Ours
+
+
+def ours_recipe(row: Row, setting: Setting) -> Recipe:
+    """The recipe that asks for the row."""
+    values = {
+        "backbone": setting.short,
+        "method": row.method,
+        "lora_dropout": row.dropout,
+        "batch_size": row.items,
+        "order": "dialogue",
+        "epoch": 8,
+        "seed": SEED,
+        **LORA,
+    }
+    return make_recipe(values, "bench")
+
+
+class _Steps(TrainerCallback):
+    """Tells the clock what each of our steps computes, in the order they are laid out. It warms up until rows of all
+    lengths have been compiled.
+    """
+
+    def __init__(self, clock: Clock, trainer: LetterTrainer) -> None:
+        self.clock, self.lengths = clock, set(trainer.layout.lengths)
+        self.steps: deque[tuple[int, int, int, set[int]]] = deque()
+        collate: Any = trainer.data_collator
+
+        def watched(examples: list[Example]) -> Any:
+            batch = collate(examples)
+            rows = batch["rows"]
+            raw = sum(len(one.ids) for one in examples)
+            # Where rows begin with one token, the first one's subtree is all of the row but what fills it up.
+            computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
+            lengths = {row["input_ids"].shape[1] for row in rows}
+            self.steps.append((len(examples), raw, computed, lengths))
+            return batch
+
+        trainer.data_collator = watched
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        items, raw, unique, lengths = self.steps.popleft()
+        self.lengths -= lengths
+        if self.lengths and self.clock.laps + 1 < MOST_WARM:
+            self.clock.warm = max(self.clock.warm, self.clock.laps + 2)
+        self.clock.count(items, raw, unique)
+        control.should_training_stop = self.clock.lap()
+
+
+def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
+    """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
+    recipe, device = ours_recipe(row, setting), setting.device
+    examples = objective_of(recipe, setting.encoder.for_training(setting.train))
+    shape = plan.Shape.of_config(setting.config)
+    steps = layouts.epoch_steps(examples, recipe)
+    layout, _, way = layouts.training_layout(
+        recipe, shape, examples, steps, setting.encoder.pad_id, device, rows_on_gpu(device)
+    )
+    mixed = row.method == "full" and way.optimizer != "bf16-stochastic"
+    # Dequantised once, NF4 is weights in bf16: any will do.
+    nf4 = setting.dtype if row.method == "qlora" and not way.dequantised else None
+    network = setting.model(torch.float32 if mixed else setting.dtype, setting.fastest, nf4=nf4, double=True)
+    if row.method != "full":
+        network = models.add_adapter(network, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(network, recipe, setting.encoder, examples, [], [], Path(folder), layout, way)
+        for name, value in _never_ending(device).items():
+            if name != "bf16":
+                setattr(trainer.args, name, value)
+        guard = guarded(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Steps(clock, trainer))
+        clock.begin()
+        trainer.train()
+    lengths = "/".join(map(str, layout.lengths))
+    ways = [
+        f"{trainer.layout.kind} rows{f' of {lengths}' if lengths else ''}",
+        way.optimizer if row.method == "full" else "",
+        "dequantised once" if way.dequantised else "",
+        "checkpointing" if way.checkpointing else "",
+        "" if guard is None or guard["agree"] else f"guard failed: {guard}",
+    ]
+    return ", ".join(text for text in ways if text)
+
+
+def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
+    """The test split in `row.orders` orders; a step is one pass over it."""
+    network = setting.model(setting.dtype, setting.fastest).eval()
+    items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
+    examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
+    prompts = [one.ids for one in examples]
+    shape = plan.Shape.of_config(setting.config)
+    clock.begin()
+    for _ in itertools.count():
+        score(network, examples, setting.encoder.letter_ids or (), setting.encoder.pad_id)
+        layout = layouts.scoring_layout(
+            prompts, shape, setting.encoder.pad_id, setting.device, rows_on_gpu(setting.device)
+        )
+        raw = sum(map(len, prompts))
+        clock.count(len(items), raw, raw if layout.kind == "padded" else sum(sizes(prompts, layout)), len(examples))
+        if clock.lap():
+            break
+    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}"
+
+
+MOST_WARM = 40
+"""Steps of warm-up at most, should a length not come up."""
+WARM_AND_LEAST = {"training": (2, 2), "scoring": (1, 1)}
+"""Steps of warm-up, and timed steps at least. A CPU has nothing to compile: it warms up with one."""
+FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
+    "entry": entry_training,
+    "entry-full": entry_training,
+    "trl": trl_training,
+    "entry-score": entry_scoring,
+}
+"""The rows that are not ours."""

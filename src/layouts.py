@@ -1,0 +1,183 @@
+"""How the sequences of a run are laid out on the device at hand: the kind of rows, and how many tokens they hold.
+
+On a GPU the work is done in rows as long as memory lets them be. On a CPU attention over a tree takes a mask of all
+pairs, so that short rows are best, and small models are quicker with padded batches.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from src import plan
+from src.encode import Example
+from src.recipes import Recipe
+from src.rows import WORTHWHILE, Layout, lengths_for, sizes
+from src.tree import BLOCK
+
+CPU_TREE, CPU_BATCH = 1024, 2048
+"""Tokens of a row of a tree, and of a padded batch, on a CPU: about a dialogue, and what stays in the caches."""
+CPU_MASKED = 8
+"""How much longer a CPU takes to attend with a mask than without one, torch 2.13."""
+GPU_ROW, GPU_SCORING = 32768, 32768
+"""The most tokens of a row on a GPU, which are more than enough to keep it busy."""
+COMPILING_SECONDS = 12
+"""What another length of rows costs once, on the host of an H200."""
+SEEN = 1024
+"""Items of the first steps that are looked at to settle the lengths of rows."""
+
+
+def training_layout(
+    recipe: Recipe,
+    shape: plan.Shape,
+    examples: Sequence[Example],
+    steps: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device,
+    compiled: bool,
+) -> tuple[Layout, float, plan.Settled]:
+    """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
+
+    steps: the examples' numbers, by optimizer step, of an epoch. compiled: whether rows are computed as
+    `rows.make_ready` has it. The cheapest way that fits, in multiplications; of the optimizers, the first that fits.
+    """
+    some = [[examples[number].ids for number in step] for step in steps[: max(1, SEEN // len(steps[0]))]]
+    raw = sum(len(ids) for step in some for ids in step)
+    longest = max(len(one.ids) for one in examples)
+    if not compiled:
+        return _usual_layout(recipe, shape, some, longest, raw, pad_id, device)
+    whole = [sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
+    saved = raw / sum(map(sum, whole))
+    shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
+    kind = "tree" if shares else "single"
+    largest = max(map(max, whole)) if shares else longest
+    found: list[tuple[tuple[float, ...], Layout, plan.Settled]] = []
+    for tokens in _budgets(largest, longest):
+        layout = Layout(kind, tokens, pad_id)
+        computed = sum(sum(sizes(step, layout)) for step in some)
+        items = len(steps[0]) * tokens // largest + 1 if shares else 1
+        for way in row_ways(recipe, shape, tokens, items, free_bytes(device)):
+            # Unpacking NF4 in every pass costs a little.
+            slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
+            cost = computed * plan.flops(recipe.method, way.checkpointing) * slower
+            fits = (0, plan.OPTIMIZERS.index(way.optimizer), cost)
+            found.append((fits if way.fits else (1, way.memory.total), layout, way))
+    _, layout, way = min(found, key=lambda one: one[0])
+    rows = [size for step in some for size in sizes(step, layout)]
+    lengths = lengths_for([*rows, longest], compiling_tokens(shape, recipe.method, device) // max(1, recipe.epoch))
+    return Layout(kind, lengths[-1], pad_id, lengths), raw / sum(rows), way
+
+
+def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, items: int, free: int | None) -> list[plan.Settled]:
+    """Ways to train in rows of `tokens` tokens with the answers of `items` items."""
+    keys: dict[str, Any] = {"attention": "tree", "sequences": items, "dropout": recipe.lora_dropout > 0}
+    choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
+    found = plan.ways(shape, recipe.method, *choices, **keys)
+    if recipe.method == "qlora":
+        plain = plan.ways(shape, "lora", *choices, **keys)
+        found += [plan.Settled(way.optimizer, way.checkpointing, way.memory, way.fits, True) for way in plain]
+    return found
+
+
+def scoring_layout(
+    prompts: Sequence[Sequence[int]], shape: plan.Shape, pad_id: int, device: torch.device, compiled: bool
+) -> Layout:
+    """How prompts are read: as trees where that saves enough, in rows of one length."""
+    if not compiled:
+        tree = Layout("tree", CPU_TREE, pad_id)
+        padded = Layout("padded", CPU_BATCH, pad_id)
+        shares = _pays(shape, [prompts], tree, padded) and device.type == "cpu"
+        return tree if shares else padded
+    tokens = min(GPU_SCORING, scoring_tokens(shape, free_bytes(device)))
+    tokens = max(tokens, max(map(len, prompts)))
+    rows = sizes(prompts, Layout("tree", tokens, pad_id))
+    kind = "tree" if sum(map(len, prompts)) >= WORTHWHILE * sum(rows) else "single"
+    if kind == "single":
+        rows = list(map(len, prompts))
+    return Layout(kind, tokens, pad_id, lengths_for(rows, compiling_tokens(shape, "scoring", device)))
+
+
+def scoring_tokens(shape: plan.Shape, free: int) -> int:
+    """Tokens of a row whose activations fit into half of `free` bytes, which count what the weights leave."""
+    each = plan.scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
+    return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
+
+
+def free_bytes(device: torch.device) -> int:
+    """GPU memory that this process may still take, a limit set by `set_per_process_memory_fraction` heeded."""
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + held, allowed) - torch.cuda.memory_allocated(device)
+
+
+def compiling_tokens(shape: plan.Shape, method: str, device: torch.device) -> int:
+    """Tokens that are computed in the time that compiling for another length takes, at half the GPU's peak."""
+    peak = plan.peak_tflops(torch.cuda.get_device_name(device)) or 300
+    each = 2 if method == "scoring" else plan.flops(method, False)
+    return int(COMPILING_SECONDS * peak * 1e12 / 2 / (each * shape.linear_parameters))
+
+
+def epoch_steps(examples: Sequence[Example], recipe: Recipe, devices: int = 1) -> list[list[int]]:
+    """Numbers of the examples, by optimizer step of one device, in an epoch drawn as the recipe has it."""
+    order = list(range(len(examples)))
+    if recipe.order == "dialogue":
+        order = by_dialogue(examples, f"{recipe.seed}-0")
+    else:
+        random.Random(recipe.seed).shuffle(order)
+    step = recipe.batch_size * recipe.gradient_accumulation_steps
+    return [order[start : start + step] for start in range(0, max(1, len(order) // devices), step)]
+
+
+def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
+    """Numbers of the examples: dialogues in a random order, and the items of each in a random order."""
+    rng = random.Random(seed)
+    groups: dict[str, list[int]] = {}
+    for number, one in enumerate(examples):
+        groups.setdefault(one.dialogue, []).append(number)
+    dialogues = list(groups.values())
+    return [number for group in rng.sample(dialogues, len(dialogues)) for number in rng.sample(group, len(group))]
+
+
+def _budgets(largest: int, longest: int) -> list[int]:
+    """Tokens of a row to choose from: a whole step's, then a quarter less each time, down to the longest sequence's."""
+    found = [float(largest)]
+    while found[-1] * 0.75 > longest:
+        found.append(found[-1] * 0.75)
+    return sorted({-(-max(int(tokens), longest) // BLOCK) * BLOCK for tokens in [*found, longest]}, reverse=True)
+
+
+def _usual_layout(
+    recipe: Recipe,
+    shape: plan.Shape,
+    some: list[list[tuple[int, ...]]],
+    longest: int,
+    raw: int,
+    pad_id: int,
+    device: torch.device,
+) -> tuple[Layout, float, plan.Settled]:
+    on_cpu = device.type == "cpu"
+    choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
+    batch = longest * recipe.batch_size
+    way = plan.settle(shape, *choices, batch, recipe.lora_r, None if on_cpu else free_bytes(device), recipe.batch_size)
+    padded = Layout("padded", batch, pad_id, sequences=recipe.batch_size)
+    tree = Layout("tree", max(CPU_TREE, longest), pad_id)
+    wanted = recipe.share_prefixes
+    if on_cpu and (wanted == "on" or (wanted == "auto" and _pays(shape, some, tree, padded))):
+        return tree, raw / sum(sum(sizes(step, tree)) for step in some), way
+    return padded, 1.0, way
+
+
+def _pays(shape: plan.Shape, steps: Sequence[Sequence[Sequence[int]]], tree: Layout, padded: Layout) -> bool:
+    """Whether a CPU computes the tree's rows in less multiplications than the padded batches, of which those of masked
+    attention count more.
+    """
+    linear, attention = 2 * shape.linear_parameters / shape.layers, 4 * shape.query_size
+    tree_cost = padded_cost = 0.0
+    for step in steps:
+        tree_cost += sum(rows * (linear + attention * CPU_MASKED * rows) for rows in sizes(step, tree))
+        batches = sizes(step, padded)
+        mean = sum(map(len, step)) / len(step)
+        padded_cost += sum(batches) * (linear + attention * mean)
+    return WORTHWHILE * tree_cost <= padded_cost

@@ -1,0 +1,259 @@
+"""Tokenised sequences → what a model is called with: rows of a prefix tree, or a padded batch.
+
+A `Term` is one place of a sequence at which the model's logits are wanted. Training wants them in front of every
+supervised token, scoring behind every prompt. Both lay their sequences out with `lay_out` and call the model with
+`logits_at`; which of the layouts it is makes a difference to the time only.
+
+    tree      every token that sequences share stands once in a row
+    single    one sequence a row, by the same kernels
+    padded    sequences side by side, filled up on the right: the usual path, which the others are held against
+
+On a GPU rows are computed by flex attention in compiled layers (`make_ready`), which are compiled once for each length
+of row; so there are few lengths.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._triton import has_triton
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
+
+from src import tree
+
+Row = dict[str, Any]
+
+ATTENTION = "tree"
+"""Our name for flex attention over the keys as `tree.spread` has them repeated."""
+SPREAD = 24
+"""Tiles of queries to a copy of the root's keys. One H200, 20,736 tokens, 32 heads of 128: forward and backward take
+8.1 ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12."""
+WORTHWHILE = 1.3
+"""Tokens of the sequences to tokens of their rows below which a tree is not worth it (unsloth's threshold, too)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How sequences become rows.
+
+    kind        "tree", "single" or "padded"
+    tokens      at most so many in a row, padding counted; a longer sequence has a row to itself
+    pad_id      an id to fill rows with; nobody looks at it
+    lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending; () for none
+    sequences   at most so many in a padded batch
+    """
+
+    kind: str
+    tokens: int
+    pad_id: int
+    lengths: tuple[int, ...] = ()
+    sequences: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One wanted place: the token at `place` of sequence `sequence` predicts `target`, which counts `weight`."""
+
+    sequence: int
+    place: int
+    target: int
+    weight: float = 1.0
+
+
+def lay_out(sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout) -> list[Row]:
+    """The rows of `sequences`. Each holds `input_ids` (int64, (sequences or 1, tokens)), `sequence`, `target` (int64)
+    and `weight` (float32) of its m terms, and `source`: the places that predict, (m,) int64 in a tree, else bool like
+    input_ids. Rows of a tree also hold depth and end (int64, (tokens,)) and copies (`tree.spread`).
+    """
+    wanted: dict[int, list[Term]] = {}
+    for term in terms:
+        wanted.setdefault(term.sequence, []).append(term)
+    made = []
+    for numbers in _rows(sequences, layout):
+        chosen, terms_of = [sequences[number] for number in numbers], [wanted.get(number, []) for number in numbers]
+        padded = layout.kind == "padded"
+        made.append(_padded_row(chosen, terms_of, layout.pad_id) if padded else _tree_row(chosen, terms_of, layout))
+    return made
+
+
+def logits_at(model: Any, row: Row) -> torch.Tensor:
+    """(m, vocabulary): the model's logits at the row's terms, in their order."""
+    if "end" not in row:
+        # Filled up on the right, causal attention needs no mask, and has its fast kernels without one.
+        out = model(input_ids=row["input_ids"], logits_to_keep=row["source"], use_cache=False)
+        return out.logits.reshape(-1, out.logits.shape[-1])
+    ours = model.config._attn_implementation == ATTENTION
+    keys = {"tree_copies": row["copies"]} if ours else {}
+    mask = tree.attention_mask(model.config, row["depth"], row["end"], copies=row["copies"] if ours else None)
+    out = model(
+        input_ids=row["input_ids"],
+        position_ids=row["depth"][None],
+        attention_mask=mask,
+        logits_to_keep=row["source"],
+        use_cache=False,
+        **keys,
+    )
+    return out.logits[0]
+
+
+def sizes(sequences: Sequence[Sequence[int]], layout: Layout) -> list[int]:
+    """Tokens of each row that `lay_out` would make, before they are filled up to a length; of a padded batch, all."""
+    rows = [[sequences[number] for number in numbers] for numbers in _rows(sequences, layout)]
+    if layout.kind == "padded":
+        return [len(row) * max(map(len, row)) for row in rows]
+    return [len(tree.build(row)) for row in rows]
+
+
+def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
+    """The lengths to fill rows of `found` tokens up to: those with the least cost in tokens, where each length costs
+    `compiling` tokens once.
+    """
+    wanted, count = np.unique(-(-np.asarray(found) // tree.BLOCK) * tree.BLOCK, return_counts=True)
+    # best[i]: (cost, lengths) of the i shortest
+    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    for last in range(1, len(wanted) + 1):
+        top = int(wanted[last - 1])
+        best.append(
+            min(
+                (best[first][0] + compiling + top * int(count[first:last].sum()), (*best[first][1], top))
+                for first in range(last)
+            )
+        )
+    return best[-1][1]
+
+
+def usual_attention(model_class: Any) -> str:
+    """sdpa where the architecture has it; Gemma2's softcap needs eager."""
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+
+
+def rows_on_gpu(device: torch.device) -> bool:
+    """Whether `make_ready` serves for `device`. Elsewhere a tree takes a mask of all pairs, and should be short."""
+    return device.type == "cuda" and has_triton()
+
+
+def make_ready(model: Any) -> bool:
+    """Has `model` compute rows by flex attention in compiled layers, where there is a GPU for it; whether there is."""
+    causal = _causal(model)
+    if not rows_on_gpu(causal.device):
+        return False
+    if causal.config._attn_implementation != ATTENTION:
+        # A layer that is not compiled would go on uncompiled past the limit: slow, and flex attention's gradients are
+        # wrong then under checkpointing.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        causal.set_attn_implementation(ATTENTION)
+        for layer in causal.get_decoder().layers:
+            layer.compile(dynamic=False)
+    return True
+
+
+def make_usual(model: Any) -> None:
+    """Takes `make_ready` back."""
+    causal = _causal(model)
+    if causal.config._attn_implementation == ATTENTION:
+        causal.set_attn_implementation(usual_attention(type(causal)))
+        for layer in causal.get_decoder().layers:
+            layer._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def usually(model: Any) -> Iterator[None]:
+    """Within, `model` computes as Hugging Face's models do, uncompiled, with its usual attention."""
+    causal = _causal(model)
+    before = causal.config._attn_implementation
+    if before != ATTENTION:
+        yield
+        return
+    causal.set_attn_implementation(usual_attention(type(causal)))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        causal.set_attn_implementation(before)
+
+
+def to_device(row: Row, device: torch.device) -> Row:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in row.items()
+    }
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, tree_copies: tuple[int, int], **keys: Any
+) -> Any:
+    """Flex attention with the root's keys repeated; autograd adds the copies' gradients up."""
+    prefix, copies = tree_copies
+    if copies > 1:
+        key, value = (torch.cat([part[:, :, :prefix]] * (copies - 1) + [part], 2) for part in (key, value))
+    if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == 9:
+        keys["kernel_options"] = {"bwd_num_warps": 8}  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
+    return flex_attention_forward(module, query, key, value, attention_mask, **keys)
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _rows(sequences: Sequence[Sequence[int]], layout: Layout) -> list[list[int]]:
+    """Numbers of sequences. Padded batches and single sequences come by falling length: the largest comes first, and
+    memory problems show at once.
+    """
+    if layout.kind == "tree":
+        return tree.pack(sequences, layout.tokens)
+    most = 1 if layout.kind == "single" else layout.sequences
+    rows: list[list[int]] = []
+    for number in sorted(range(len(sequences)), key=lambda number: -len(sequences[number])):
+        count = len(rows[-1]) + 1 if rows else 0
+        if not rows or len(sequences[rows[-1][0]]) * count > layout.tokens or count - 1 == most:
+            rows.append([])
+        rows[-1].append(number)
+    return rows
+
+
+def _tree_row(sequences: list[Sequence[int]], wanted: list[list[Term]], layout: Layout) -> Row:
+    laid = tree.build(sequences)
+    source = [int(laid.paths[number][term.place]) for number, terms in enumerate(wanted) for term in terms]
+    if layout.lengths:
+        # A sequence longer than all rows so far: whole tiles, at the price of another compilation.
+        longer = -(-len(laid) // tree.BLOCK) * tree.BLOCK
+        laid = tree.pad(laid, next((some for some in layout.lengths if some >= len(laid)), longer), layout.pad_id)
+    return {
+        "input_ids": torch.from_numpy(laid.ids)[None],
+        "depth": torch.from_numpy(laid.depth),
+        "end": torch.from_numpy(laid.end),
+        "source": torch.tensor(source, dtype=torch.long),
+        "copies": tree.spread(laid.end, SPREAD),
+        **_targets(wanted),
+    }
+
+
+def _padded_row(sequences: list[Sequence[int]], wanted: list[list[Term]], pad_id: int) -> Row:
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), pad_id)
+    source = torch.zeros((len(sequences), longest), dtype=torch.bool)
+    for number, (sequence, terms) in enumerate(zip(sequences, wanted, strict=True)):
+        ids[number, : len(sequence)] = torch.tensor(sequence)
+        source[number, [term.place for term in terms]] = True
+    # The model gives the logits back place by place, row after row.
+    in_order = [sorted(terms, key=lambda term: term.place) for terms in wanted]
+    return {"input_ids": ids, "source": source, **_targets(in_order)}
+
+
+def _targets(wanted: list[list[Term]]) -> Row:
+    terms = [term for one in wanted for term in one]
+    return {
+        "sequence": torch.tensor([term.sequence for term in terms], dtype=torch.long),
+        "target": torch.tensor([term.target for term in terms], dtype=torch.long),
+        "weight": torch.tensor([term.weight for term in terms], dtype=torch.float32),
+    }

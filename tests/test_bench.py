@@ -1,0 +1,228 @@
+"""run.bench on a CPU: the lengthened corpus, models made layer by layer, the clock, the rows, the table."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from run import bench as command
+from src import bench, plan
+from src.cli import UserError, run_main
+from src.data import dump_items, parse_items
+from src.prompts import load_prompt
+from src.records import write_text
+from tests import toys  # one thread
+
+CPU = torch.device("cpu")
+FAMILIES = ("bllossom", "kogemma", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[dict[str, Any]]]:
+    return bench.make_corpus()
+
+
+@pytest.fixture(scope="module")
+def train(splits: dict[str, list[dict[str, Any]]]) -> list[Any]:
+    found, problems = parse_items(json.dumps(splits["train"]).encode(), "train")
+    assert not problems
+    return found
+
+
+@pytest.fixture(scope="module")
+def setting(train: list[Any]) -> bench.Setting:
+    """A few short items and the smallest model."""
+    prompt = load_prompt("entry")
+    encoder = bench.make_encoder(bench.train_tokenizer(train, prompt), prompt)
+    few = sorted(train, key=lambda item: sum(len(turn.text) for turn in item.dialogue))[:16]
+    return bench.Setting("bllossom", bench.model_config("bllossom", "cpu", 1), CPU, encoder, few, few[:3])
+
+
+def test_lengthened_dialogues_have_the_official_lengths(train: list[Any]) -> None:
+    turns = [len(item.dialogue) for item in train]
+    characters = [sum(len(turn.text) for turn in item.dialogue) for item in train]
+    assert sum(turns) / len(turns) == pytest.approx(20.8, abs=0.5) and max(turns) <= 30 and min(turns) >= 10
+    assert sum(characters) / len(characters) == pytest.approx(393, rel=0.05) and 900 < max(characters) < 1100
+
+
+def test_lengthened_items_of_a_dialogue_still_share_it_and_know_their_targets(train: list[Any]) -> None:
+    assert len(train) == 758 and len({item.dialogue_key for item in train}) == 163
+    assert all(len(item.target_utterances) == len(item.targets) > 0 for item in train)
+
+
+def test_the_corpus_is_the_same_each_time(splits: dict[str, list[dict[str, Any]]]) -> None:
+    assert bench.make_corpus() == splits
+
+
+def test_the_tokenizer_makes_the_wanted_tokens(train: list[Any], setting: bench.Setting) -> None:
+    facts = bench.corpus_statistics(setting.encoder, train[:100], train[:10])
+    assert facts["characters_per_token"] == pytest.approx(1.5, abs=0.15)
+    assert 400 < facts["shared_prompt_tokens"] < 500 and 900 < facts["tokens_mean"] < 1200
+    tokenizer = setting.encoder.tokenizer
+    assert tokenizer.bos_token_id > 0
+    text = train[0].dialogue[0].text
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("short", FAMILIES)
+def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> None:
+    config = bench.model_config(short, "cpu", 2)
+    attention = plan.FAMILIES[config.model_type].attention
+    made = bench.make_model(config, CPU, torch.float32, attention)
+    whole = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    shapes = {name: value.shape for name, value in made.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in whole.state_dict().items()}
+    assert made.config.num_hidden_layers == config.num_hidden_layers == 2
+    ids = torch.arange(1, 40)[None]
+    logits = made(input_ids=ids).logits
+    assert logits.isfinite().all()
+    whole.load_state_dict(made.state_dict())
+    torch.testing.assert_close(whole(input_ids=ids).logits, logits)
+
+
+@pytest.mark.parametrize("short", FAMILIES)
+def test_nf4_packs_every_linear_layer_but_the_head(short: str) -> None:
+    config = bench.model_config(short, "cpu", 1)
+    made = bench.make_model(config, CPU, torch.float32, "eager", nf4=torch.float32, double=True)
+    packed = sum(2 * m.weight.numel() for m in made.modules() if isinstance(m, Linear4bit))
+    assert packed == plan.Shape.of_config(config).linear_parameters
+    assert type(made.lm_head) is torch.nn.Linear
+    assert made(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("short", FAMILIES)
+def test_on_a_gpu_the_config_is_the_table_of_backbones(short: str) -> None:
+    shape = plan.Shape.of_config(bench.model_config(short, "cuda"))
+    facts = plan.backbones()[short]
+    assert shape.parameters == pytest.approx(facts.parameters, rel=0.005)
+    assert bench.model_config(short, "cuda", 3).num_hidden_layers == 3
+
+
+def test_the_clock_leaves_the_warm_up_out() -> None:
+    clock = bench.Clock(CPU, seconds=0.0, warm=2, least=3)
+    clock.begin()
+    for last in (False, False, False, False, True):
+        clock.count(1, torch.tensor(10), unique=4, sequences=6)
+        assert clock.lap() == last
+    found = clock.result()
+    assert [found[name] for name in ("steps", *bench.COUNTS)] == [3, 3, 18, 30, 12]
+    assert found["seconds"] > 0 and found["peak_memory_bytes"] > 2**20
+
+
+def test_every_stretch_of_spread_examples_is_of_mean_length(train: list[Any], setting: bench.Setting) -> None:
+    examples = setting.encoder.for_scoring(train[:200])
+    spread = bench.spread(examples)
+    assert sorted(one.id for one in spread) == sorted(one.id for one in examples)
+    mean = sum(len(one.ids) for one in examples) / len(examples)
+    for start in range(0, 180, 20):
+        assert sum(len(one.ids) for one in spread[start : start + 20]) / 20 == pytest.approx(mean, rel=0.04)
+
+
+def test_rows_have_a_row_to_compare_with() -> None:
+    for row in bench.ROWS.values():
+        assert bench.ROWS[row.base].kind == row.kind and bench.ROWS[row.base].flops == row.flops
+        assert row.base == row.name or row.base.startswith("entry")
+
+
+@pytest.mark.parametrize("name", ["entry", "entry-full", "trl", "lora-1", "full-16", "entry-score", "score-6"])
+def test_a_row_counts_what_it_computes(name: str, setting: bench.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "WARM_AND_LEAST", {"training": (1, 1), "scoring": (1, 1)})
+    row = bench.ROWS[name]
+    found = command.with_rates(bench.measure(row, setting, 0.0))
+    items = {"trl": 8, "score-6": len(setting.test)}.get(name, row.items)
+    assert found["items"] == items * found["steps"] and found["sequences"] == items * row.orders * found["steps"]
+    assert 500 < found["raw_tokens"] / found["sequences"] < 1000
+    assert 0 < found["unique_tokens"] <= found["raw_tokens"]
+    assert found["items_per_second"] > 0 and 0 < found["share_of_peak"] < 1
+
+
+def test_qlora_is_quantised(setting: bench.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "WARM_AND_LEAST", {"training": (1, 1), "scoring": (1, 1)})
+    made = []
+    make = bench.make_model
+    monkeypatch.setattr(bench, "make_model", lambda *arguments: made.append(arguments) or make(*arguments))
+    bench.measure(dataclasses.replace(bench.ROWS["qlora-64"], items=2), setting, 0.0)
+    assert made[0][4:] == (torch.float32, True)
+
+
+def test_help_and_mistakes() -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    for argv, words in (
+        (["--backbone", "polr"], "Did you mean 'polar'"),
+        (["--device", "cpu", "--rows", "lora64"], "Did you mean 'lora-64'"),
+        (["--seconds", "0"], "above 0"),
+        (["--device", "cpu", "--cap", "24"], "the GPU's"),
+        (["--device", "gpu"], "allowed: cpu, cuda"),
+        (["--row", "entry"], "--rows"),
+    ):
+        with pytest.raises(UserError, match=words):
+            command.main(argv)
+
+
+def test_one_failing_row_is_a_line_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], train: list[Any]
+) -> None:
+    """The whole command, its rows in this process instead of one each."""
+    few = sorted(train, key=lambda item: sum(len(turn.text) for turn in item.dialogue))[:10]
+    make_corpus = {split: [item.source for item in few] for split in ("train", "test")}
+    monkeypatch.setattr(bench, "make_corpus", lambda: make_corpus)
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+
+    def run_job(job: list[str], log: Path, *rest: Any) -> str:
+        if "score-1" in job:
+            return f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB (exit 1, see {log})"
+        assert job[1:3] == ["-m", "run.bench"]
+        return "" if run_main(lambda: command.main(job[3:])) == 0 else "failed"
+
+    monkeypatch.setattr(command, "run_job", run_job)
+    path = tmp_path / "bench.json"
+    argv = ["--device", "cpu", "--layers", "1", "--seconds", "0.01", "--json", str(path)]
+    code = command.main([*argv, "--rows", "score-6", "entry-score", "score-1"])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert code == 1 and list(record["rows"]) == ["entry-score", "score-1", "score-6"]
+    assert record["rows"]["score-1"] == {"failed": "out of memory"}
+    assert record["rows"]["entry-score"]["ratio"] == 1.0 and record["rows"]["score-6"]["ratio"] > 0
+    assert record["layers"] == 1 and record["of_layers"] == 4 and "torch" in record["versions"]
+    shown = capsys.readouterr().out
+    assert "failed: out of memory" in shown and "1 layers of 4" in shown
+    assert max(map(len, shown.replace(str(path), "").splitlines())) <= 100
+
+
+def test_the_table_takes_rows_without_a_base(setting: bench.Setting) -> None:
+    row = dataclasses.asdict(bench.ROWS["lora-64"]) | dict.fromkeys(bench.COUNTS, 10) | {"seconds": 2.0}
+    row |= {"warm_seconds": 1.0, "peak_memory_bytes": 3 * 2**30, "matmul_flops": 1e12, "linear_parameters": 10**6}
+    rows = {"lora-64": command.with_rates({**row, "note": "[odd] words"})}
+    command.add_ratios(rows)
+    assert rows["lora-64"]["ratio"] is None and rows["lora-64"]["items_per_second"] == 5
+    facts = bench.corpus_statistics(setting.encoder, setting.train, setting.test)
+    record = {"device": "NVIDIA H200", "backbone": "polar", "weights": "random", "layers": 64, "of_layers": 64}
+    output = Console(file=io.StringIO(), width=100)
+    output.print(command.table({**record, "cap_gib": 24.0, "corpus": facts, "rows": rows}))
+    assert isinstance(output.file, io.StringIO)
+    shown = output.file.getvalue()
+    assert "NVIDIA H200, at most 24 GiB: polar, 64 layers, random" in shown and "[odd] words" in shown
+
+
+def test_the_rows_process_writes_its_numbers(
+    setting: bench.Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    for split in ("train", "test"):
+        write_text(tmp_path / f"{split}.json", dump_items([item.source for item in setting.test]))
+    write_text(tmp_path / "tokenizer.json", setting.encoder.tokenizer.backend_tokenizer.to_str())
+    argv = ["--row", "entry-score", "--corpus", str(tmp_path), "--json", str(tmp_path / "row.json"), "--device", "cpu"]
+    command.main([*argv, "--layers", "1", "--seconds", "0.01"])
+    assert json.loads((tmp_path / "row.json").read_text(encoding="utf-8"))["name"] == "entry-score"
+
+
+assert toys  # imported for what it sets
