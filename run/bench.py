@@ -17,6 +17,7 @@ resource/results/bench_DEVICE.json, the output of the rows to the .log beside it
 """
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -192,8 +193,6 @@ def run_row(
     if reason:
         short = "out of memory" if "out of memory" in reason else reason
         return {"failed": short + (f" under {arguments.cap:g} GiB" if arguments.cap and short != reason else "")}
-    import json
-
     return with_rates(json.loads(result.read_text(encoding="utf-8")))
 
 
@@ -262,7 +261,7 @@ def table(record: dict[str, Any]) -> "RenderableType":
     from rich.table import Table
 
     rows: dict[str, dict[str, Any]] = record["rows"]
-    shown = Table(title="\n".join(map(escape, title(record))), title_justify="left", title_style="bold")
+    shown = Table()
     shown.box, shown.collapse_padding, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, True, False, False
     shown.add_column("row", no_wrap=True)
     for name in ("items/s", "ratio", "unique\ntok/s", "raw\ntok/s", "share of\npeak", "peak\nGiB", "warm-up\ns"):
@@ -294,7 +293,8 @@ def table(record: dict[str, Any]) -> "RenderableType":
     if record["device"].startswith("CPU"):
         lines += ["on a CPU: the miniature's numbers, computed in fp32; memory of the whole process"]
     page = Table.grid()
-    for part in (shown, "", "\n".join(lines)):
+    heading, *facts = map(escape, title(record))
+    for part in (f"[bold]{heading}[/]", "\n".join(facts), "", shown, "", "\n".join(lines)):
         page.add_row(part)
     return page
 

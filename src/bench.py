@@ -743,15 +743,14 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
     examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
     prompts = [one.ids for one in examples]
-    shape = plan.Shape.of_config(setting.config)
+    shape, ready = plan.Shape.of_config(setting.config), rows_on_gpu(setting.device)
+    layout = layouts.scoring_layout(prompts, shape, setting.encoder.pad_id, setting.device, ready)
+    raw = sum(map(len, prompts))
+    unique = raw if layout.kind == "padded" else sum(sizes(prompts, layout))
     clock.begin()
     for _ in itertools.count():
         score(network, examples, setting.encoder.letter_ids or (), setting.encoder.pad_id)
-        layout = layouts.scoring_layout(
-            prompts, shape, setting.encoder.pad_id, setting.device, rows_on_gpu(setting.device)
-        )
-        raw = sum(map(len, prompts))
-        clock.count(len(items), raw, raw if layout.kind == "padded" else sum(sizes(prompts, layout)), len(examples))
+        clock.count(len(items), raw, unique, len(examples))
         if clock.lap():
             break
     return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}"

@@ -65,20 +65,20 @@ class Term:
     weight: float = 1.0
 
 
-def lay_out(sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout) -> list[Row]:
-    """The rows of `sequences`. Each holds `input_ids` (int64, (sequences or 1, tokens)), `sequence`, `target` (int64)
-    and `weight` (float32) of its m terms, and `source`: the places that predict, (m,) int64 in a tree, else bool like
-    input_ids. Rows of a tree also hold depth and end (int64, (tokens,)) and copies (`tree.spread`).
+def lay_out(sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout) -> Iterator[Row]:
+    """The rows of `sequences`, each made when it is asked for, so that a GPU may compute the one before.
+
+    Each holds `input_ids` (int64, (sequences or 1, tokens)), `sequence`, `target` (int64) and `weight` (float32) of its
+    m terms, and `source`: the places that predict, (m,) int64 in a tree, else bool like input_ids. Rows of a tree also
+    hold depth and end (int64, (tokens,)) and copies (`tree.spread`).
     """
     wanted: dict[int, list[Term]] = {}
     for term in terms:
         wanted.setdefault(term.sequence, []).append(term)
-    made = []
     for numbers in _rows(sequences, layout):
         chosen, terms_of = [sequences[number] for number in numbers], [wanted.get(number, []) for number in numbers]
         padded = layout.kind == "padded"
-        made.append(_padded_row(chosen, terms_of, layout.pad_id) if padded else _tree_row(chosen, terms_of, layout))
-    return made
+        yield _padded_row(chosen, terms_of, layout.pad_id) if padded else _tree_row(chosen, terms_of, layout)
 
 
 def logits_at(model: Any, row: Row) -> torch.Tensor:

@@ -110,11 +110,23 @@ def _read(
     terms = [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
     logits = torch.full((len(prompts), 3), float("nan"))
     done = 0
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fetch() -> None:
+        nonlocal done
+        for numbers, found in before:
+            logits[numbers] = found.float().cpu()
+            done += len(numbers)
+            update(done)
+        before.clear()
+
     with usually(model) if layout.kind == "padded" else contextlib.nullcontext():
         for row in lay_out(prompts, terms, layout):
-            logits[row["target"]] = logits_at(model, to_device(row, model.device)).float().cpu()
-            done += len(row["target"])
-            update(done)
+            found = logits_at(model, to_device(row, model.device))
+            # The GPU works on this row while the one before is fetched and the next laid out.
+            fetch()
+            before.append((row["target"], found))
+        fetch()
     return logits
 
 

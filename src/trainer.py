@@ -252,7 +252,7 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str) -> dict[
     for number, one in enumerate(examples):
         weight = 1 / (len(one.ids) - one.answer_start) if loss_per == "item" else 1.0
         terms += [Term(number, place - 1, one.ids[place], weight) for place in range(one.answer_start, len(one.ids))]
-    return {"rows": lay_out([one.ids for one in examples], terms, layout)}
+    return {"rows": list(lay_out([one.ids for one in examples], terms, layout))}
 
 
 class ByDialogue(torch.utils.data.Sampler[int]):
@@ -297,6 +297,7 @@ class LetterTrainer(Trainer):
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
         self.layout, self.examples = layout, list(train)
+        self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
             network,
             arguments,
@@ -320,13 +321,26 @@ class LetterTrainer(Trainer):
         return 0  # Trainer's estimate counts no shared tokens
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """Forward and backward, row by row; the gradients of a step's rows add up."""
+        """Forward and backward, row by row; the gradients of a step's rows add up.
+
+        Trainer's own step also goes through all modules in Python, which takes as long as a small step on the GPU.
+        """
+        if not model.training:
+            model.train()
         losses = []
         for number, row in enumerate(inputs["rows"], 1):
             last = number == len(inputs["rows"])
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, row, num_items_in_batch))
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(row), num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        if self._trained is None:  # what is trained does not change, and looking for it takes as long again
+            self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         logits = logits_at(model, inputs)

@@ -65,7 +65,7 @@ def build(sequences: Sequence[Sequence[int]]) -> Tree:
     rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     if not rows or any(row.ndim != 1 or not len(row) for row in rows):
         raise ValueError("a tree needs sequences of at least one token each")
-    order = sorted(range(len(rows)), key=lambda number: tuple(sequences[number]))
+    order = _order(rows)
     shared = _shared([rows[number] for number in order])
     start = np.concatenate(
         [[0], np.cumsum([len(rows[number]) - common for number, common in zip(order, shared, strict=True)])]
@@ -92,8 +92,9 @@ def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
 
     Neighbours in sorted order stay together, which is where they share most. A longer sequence gets a row of its own.
     """
-    order = sorted(range(len(sequences)), key=lambda number: tuple(sequences[number]))
-    shared = _shared([np.asarray(sequences[number], dtype=np.int64) for number in order])
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    order = _order(arrays)
+    shared = _shared([arrays[number] for number in order])
     lengths = [len(sequences[number]) for number in order]
 
     def split(limit: int) -> list[list[int]]:
@@ -231,6 +232,11 @@ def _one_mask(
     raise ValueError(
         f"there is no tree mask for the attention implementation {kind!r}; eager, sdpa and flex_attention have one"
     )
+
+
+def _order(rows: Sequence[np.ndarray]) -> list[int]:
+    """Numbers of the rows as a dictionary has them. Bytes of non-negative numbers, the highest first, sort alike."""
+    return sorted(range(len(rows)), key=lambda number: rows[number].astype(">i8").tobytes())
 
 
 def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
