@@ -10,3 +10,5 @@ for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Between them the pinned libraries deprecate each other's names; nothing that a user could act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")
+# A bar of plain text does in a notebook, too.
+warnings.filterwarnings("ignore", message="IProgress not found")

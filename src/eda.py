@@ -143,6 +143,10 @@ class View:
             found["토큰 수"] = compare(by_id, *self.parts.values())
         return found
 
+    def titled(self, title: str, name: str) -> str:
+        """A panel's title, with the distance of the splits in this measure where there are two."""
+        return f"{title} · 거리 {self.distances[name].value:.2f}" if self.against else title
+
     def apart(self, *names: str) -> str:
         """A sentence on the distances of these measures; nothing with a single split."""
         if self.against is None:

@@ -70,8 +70,8 @@ STYLE: dict[str, Any] = {
 def font_files() -> tuple[Path, ...]:
     """NanumGothic, plain and bold, wherever the package lies."""
     package = find_spec("koreanize_matplotlib")
-    assert package is not None, "koreanize-matplotlib is not installed: pip install -r requirements-eda.txt"
-    (folder,) = package.submodule_search_locations or ()
+    assert package is not None and package.submodule_search_locations, "koreanize-matplotlib is not installed"
+    folder = package.submodule_search_locations[0]
     files = [Path(folder) / "fonts" / name for name in ("NanumGothic.ttf", "NanumGothicBold.ttf")]
     for file in files:
         font_manager.fontManager.addfont(file)
@@ -88,7 +88,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a row of axes, a title for each, `heading` above all and `source` (of the data) below."""
     font_files()
-    rcParams.update(STYLE)
+    rcParams.update(STYLE)  # type: ignore[arg-type]  # matplotlib lists the keys one by one
     figure = Figure(figsize=(WIDTH_INCHES, height + 0.5), dpi=DPI)
     grid = figure.subplots(1, len(titles), squeeze=False, width_ratios=widths)
     for axes, title in zip(grid[0], titles, strict=True):
@@ -142,8 +142,7 @@ def bars(
         axes.spines["left"].set_visible(False)
         axes.set_ylabel(label)
         axes.margins(y=0.14)
-    if len(series) > 1:
-        axes.legend(loc="best", handlelength=1.2)
+    _legend(axes)
 
 
 def histogram(axes: Axes, series: Mapping[str, Sequence[float]], *, label: str, bins: int | Sequence[float]) -> None:
@@ -155,13 +154,23 @@ def histogram(axes: Axes, series: Mapping[str, Sequence[float]], *, label: str, 
         weights = np.full(len(values), 100 / len(values))
         # Fill and outline in turn, so that two splits can be told apart without their colours.
         looks = {"alpha": 0.45} if order == 0 else {"histtype": "step", "linewidth": 1.8}
-        axes.hist(values, edges, weights=weights, color=own, label=name, **looks)
+        axes.hist(values, edges.tolist(), weights=weights, color=own, label=name, **looks)
         axes.axvline(float(np.mean(values)), color=own, linewidth=1.6, linestyle="-" if order == 0 else "--")
     axes.set_xlabel(label)
     axes.set_ylabel("비율 (%)")
-    axes.margins(y=0.2)
-    if len(series) > 1:
-        axes.legend(loc="upper right", handlelength=1.2)
+    axes.margins(y=0.06)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """One legend for the whole figure, beside its heading: there it covers no data."""
+    handles, names = axes.get_legend_handles_labels()
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    if len(names) > 1 and not figure.legends:
+        figure.legend(
+            handles, names, loc="upper right", ncols=len(names), handlelength=1.2, columnspacing=1.2, borderaxespad=0.3
+        )
 
 
 def heatmap(axes: Axes, table: Any, rows: Sequence[str], columns: Sequence[str], form: str = "{:,.0f}") -> None:

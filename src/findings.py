@@ -130,7 +130,7 @@ def items_per_dialogue(view: View) -> Finding:
     counts = {split: items_of_dialogues(items) for split, items in view.parts.items()}
     most = max(max(found) for found in counts.values())
     figure, (left, right) = figures.panels(
-        ["문항 수마다의 대화 비율 (%)", "학습에서 본 대화로 평가되는 문항 (%)"],
+        [view.titled("문항 수마다의 대화 비율 (%)", "대화당 문항"), "학습에서 본 대화로 평가되는 문항 (%)"],
         "한 대화를 문항 몇 개가 함께 쓰나?",
         view.source,
         widths=(3, 2),
@@ -163,7 +163,9 @@ def items_per_dialogue(view: View) -> Finding:
 
 def lengths(view: View) -> Finding:
     """Turns, characters and words of a dialogue."""
-    figure, axes = figures.panels(["턴", "글자", "어절"], "대화는 얼마나 긴가?", view.source)
+    figure, axes = figures.panels(
+        [view.titled(unit, f"{unit} 수") for unit in ("턴", "글자", "어절")], "대화는 얼마나 긴가?", view.source
+    )
     counts: dict[str, Callable[[Item], int]] = {"턴": turn_count, "글자": character_count, "어절": word_count}
     for one, (unit, count) in zip(axes, counts.items(), strict=True):
         values = {split: [count(item) for item in items] for split, items in view.parts.items()}
@@ -201,7 +203,7 @@ def turn_lengths(view: View) -> Finding:
     """How the length of turns changes within a dialogue."""
     tenths = 10
     figure, (left, right) = figures.panels(
-        ["대화 속 위치와 발화 길이", "바로 앞 발화와의 길이 차이"],
+        [view.titled("대화 속 위치와 발화 길이", "발화 길이"), "바로 앞 발화와의 길이 차이"],
         "발화 길이는 대화 안에서 어떻게 바뀌나?",
         view.source,
     )
@@ -230,11 +232,10 @@ def turn_lengths(view: View) -> Finding:
     left.set_xlabel("대화 속 위치 (%), 띠는 95 % 구간")
     left.set_ylabel("발화의 글자 수")
     left.set_ylim(bottom=0)
-    if view.against:
-        left.legend(loc="lower center", ncols=2)
     figures.histogram(right, changes, label="글자 수의 차이", bins=25)
     hits = {item.dialogue_key: {one.id for one in item.target_utterances} for item in view.items}
-    asked, others = [], []
+    asked: list[int] = []
+    others: list[int] = []
     for item in dialogues(view.items):
         for utterance in item.dialogue:
             (asked if utterance.id in hits[item.dialogue_key] else others).append(len(utterance.text))
@@ -256,7 +257,9 @@ def turn_lengths(view: View) -> Finding:
 def speakers(view: View) -> Finding:
     """Who speaks, and for how many turns in a row."""
     figure, (left, right) = figures.panels(
-        ["화자1의 몫 (%)", "한 화자가 잇달아 말한 턴 수 (%)"], "두 화자는 고르게 번갈아 말하나?", view.source
+        ["화자1의 몫 (%)", view.titled("한 화자가 잇달아 말한 턴 수 (%)", "이어 말하기")],
+        "두 화자는 고르게 번갈아 말하나?",
+        view.source,
     )
     names = ["첫 턴", "모든 턴", "모든 글자", "대상 발화"]
     shares, runs, longest = {}, {}, 4
@@ -275,8 +278,8 @@ def speakers(view: View) -> Finding:
         runs[split] = [100 * found.count(length) / len(found) for length in range(1, longest + 1)]
     figures.bars(left, names, shares, form="{:.0f}")
     left.axvline(50, color=figures.GREY, linewidth=1, linestyle=":", zorder=0)
-    for text in left.texts:
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+    for number in left.texts:
+        number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     figures.bars(right, ["1", "2", "3", "4 이상"], runs, form="{:.1f}", horizontal=False)
     again = sum(runs[view.split][1:]) / 100
     says = (
@@ -293,7 +296,10 @@ def speakers(view: View) -> Finding:
 def targets(view: View) -> Finding:
     """How many target utterances there are, and where."""
     figure, (left, right) = figures.panels(
-        ["문항의 대상 발화 수 (%)", "대상 발화의 위치"], "무엇을, 대화의 어디를 묻나?", view.source, widths=(2, 3)
+        [view.titled("대상 발화 수 (%)", "대상 발화 수"), view.titled("대상 발화의 위치", "대상 발화 위치")],
+        "무엇을, 대화의 어디를 묻나?",
+        view.source,
+        widths=(2, 3),
     )
     counts = {split: [len(item.targets) for item in items] for split, items in view.parts.items()}
     numbers = range(1, max(map(max, counts.values())) + 1)
@@ -322,9 +328,10 @@ def categories(view: View) -> Finding:
         split: [100 * sum(item.category == category for item in items) / len(items) for category in CATEGORIES]
         for split, items in splits.items()
     }
-    figure, (axes,) = figures.panels(["유형의 비율 (%)"], "다섯 유형은 고르게 나오나?", view.source, height=3.0)
+    figure, (axes,) = figures.panels(
+        [view.titled("유형의 비율 (%)", "유형")], "다섯 유형은 고르게 나오나?", view.source, height=3.0
+    )
     figures.bars(axes, CATEGORIES, shares, form="{:.1f}", horizontal=False)
-    axes.legend(loc="upper right", ncols=3, handlelength=1.2, bbox_to_anchor=(1, 1.12))
     apart = []
     for one, other in combinations(SPLITS, 2):
         distance = compare(MEASURES["유형"], splits[one], splits[other])
@@ -372,7 +379,9 @@ def labels(view: View) -> Finding:
     left.bar(places, shares, 0.6, color=figures.colour(view.split), yerr=reach, ecolor="#444444", capsize=4)
     left.axhline(100 / 3, color=figures.GREY, linewidth=1, linestyle=":")
     for place, share in zip(places, shares, strict=True):
-        left.text(place, share / 2, f"{share:.1f}", ha="center", va="center", color="white", fontweight=figures.BOLD)
+        left.text(
+            float(place), share / 2, f"{share:.1f}", ha="center", va="center", color="white", fontweight=figures.BOLD
+        )
     left.set_xticks(places, [f"inference_{spot}" for spot in spots])
     left.set_yticks([])
     left.spines["left"].set_visible(False)
@@ -399,7 +408,13 @@ def options(view: View) -> Finding:
     read_words(text for items in view.parts.values() for text in texts_of(items))
     by_label = view.against is None
     figure, axes = figures.panels(
-        ["글자 수", "서로 닮은 정도", "대화와 겹치는 정도"], "선택지만 보고도 맞힐 수 있나?", view.source
+        [
+            view.titled("글자 수", "선택지 길이"),
+            view.titled("닮은 정도", "선택지 닮음"),
+            view.titled("대화와 겹침", "대화와 겹침"),
+        ],
+        "선택지만 보고도 맞힐 수 있나?",
+        view.source,
     )
     long: dict[str, list[float]] = defaultdict(list)
     said: dict[str, list[float]] = defaultdict(list)
@@ -465,7 +480,7 @@ def words(view: View) -> Finding:
     blanks = Counter(word for line in lines for word in line.split())
     split_top = sorted(blanks.items(), key=lambda pair: (-pair[1], pair[0]))[:TOP_WORDS]
     figure, (left, right) = figures.panels(
-        ["형태소로 나눈 내용어 (내용어 1,000개당)", "빈칸으로 나눈 말 (개)"],
+        [view.titled("형태소로 나눈 내용어 (1,000개당)", "내용어"), "빈칸으로 나눈 말 (개)"],
         "무엇을 이야기하나?",
         view.source,
         height=5.2 if view.against else 4.2,
@@ -549,7 +564,7 @@ def marks(view: View) -> Finding:
     """Laughter, tears, other marks of chat, and masked names."""
     rates = {split: mark_rates(items) for split, items in view.parts.items()}
     figure, (left, right) = figures.panels(
-        ["이런 표시가 든 발화 (%)", "대화에 나오는 가린 이름의 수 (%)"],
+        [view.titled("표시가 든 발화 (%)", "웃음과 울음"), view.titled("대화 속 가린 이름의 수 (%)", "가린 이름")],
         "채팅의 흔적은 얼마나 있나?",
         view.source,
         height=3.6,
@@ -597,7 +612,10 @@ def tokens(view: View) -> Finding:
         return Finding("tokens", None, says, so)
     heading = "프롬프트는 몇 토큰이고, 어디에 쓰이나?"
     figure, (axes,) = figures.panels(
-        ["막대는 평균(대화마다 첫 문항), 마름모는 가장 긴 문항"], heading, view.source, height=3.9
+        [view.titled("막대는 평균(대화마다 첫 문항), 마름모는 가장 긴 문항", "토큰 수")],
+        heading,
+        view.source,
+        height=3.9,
     )
     names = list(view.encoders)
     parts = {name: Counter[str]() for name in names}
@@ -630,14 +648,14 @@ def tokens(view: View) -> Finding:
     axes.invert_yaxis()
     axes.set_xlabel("토큰")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), handlelength=1.0)
-    means = {name: float(np.mean(view.tokens[name][view.split])) for name in names}
+    average = {name: float(np.mean(view.tokens[name][view.split])) for name in names}
     longest = {name: max(view.tokens[name][view.split]) for name in names}
-    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    low, high = min(average, key=average.__getitem__), max(average, key=average.__getitem__)
     widest = max(longest, key=longest.__getitem__)
     shared = [(parts[name]["시스템"] + parts[name]["대화"]) / parts[name].total() for name in names]
     says = (
-        f"문항마다 평균 {means[low]:.0f}토큰({low})에서 {means[high]:.0f}토큰({high})까지이고, 가장 긴 문항은 "
-        f"{longest[widest]:,}토큰({widest})입니다.{view.apart('토큰 수')}"
+        f"문항마다 평균 {average[low]:.0f}토큰({low})에서 {average[high]:.0f}토큰({high})까지이고, 가장 긴 문항은 "
+        f"{longest[widest]:,}토큰({widest})입니다. 틀은 화자 이름과 채팅 형식입니다.{view.apart('토큰 수')}"
     )
     if view.corpus.kind == SAMPLE:
         says += " 미니어처의 토크나이저라 진짜 모델의 토큰 수와는 다릅니다."
@@ -663,9 +681,11 @@ def distances(view: View) -> Finding:
     places = np.arange(len(names))
     far = [distance.value > distance.luck for distance in found.values()]
     shades = [figures.VERMILLION if one else "#B8B8B8" for one in far]
-    drawn = axes.barh(places, [distance.value for distance in found.values()], 0.62, color=shades)
-    axes.bar_label(drawn, [f"{distance.value:.2f}" for distance in found.values()], padding=4, fontsize=8.5)
+    axes.barh(places, [distance.value for distance in found.values()], 0.62, color=shades)
     for place, distance in zip(places, found.values(), strict=True):
+        axes.text(
+            max(distance) + 0.006, float(place), f"{distance.value:.2f}", va="center", fontsize=8.5, color="#333333"
+        )
         axes.plot([distance.luck] * 2, [place - 0.4, place + 0.4], color=figures.BLACK, linewidth=1.8)
     axes.plot([], [], color=figures.BLACK, linewidth=1.8, label="우연의 95 %: 대화를 무작위로 나누었을 때")
     axes.set_yticks(places, names)
