@@ -200,7 +200,10 @@ def length_figures(items: Sequence[Item]) -> dict[str, Summary]:
 
 def dialogues(items: Iterable[Item]) -> list[Item]:
     """One item (the first) for each dialogue, in order."""
-    return list({item.dialogue_key: item for item in reversed(list(items))}.values())[::-1]
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(item.dialogue_key, item)
+    return list(first.values())
 
 
 def items_of_dialogues(items: Iterable[Item]) -> list[int]:
@@ -401,7 +404,8 @@ def compare(measure: Measure, first: Sequence[Item], second: Sequence[Item]) -> 
     # `items_of_dialogues` needs all items to count; the others look at the rows alone.
     counted = (first, second) if measure.of is items_of_dialogues else rows
     values = [*measure.of(counted[0]), *measure.of(counted[1])]
-    keys = [item.dialogue_key for part in rows for item in part]
+    # A dialogue that both splits have is one in each.
+    keys = [(side, item.dialogue_key) for side, part in enumerate(rows) for item in part]
     place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     group = np.array([place[key] for key in keys])
     ours = np.arange(len(keys)) < len(rows[0])

@@ -219,9 +219,11 @@ def turn_lengths(view: View) -> Finding:
             for tenth, found in enumerate(own):
                 if found:
                     by_place[tenth].append(float(np.mean(found)))
-        means = [describe(found).mean for found in by_place]
-        ranges = np.array([_interval(found) for found in by_place])
-        places = np.arange(tenths) * 10 + 5
+        # Dialogues of fewer than ten turns leave some of the tenths empty.
+        filled = [tenth for tenth, found in enumerate(by_place) if found]
+        means = [describe(by_place[tenth]).mean for tenth in filled]
+        ranges = np.array([_interval(by_place[tenth]) for tenth in filled])
+        places = np.array(filled) * 10 + 5
         own_colour = figures.colour(split)
         look = "-o" if split == view.split else "--s"
         left.plot(places, means, look, color=own_colour, markersize=4, label=split)
