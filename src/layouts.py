@@ -163,7 +163,8 @@ def _usual_layout(
     on_cpu = device.type == "cpu"
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch = longest * recipe.batch_size
-    way = plan.settle(shape, *choices, batch, recipe.lora_r, None if on_cpu else free_bytes(device), recipe.batch_size)
+    free = None if on_cpu else free_bytes(device)
+    way = plan.settle(shape, *choices, batch, recipe.lora_r, free, sequences=recipe.batch_size)
     most = min(batch, max(CPU_BATCH, longest)) if on_cpu else batch
     padded = Layout("padded", most, pad_id, sequences=recipe.batch_size)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)
