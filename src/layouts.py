@@ -22,6 +22,8 @@ CPU_MASKED = 8
 """How much longer a CPU takes to attend with a mask than without one, torch 2.13."""
 GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU, which are more than enough to keep it busy."""
+ROOM = 0.6
+"""Share of the free memory that a run may take with NF4 weights dequantised; on a fuller card they stay as they are."""
 COMPILING_SECONDS = 12
 """What another length of rows costs once, on the host of an H200."""
 SEEN = 1024
@@ -81,8 +83,9 @@ def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, answers: int, free:
     choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
     found = plan.ways(shape, recipe.method, *choices, **keys)
     if recipe.method == "qlora":
-        plain = plan.ways(shape, "lora", *choices, **keys)
-        found += [plan.Settled(way.optimizer, way.checkpointing, way.memory, way.fits, True) for way in plain]
+        for way in plan.ways(shape, "lora", *choices, **keys):
+            fits = free is None or way.memory.total <= ROOM * free
+            found.append(plan.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
     return found
 
 
@@ -178,7 +181,8 @@ def _usual_layout(
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
     way = plan.settle(shape, *choices, batch, recipe.lora_r, None if on_cpu else free_bytes(device), sequences)
-    padded = Layout("padded", batch, pad_id, sequences=sequences)
+    most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
+    padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)
     wanted = recipe.share_prefixes
     if on_cpu and (wanted == "on" or (wanted == "auto" and _pays(shape, some, tree, padded))):

@@ -235,7 +235,9 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     dialogues: dict[str, list[Example]] = {}
     for one in trainer.examples:
         dialogues.setdefault(one.dialogue, []).append(one)
-    several = sorted(dialogues.values(), key=lambda items: -len(items))[:2]
+    several = [items for items in dialogues.values() if len(items) > 1] or list(dialogues.values())
+    # The shortest: one by one, memory holds less of an item than of a row.
+    several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
     alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
     ours, theirs = trainer.compare_layouts(probes, (trainer.layout, alone))
