@@ -180,7 +180,8 @@ def _usual_layout(
     on_cpu = device.type == "cpu"
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
-    way = plan.settle(shape, *choices, batch, recipe.lora_r, None if on_cpu else free_bytes(device), sequences)
+    free = None if on_cpu else free_bytes(device)
+    way = plan.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)

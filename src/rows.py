@@ -198,6 +198,7 @@ def make_ready(model: Any) -> bool:
         causal.set_attn_implementation(ATTENTION)
         for layer in causal.get_decoder().layers:
             layer.compile(dynamic=False)
+        causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
     return True
 
 
@@ -247,6 +248,11 @@ def _attend(
 
 AttentionInterface.register(ATTENTION, _attend)
 AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
+
+
+def _wanting_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """So that the first layer, whose input would want none, need not be compiled for itself."""
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def _causal(model: Any) -> Any:
