@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError
-from src.recipes import Backbone, Recipe, backbones
+from src.recipes import ORPO, Backbone, Recipe, backbones
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -502,6 +502,8 @@ class PlanRow:
     commercial: bool | None
     gated: bool | None
     method: str
+    words: str
+    """The method as the table shows it."""
     download: int | None
     """Bytes."""
     weights: int | None
@@ -528,20 +530,23 @@ def plan_rows(
 
 def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu, sizes: Mapping[str, int]) -> PlanRow:
     shape, facts, place = _known(recipe)
-    longest = round(LONGEST * mean_tokens)
+    # Preference pairs have wrong answers, too; the prompt counts once.
+    wrong = 0 if recipe.objective != ORPO else 2 if recipe.orpo_pairs == "both" else 1
+    trained = mean_tokens + wrong * ANSWER_TOKENS
+    longest = round(LONGEST * mean_tokens) + wrong * ANSWER_TOKENS
     settled = weights = disk = seconds = None
     cards: dict[str, Settled] = {}
     if shape is not None:
         # The least that training takes: one item a row. Where there is more, rows are longer.
         choices = recipe.optimizer, recipe.gradient_checkpointing, longest, recipe.lora_r
-        keys: dict[str, Any] = {"attention": "tree", "dropout": recipe.lora_dropout > 0}
+        keys: dict[str, Any] = {"attention": "tree", "dropout": recipe.lora_dropout > 0, "sequences": 1 + wrong}
         settled = settle(shape, recipe.method, *choices, here.free_bytes, **keys)
         cards = {name: settle(shape, recipe.method, *choices, size, **keys) for name, size in sizes.items()}
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r)
         # The time of a miniature goes into launching, which the arithmetic knows nothing of.
         if "train" in items and place != "miniature":
-            training = training_seconds(shape, recipe, items["train"], mean_tokens, here.name, settled.checkpointing)
+            training = training_seconds(shape, recipe, items["train"], trained, here.name, settled.checkpointing)
             scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)
             reading = scoring_seconds(shape, scored, mean_tokens, here.name)
             seconds = None if training is None or reading is None else training + reading
@@ -552,6 +557,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu
         commercial=facts.commercial if facts else None,
         gated=facts.gated if facts else None,
         method=recipe.method,
+        words=recipe.method_words,
         download=download_bytes(recipe),
         weights=weights,
         settled=settled,
@@ -583,7 +589,7 @@ def plan_table(rows: Sequence[PlanRow]) -> "Table":
     for row in rows:
         table.add_row(
             f"[bold]{escape(row.run)}[/]",
-            row.method,
+            row.words,
             _number(row.download, GB),
             _number(row.weights, GIB),
             _number(row.settled.memory.total if row.settled else None, GIB),

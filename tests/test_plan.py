@@ -501,7 +501,7 @@ def test_the_table_says_it_all(width: int) -> None:
     text = text_of(rows, width)
     lines, words = text.splitlines(), " ".join(text.split())
     for row in rows:
-        assert any(line.split()[:2] == [row.run, row.method] for line in lines), text
+        assert any(line.split()[:2] == [row.run, row.words] for line in lines), text
         assert f"{row.run}: {row.model_id}, licence {row.licence}" in words
     assert words.count("no commercial use") == 1
     assert "…" not in text and "?" not in text
