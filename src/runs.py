@@ -20,7 +20,7 @@ from src.data import Item
 from src.encode import Encoder
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
-from src.recipes import Recipe, make_recipe
+from src.recipes import Recipe, differing_settings, make_recipe
 from src.records import ItemScores
 from src.scores import score
 from src.trainer import CHECKPOINTS, fine_tune
@@ -96,7 +96,7 @@ def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None) 
     splits = {}
     if records.record_path(folder).is_file():
         there = records.read_record(folder)
-        differing = _differing(there["recipe"], recipe)
+        differing = differing_settings(there["recipe"], recipe)
         differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
         if differing:
             raise UserError(
@@ -245,7 +245,7 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
         text = (folder / RECIPE).read_text(encoding="utf-8")
         there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
-        differing = _differing(there, recipe)
+        differing = differing_settings(there, recipe)
         if differing:
             raise UserError(
                 f"{folder} holds an unfinished run with other settings: "
@@ -262,10 +262,6 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} is no run and holds {', '.join(taken)}, which training would overwrite. Give another --save_dir."
         )
-
-
-def _differing(there: dict[str, Any], recipe: Recipe) -> list[str]:
-    return [key for key, value in dataclasses.asdict(recipe).items() if there.get(key) != value]
 
 
 def _facts(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
