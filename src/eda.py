@@ -315,8 +315,9 @@ def _kiwi() -> Any:
 def read_words(texts: Iterable[str]) -> None:
     """Reads the morphemes of many texts at once, which is quicker than one by one."""
     new = [text for text in dict.fromkeys(texts) if text not in _words]
-    # A masked name is no word of its own, and its letters would be read as a foreign one.
-    for text, morphemes in zip(new, _kiwi().tokenize([MASKED_NAME.sub("", text) for text in new]), strict=True):
+    # A masked name is foreign letters and a number to Kiwi, neither of them content; without it, its particle would be
+    # read as a noun.
+    for text, morphemes in zip(new, _kiwi().tokenize(new), strict=True):
         forms = [
             morpheme.form + ("다" if morpheme.tag.startswith("V") else "")
             for morpheme in morphemes
@@ -492,13 +493,19 @@ def _miniature_tokenizer(short: str) -> Any:
 
 def _cached_tokenizer(recipe: Any) -> Any:
     """None when the tokenizer is not on the disk, or is too slow a kind to tell where its tokens come from."""
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 
+    source = recipe.tokenizer or recipe.model_id
+    if not Path(source).is_dir():
+        # Asking transformers for the name would have it ask the hub, for other things, even with local_files_only.
+        file = try_to_load_from_cache(source, "tokenizer_config.json", revision=recipe.revision)
+        if not isinstance(file, str):
+            return None
+        source = str(Path(file).parent)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            recipe.tokenizer or recipe.model_id, revision=recipe.revision, local_files_only=True
-        )
-    except OSError:  # what transformers raises for files that are not in the cache
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):  # part of a download
         return None
     return tokenizer if tokenizer.is_fast else None
 

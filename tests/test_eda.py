@@ -1,6 +1,7 @@
 """What is measured of a corpus, on hand-made items whose figures can be worked out on paper."""
 
 import json
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def test_marks_and_masked_names() -> None:
 
 def test_content_words_are_morphemes() -> None:
     assert eda.content_words("어제 우산을 사러 백화점에 갔어") == ("우산", "사다", "백화점", "가다")
+    assert eda.content_words("name1은 우산을 샀어") == ("우산", "사다")  # no noun "은"
     for empty in ("네 ㅎㅎ", "응, 그래 ㅋㅋㅋ", "name1이", "", "그러게요"):
         assert not eda.content_words(empty), empty
 
@@ -248,12 +250,28 @@ def test_tokens_of_the_parts_add_up() -> None:
 def test_tokenizers_come_from_this_disk_alone(
     tmp_path: Path, backbone_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    asked: list[Any] = []
+
+    def refuse(*address: Any, **_: Any) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("socket.create_connection", refuse)
     (tmp_path / "near.yaml").write_text(json.dumps({"model_id": str(backbone_folder("qwen2"))}))
+    # What a download leaves: a branch that names a commit, and the commit's files.
+    cache = tmp_path / "cache" / "models--somebody--downloaded"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(backbone_folder("solarko"), cache / "snapshots" / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    recipe = {"model_id": "somebody/downloaded", "chat_template": "{{ messages[-1].content }}\n"}
+    (tmp_path / "downloaded.yaml").write_text(json.dumps(recipe))
     (tmp_path / "far.yaml").write_text(json.dumps({"model_id": "nobody/has-this-model", "chat_template": "x"}))
     own = Corpus("own", {"train": read([make_item(0)])}, "")
     found = eda.find_encoders(own, tmp_path)
-    assert list(found) == ["near"]
+    assert sorted(found) == ["downloaded", "near"]
+    assert asked == []
     assert isinstance(found["near"], Encoder)
     assert len(View(own, "train").parts) == 1
 
