@@ -3,8 +3,8 @@
 Speed and memory do not depend on what weights and words say. So the backbones have the true shapes and random weights,
 made on the device, and the sample corpus is lengthened with its own talk to the official length statistics.
 
-A row is a way to train or to score: the entry's, stock Hugging Face as its commands were; TRL's `SFTTrainer` with its
-defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
+A row is a way to train or to score: the entry's, stock Hugging Face as its commands were; TRL's `SFTTrainer` and
+`ORPOTrainer` with their defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
 """
 
 import itertools
@@ -39,11 +39,12 @@ from src import corpus, layouts, miniature, plan
 from src import model as models
 from src.data import Item, parse_items
 from src.encode import Encoder, Example
+from src.pairs import text_pairs
 from src.prompts import ORDERS, Prompt
-from src.recipes import Recipe, backbones, make_recipe
+from src.recipes import ORPO, Recipe, backbones, make_recipe
 from src.rows import rows_on_gpu, sizes
 from src.scores import score
-from src.trainer import LetterTrainer, guarded, make_trainer, objective_of
+from src.trainer import LetterTrainer, guarded, make_trainer, training_examples
 
 SEED = 0
 
@@ -88,6 +89,7 @@ class Row:
     dropout: float = 0.0
     orders: int = 1
     cpu: bool = True
+    objective: str = "answer"
     asked: bool = False
 
 
@@ -153,12 +155,56 @@ ROWS = {
             method="full",
             items=16,
         ),
+        Row(
+            "trl-orpo",
+            "training",
+            "trl-orpo",
+            4,
+            "TRL's ORPOTrainer, its defaults, both pairs of an item, LoRA on bf16",
+            cpu=False,
+            objective=ORPO,
+        ),
+        Row(
+            "orpo-16",
+            "training",
+            "trl-orpo",
+            4,
+            "ours: ORPO, LoRA, 16 items a step by dialogue, both pairs of an item",
+            items=16,
+            cpu=False,
+            objective=ORPO,
+        ),
+        Row(
+            "orpo-16-trl-loss",
+            "training",
+            "trl-orpo",
+            4,
+            "the same with TRL's loss: over the prompt, too, and per token",
+            items=16,
+            cpu=False,
+            objective=ORPO,
+        ),
+        Row(
+            "orpo-full-16",
+            "training",
+            "entry-full",
+            6,
+            "ours: ORPO, all parameters, 16 items a step by dialogue, both pairs of an item",
+            method="full",
+            items=16,
+            cpu=False,
+            objective=ORPO,
+        ),
         Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
         Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
         Row("score-6", "scoring", "entry-score", 2, "ours: the test split in six orders, each counted", orders=6),
         Row("growth", "scoring", "entry-score", 2, "ours: 1 to 16 test splits in one order", cpu=False, asked=True),
     )
 }
+
+
+RECIPES = {"orpo-16-trl-loss": {"orpo_nll": "prompt", "loss_per": "token"}}
+"""What rows ask of our recipe besides."""
 
 
 # The corpus
@@ -407,14 +453,16 @@ class Clock:
         new = (items, items if sequences is None else sequences, raw, raw if unique is None else unique)
         self.counts = {name: self.counts[name] + one for name, one in zip(COUNTS, new, strict=True)}
 
-    def watch(self, network: Any) -> None:
-        """Counts what goes into `network`: rows of `attention_mask`, or rows that `position_ids` cuts."""
+    def watch(self, network: Any, per_item: int = 1) -> None:
+        """Counts what goes into `network`: rows of `attention_mask`, or rows that `position_ids` cuts, `per_item` of
+        them for each item.
+        """
 
         def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
             ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-            assert ids is not None, list(inputs)
+            ids = positional[0] if ids is None else ids
             items = ids.shape[0] if positions is None else (positions == 0).sum()
-            self.count(items, ids.numel() if mask is None else mask.sum())
+            self.count(items / per_item, ids.numel() if mask is None else mask.sum())
 
         network.register_forward_pre_hook(see, with_kwargs=True)
 
@@ -623,6 +671,35 @@ def trl_training(row: Row, setting: Setting, clock: Clock) -> str:
     return f"{batch}, {form}, {attention}, checkpointing{missing}"
 
 
+def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
+    """`ORPOTrainer` with its defaults, on the pairs as texts. Its cut at 1,024 tokens is off, since it would cut the
+    answers; its batch is halved where memory asks for it.
+    """
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    encoder, recipe = setting.encoder, ours_recipe(row, setting)
+    pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat, encoder.turn_end))
+    longest = max(len(ids) for one in training_examples(recipe, encoder, setting.train) for ids in one.sequences)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ORPOConfig(
+            output_dir=folder, max_length=longest + 1, auto_find_batch_size=True, **_never_ending(setting.device)
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = ORPOTrainer(
+            model=setting.model(setting.dtype, setting.fastest),
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=encoder.tokenizer,
+            peft_config=_lora(row),
+        )
+        # A pair is two sequences, and an item two pairs.
+        clock.watch(trainer.model, per_item=4)
+        _train(trainer, clock)
+    batch = trainer._train_batch_size
+    return f"{batch} pairs a step{' (halved: memory)' if batch < 8 else ''}, padded, {setting.fastest}, checkpointing"
+
+
 class _Laps(TrainerCallback):
     """Ends training when the clock says so."""
 
@@ -670,7 +747,9 @@ def ours_recipe(row: Row, setting: Setting) -> Recipe:
         "order": "dialogue",
         "epoch": 8,
         "seed": SEED,
+        "objective": row.objective,
         **LORA,
+        **RECIPES.get(row.name, {}),
     }
     return make_recipe(values, "bench")
 
@@ -688,7 +767,9 @@ class _Steps(TrainerCallback):
         def watched(examples: list[Example]) -> Any:
             batch = collate(examples)
             rows = batch["rows"]
-            raw = sum(len(one.ids) for one in examples)
+            # A pair is both its answers' sequences, as where nothing is shared.
+            pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
+            raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but what fills it up.
             computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
@@ -709,7 +790,7 @@ class _Steps(TrainerCallback):
 def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = ours_recipe(row, setting), setting.device
-    examples = objective_of(recipe, setting.encoder.for_training(setting.train))
+    examples = training_examples(recipe, setting.encoder, setting.train)
     shape = plan.Shape.of_config(setting.config)
     steps = layouts.epoch_steps(examples, recipe)
     layout, _, way = layouts.training_layout(
@@ -798,6 +879,7 @@ FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
     "entry": entry_training,
     "entry-full": entry_training,
     "trl": trl_training,
+    "trl-orpo": trl_orpo,
     "entry-score": entry_scoring,
     "growth": ours_growth,
 }
