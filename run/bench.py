@@ -10,8 +10,8 @@ two layers of the miniature's shape, and the numbers are the miniature's. The sa
 official length statistics. Each row is a process of its own, and one that fails is a line in the table. Rows:
 
     entry  entry-full  trl  lora-64  lora-64-dropout  qlora-64  lora-16  lora-1  full-16      training
-    trl-orpo  orpo-16  orpo-16-trl-loss  orpo-full-16                                         preference pairs
     entry-score  score-1  score-6                                                             scoring
+    trl-orpo  orpo-16  orpo-16-trl-loss  orpo-full-16                                         when asked for: pairs
 
 Ratios are to the entry's row of the same kind, or to trl-orpo, measured in the same call. The numbers also go to
 resource/results/bench_DEVICE.json, the output of the rows to the .log beside it.

@@ -3,8 +3,8 @@
 Speed and memory do not depend on what weights and words say. So the backbones have the true shapes and random weights,
 made on the device, and the sample corpus is lengthened with its own talk to the official length statistics.
 
-A row is a way to train or to score: the entry's, stock Hugging Face as its commands were; TRL's `SFTTrainer` and
-`ORPOTrainer` with their defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
+A row is a way to train or to score: the entry's, stock Hugging Face as its commands were; TRL's `SFTTrainer` with its
+defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
 """
 
 import itertools
@@ -88,8 +88,8 @@ class Row:
     items: int = 1
     dropout: float = 0.0
     orders: int = 1
-    cpu: bool = True
     objective: str = "answer"
+    cpu: bool = True
     asked: bool = False
 
 
@@ -160,40 +160,43 @@ ROWS = {
             "training",
             "trl-orpo",
             4,
-            "TRL's ORPOTrainer, its defaults, both pairs of an item, LoRA on bf16",
-            cpu=False,
+            "TRL's ORPOTrainer, its defaults, LoRA on bf16; items are pairs",
+            dropout=0.05,
             objective=ORPO,
+            asked=True,
         ),
         Row(
             "orpo-16",
             "training",
             "trl-orpo",
             4,
-            "ours: ORPO, LoRA, 16 items a step by dialogue, both pairs of an item",
+            "ours: ORPO, LoRA, 16 items a step by dialogue, both pairs of each; items are pairs",
             items=16,
-            cpu=False,
+            dropout=0.05,
             objective=ORPO,
+            asked=True,
         ),
         Row(
             "orpo-16-trl-loss",
             "training",
             "trl-orpo",
             4,
-            "the same with TRL's loss: over the prompt, too, and per token",
+            "the same with the loss that TRL has: over the prompt, too, and per token",
             items=16,
-            cpu=False,
+            dropout=0.05,
             objective=ORPO,
+            asked=True,
         ),
         Row(
             "orpo-full-16",
             "training",
-            "entry-full",
+            "orpo-full-16",
             6,
-            "ours: ORPO, all parameters, 16 items a step by dialogue, both pairs of an item",
+            "ours: ORPO, all parameters, 16 items a step by dialogue, both pairs of each; items are pairs",
             method="full",
             items=16,
-            cpu=False,
             objective=ORPO,
+            asked=True,
         ),
         Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
         Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
@@ -201,10 +204,6 @@ ROWS = {
         Row("growth", "scoring", "entry-score", 2, "ours: 1 to 16 test splits in one order", cpu=False, asked=True),
     )
 }
-
-
-RECIPES = {"orpo-16-trl-loss": {"orpo_nll": "prompt", "loss_per": "token"}}
-"""What rows ask of our recipe besides."""
 
 
 # The corpus
@@ -453,16 +452,14 @@ class Clock:
         new = (items, items if sequences is None else sequences, raw, raw if unique is None else unique)
         self.counts = {name: self.counts[name] + one for name, one in zip(COUNTS, new, strict=True)}
 
-    def watch(self, network: Any, per_item: int = 1) -> None:
-        """Counts what goes into `network`: rows of `attention_mask`, or rows that `position_ids` cuts, `per_item` of
-        them for each item.
-        """
+    def watch(self, network: Any) -> None:
+        """Counts what goes into `network`: rows of `attention_mask`, or rows that `position_ids` cuts."""
 
         def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
             ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-            ids = positional[0] if ids is None else ids
+            assert ids is not None, list(inputs)
             items = ids.shape[0] if positions is None else (positions == 0).sum()
-            self.count(items / per_item, ids.numel() if mask is None else mask.sum())
+            self.count(items, ids.numel() if mask is None else mask.sum())
 
         network.register_forward_pre_hook(see, with_kwargs=True)
 
@@ -672,8 +669,8 @@ def trl_training(row: Row, setting: Setting, clock: Clock) -> str:
 
 
 def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
-    """`ORPOTrainer` with its defaults, on the pairs as texts. Its cut at 1,024 tokens is off, since it would cut the
-    answers; its batch is halved where memory asks for it.
+    """`ORPOTrainer` with its defaults, on the right answer against each wrong one. Its cut is off, since it would cut
+    the answers; its batch is halved where memory asks for it.
     """
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -681,9 +678,18 @@ def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
     encoder, recipe = setting.encoder, ours_recipe(row, setting)
     pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat, encoder.turn_end))
     longest = max(len(ids) for one in training_examples(recipe, encoder, setting.train) for ids in one.sequences)
+
+    def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
+        # Right and wrong answers of the pairs stand one below the other.
+        ids = inputs["input_ids"] if "input_ids" in inputs else positional[0]
+        clock.count(len(ids) // 2, inputs["attention_mask"].sum())
+
     with tempfile.TemporaryDirectory() as folder:
         arguments = ORPOConfig(
-            output_dir=folder, max_length=longest + 1, auto_find_batch_size=True, **_never_ending(setting.device)
+            output_dir=folder,
+            max_length=longest + 1,  # without one it takes 512
+            auto_find_batch_size=True,
+            **_never_ending(setting.device),
         )
         arguments._n_gpu = min(1, arguments.n_gpu)
         trainer = ORPOTrainer(
@@ -693,11 +699,12 @@ def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
             processing_class=encoder.tokenizer,
             peft_config=_lora(row),
         )
-        # A pair is two sequences, and an item two pairs.
-        clock.watch(trainer.model, per_item=4)
+        assert trainer.model is not None
+        trainer.model.register_forward_pre_hook(see, with_kwargs=True)
         _train(trainer, clock)
     batch = trainer._train_batch_size
-    return f"{batch} pairs a step{' (halved: memory)' if batch < 8 else ''}, padded, {setting.fastest}, checkpointing"
+    halved = " (halved for memory)" if batch < arguments.per_device_train_batch_size else ""
+    return f"{batch} pairs a step{halved}, padded, {setting.fastest}, checkpointing"
 
 
 class _Laps(TrainerCallback):
@@ -745,11 +752,11 @@ def ours_recipe(row: Row, setting: Setting) -> Recipe:
         "lora_dropout": row.dropout,
         "batch_size": row.items,
         "order": "dialogue",
+        "objective": row.objective,
         "epoch": 8,
         "seed": SEED,
-        "objective": row.objective,
         **LORA,
-        **RECIPES.get(row.name, {}),
+        **({"orpo_nll": "prompt", "loss_per": "token"} if row.name == "orpo-16-trl-loss" else {}),
     }
     return make_recipe(values, "bench")
 
@@ -767,13 +774,13 @@ class _Steps(TrainerCallback):
         def watched(examples: list[Example]) -> Any:
             batch = collate(examples)
             rows = batch["rows"]
-            # A pair is both its answers' sequences, as where nothing is shared.
+            # A pair is two sequences, though the right answer's is in both of an item's.
             pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
             raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but what fills it up.
             computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
-            self.steps.append((len(examples), raw, computed, lengths))
+            self.steps.append((len(pairs) or len(examples), raw, computed, lengths))
             return batch
 
         trainer.data_collator = watched
@@ -879,8 +886,8 @@ FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
     "entry": entry_training,
     "entry-full": entry_training,
     "trl": trl_training,
-    "trl-orpo": trl_orpo,
     "entry-score": entry_scoring,
+    "trl-orpo": trl_orpo,
     "growth": ours_growth,
 }
 """The rows with a function of their own."""
