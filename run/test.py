@@ -17,7 +17,7 @@ from src.cli import Parser, UserError, run_main
 from src.data import SPLITS, dump_items, load_data, predictions, sha256
 from src.prompts import ORDERS
 from src.recipes import FIELDS, add_flags, read_recipe
-from src.records import RESULTS, read_record, record_path, write_json, write_text
+from src.records import RESULTS, find_run, read_record, record_path, write_json, write_text
 
 
 def make_parser() -> Parser:
@@ -86,16 +86,6 @@ def main(argv: list[str] | None = None) -> None:
         encoder.tokenizer.chat_template = encoder.template  # the merged model stands alone
         encoder.tokenizer.save_pretrained(arguments.merge)
     print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote")
-
-
-def find_run(model_id: str | None) -> Path | None:
-    """The folder of the run that `model_id` names by name or path; None for a model of the hub or a folder of
-    weights.
-    """
-    for path in (Path(model_id or ""), RESULTS / (model_id or "")):
-        if model_id and any((path / name).is_file() for name in ("record.json", "recipe.yaml")):
-            return path
-    return None
 
 
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:

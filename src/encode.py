@@ -14,7 +14,8 @@ import jinja2
 
 from src.cli import UserError
 from src.data import Item
-from src.prompts import LETTERS, ORDERS, Message, Prompt
+from src.fewshot import Library
+from src.prompts import LETTERS, ORDERS, Message, Prompt, Rendered, reasoning_of
 
 SEAM = 12
 """Characters at the end of a prompt that decide how a letter behind it is tokenised."""
@@ -41,6 +42,9 @@ class Encoder:
     chat_template   the template to use when the tokenizer ships none
     system_turn     "auto" probes the template, "own" keeps a system message, "folded" puts it in front of the user's
     context         the model's longest input in tokens; longer items are refused, never cut
+    library         where a prompt with examples takes them from
+    reasoning       the letter stands behind reasoning and the prompt's bridge: behind the item's own in training,
+                    behind none in `for_scoring`, behind what a model has generated in `for_chains`
     """
 
     def __init__(
@@ -52,8 +56,17 @@ class Encoder:
         chat_template: str | None = None,
         system_turn: str = "auto",
         context: int | None = None,
+        library: Library | None = None,
+        reasoning: bool = False,
     ) -> None:
         self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
+        self.library, self.reasoning = library, reasoning
+        assert (library is None) == (prompt.examples is None), "a prompt with examples needs a library, others none"
+        if reasoning and len(prompt.bridge) < SEAM:
+            raise UserError(
+                f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, the words between "
+                f"the reasoning and the letter; found {prompt.bridge!r}."
+            )
         shipped = tokenizer.chat_template
         if isinstance(shipped, dict):  # several by name: for tools, for retrieval
             shipped = shipped.get("default")
@@ -76,19 +89,20 @@ class Encoder:
         return hashlib.sha256(str(self.template).encode()).hexdigest()
 
     def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
-        """The whole prompt as text, up to where the letter comes."""
-        return self._chat(self.prompt.render(item, order).messages)
+        """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
+        return self._chat(self._render(item, order).messages)
 
     def for_training(self, items: Sequence[Item]) -> list[Example]:
         """Prompt, right answer and turn end of labelled items in the file's own order of options."""
         examples, prompts = [], []
         for item in items:
             assert item.label is not None, f"{item.id} has no label"
-            rendered = self.prompt.render(item)
+            rendered = self._render(item)
             prompt = self._chat(rendered.messages)
-            prompts.append(prompt)
+            before = prompt + self.prompt.reasoned(self._plain(_carried(item))) if self.reasoning else prompt
+            prompts.append(before)
             prompt_ids = self._ids(prompt)
-            ids = self._ids(prompt + rendered.answers[item.label] + self.turn_end)
+            ids = self._ids(before + rendered.answers[item.label] + self.turn_end)
             if ids[: len(prompt_ids)] != prompt_ids:
                 raise UserError(
                     f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, "
@@ -97,9 +111,10 @@ class Encoder:
                 )
             examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label, item.dialogue_key))
         self._check(examples, prompts)
-        for one, item in zip(examples, items, strict=True):
+        for one, item, before in zip(examples, items, prompts, strict=True):
             assert self.letter_ids is not None and item.label is not None
-            if one.ids[one.answer_start] != self.letter_ids[item.label]:
+            place = len(self._ids(before)) if self.reasoning else one.answer_start
+            if one.ids[place] != self.letter_ids[item.label]:
                 raise UserError(
                     f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
                     f"{self.tokenizer.decode([one.ids[one.answer_start]])!r} would be trained, and "
@@ -109,21 +124,47 @@ class Encoder:
 
     def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
         """The prompts alone, item by item and for each order; the letters are read behind the last token."""
+        return self.for_chains([(item.id, item, order, "") for item in items for order in orders])
+
+    def for_chains(self, chains: Sequence[tuple[str, Item, str, str]]) -> list[Example]:
+        """Prompts with what was generated behind them: for each (id of the example, item, order, generated text)."""
         examples, prompts = [], []
-        for item in items:
-            for order in orders:
-                prompts.append(self.prompt_text(item, order))
-                ids = self._ids(prompts[-1])
-                letter = None if item.label is None else order.index(str(item.label))
-                examples.append(Example(item.id, order, tuple(ids), len(ids), letter, item.dialogue_key))
+        for id, item, order, text in chains:
+            prompt = self.prompt_text(item, order)
+            prompts.append(prompt + self.prompt.reasoned(self._plain(text)) if self.reasoning else prompt)
+            ids = self._ids(prompts[-1])
+            letter = None if item.label is None else order.index(str(item.label))
+            examples.append(Example(id, order, tuple(ids), len(ids), letter, item.dialogue_key))
         self._check(examples, prompts)
         return examples
+
+    def for_reasoning(self, item: Item, order: str = ORDERS[0]) -> list[int]:
+        """The prompt behind which reasoning is generated."""
+        return self._ids(self.prompt_text(item, order))
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a generated turn."""
+        end = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"] if self.turn_end else []
+        special = [id for id in end[:1] if id in self.tokenizer.all_special_ids or len(end) == 1]
+        eos = self.tokenizer.eos_token_id
+        return sorted({*special, *([] if eos is None else [eos])})
 
     def show(self, example: Example) -> str:
         """The example as the model sees it, the supervised part between ⟦ and ⟧."""
         decode = self.tokenizer.decode
         prompt, answer = example.ids[: example.answer_start], example.ids[example.answer_start :]
         return f"{decode(list(prompt))}⟦{decode(list(answer))}⟧"
+
+    def _render(self, item: Item, order: str = ORDERS[0]) -> Rendered:
+        examples = self.library.choose(item) if self.library else ()
+        return self.prompt.render(item, order, reasoning=self.reasoning, examples=examples)
+
+    def _plain(self, text: str) -> str:
+        """Generated text without what would be read as special tokens: no chain may end its own turn."""
+        for special in self.tokenizer.all_special_tokens:
+            text = text.replace(special, "")
+        return text
 
     def _chat(self, messages: Sequence[Message]) -> str:
         if self.system_turn == "folded" and messages[0]["role"] == "system":
@@ -221,6 +262,16 @@ class Encoder:
                     f"another, which ends with {text[-20:]!r}. Let the chat template or the prompt end all alike."
                 )
             self.letter_ids = (a, b, c)
+
+
+def _carried(item: Item) -> str:
+    text = reasoning_of(item)
+    if text is None:
+        raise UserError(
+            f'item {item.id} carries no reasoning; training with `reasoning` needs the key "reasoning", a text, in '
+            "the object of every training item, beside its id."
+        )
+    return text
 
 
 def _pad_id(tokenizer: Any) -> int:
