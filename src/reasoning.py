@@ -5,9 +5,10 @@ chains, and what counts are the letters' probabilities there. With several sampl
 self-consistency (Wang et al. 2022, arXiv:2203.11171) with probabilities in place of votes.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def generate(
             ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
             mask[row, longest - len(prompts[place]) :] = 1
         cuda = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), usually(model):
+        with torch.random.fork_rng(devices=cuda), usually(model), without_habits(model):
             torch.manual_seed(sampling.seed + number)
             out = model.generate(
                 input_ids=ids.to(model.device),
@@ -134,7 +135,7 @@ def generate(
 
 
 def generation(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> GenerationConfig:
-    """Everything that decides a chain, so that what a model's own files prefer (penalties, say) does not."""
+    """Everything that decides a chain."""
     drawn = sampling.temperature > 0
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
@@ -149,6 +150,20 @@ def generation(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> Generati
         pad_token_id=pad_id,
         eos_token_id=list(stop) or None,
     )
+
+
+@contextlib.contextmanager
+def without_habits(model: Any) -> Iterator[None]:
+    """Within, what a model's own files prefer (penalties, say) fills no gap of a generation's settings."""
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in zip(owners, before, strict=True):
+            owner.generation_config = config
 
 
 def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
