@@ -141,6 +141,8 @@ def compare(arguments: argparse.Namespace) -> int:
             console.print(f"{name}: {done} ({time.monotonic() - started:.0f} s)", soft_wrap=True, markup=False)
     add_ratios(record["rows"])
     write_json(path, record)
+    if points := record["rows"].get("growth", {}).get("points"):
+        draw_growth(points, title(record)[0], path.with_suffix(".png"))
     console.print(table(record), width=min(console.width, WIDTH))
     console.print(f"The numbers lie in {path}.", soft_wrap=True)
     return 1 if any("failed" in one for one in record["rows"].values()) else 0
@@ -151,7 +153,8 @@ def choose(asked: Sequence[str] | None, known: Mapping[str, Any], kind: str) -> 
     for name in asked or ():
         if name not in known:
             raise UserError(f"--rows: found {name!r}, known: {', '.join(known)}.{nearest(name, known)}")
-    return [name for name, row in known.items() if (name in asked if asked else kind != "cpu" or row.cpu)]
+    usual = [name for name, row in known.items() if not row.asked and (kind != "cpu" or row.cpu)]
+    return [name for name in known if name in (asked or usual)]
 
 
 def write_corpus(folder: Path) -> dict[str, Any]:
@@ -235,6 +238,27 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
         base = rows.get(one.get("base", ""), {}).get("sequences_per_second")
         if "failed" not in one:
             one["ratio"] = one["sequences_per_second"] / base if base else None
+
+
+def draw_growth(points: Sequence[tuple[int, float]], heading: str, path: Path) -> None:
+    """Seconds over tokens computed, with the line through the origin that fits the points best."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    tokens, seconds = zip(*points, strict=True)
+    slope = sum(x * y for x, y in points) / sum(x * x for x in tokens)
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes.plot([0, max(tokens)], [0, slope * max(tokens)], color="#999999", label=f"{1 / slope:,.0f} tokens a second")
+    axes.plot(tokens, seconds, "o", color="#0072B2", label="1, 2, 4, 8 and 16 test splits")
+    axes.set(xlabel="tokens computed, shared ones once", ylabel="seconds", xlim=0, ylim=0)
+    axes.set_title(heading, fontsize=9)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+    pyplot.close(figure)
 
 
 def title(record: dict[str, Any]) -> list[str]:

@@ -4,10 +4,11 @@
     python -m run.reproduce
     python -m run.reproduce --only polar eeve
     python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --jobs 2
+    python -m run.reproduce --recipes resource/recipes/published resource/recipes/orpo --objective orpo --name orpo
 
-Finished runs are kept, unfinished ones go on, a backbone that fails is reported and the rest goes on. Recipes of
-the same base model follow each other, so that no download is made twice. Each run's output is in
-resource/results/NAME/log.txt.
+Each recipe is trained by run.train, or by orpo.orpo_train when its objective is orpo. Finished runs are kept,
+unfinished ones go on, a backbone that fails is reported and the rest goes on. Recipes of the same base model follow
+each other, so that no download is made twice. Each run's output is in resource/results/NAME/log.txt.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from src.cli import Parser, UserError, run_main
 from src.data import load_split, sha256, split_path
 from src.jobs import run_job
 from src.metrics import wilson
-from src.recipes import RECIPES, Recipe, load_recipes
+from src.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
 from src.records import RESULTS, read_record, record_path
 
 OFFICIAL_SIZES = {"train": 758, "dev": 151, "test": 605}
@@ -45,14 +46,20 @@ class Job:
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.reproduce")
     parser.add_argument(
-        "--recipes", type=Path, default=RECIPES / "published", help="their folder (default: %(default)s)"
+        "--recipes",
+        type=Path,
+        nargs="+",
+        default=[RECIPES / "published"],
+        metavar="DIR",
+        help=f"their folder, or folders (default: {RECIPES / 'published'})",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these recipes")
+    parser.add_argument("--objective", choices=CHOICES["objective"], help="only recipes with this objective")
     parser.add_argument(
         "--data", type=Path, default=Path("resource/data"), help="folder of the splits (default: %(default)s)"
     )
     parser.add_argument(
-        "--name", help="the vote lies in resource/results/vote-NAME (default: the recipe folder's name)"
+        "--name", help="the vote lies in resource/results/vote-NAME (default: the first recipe folder's name)"
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at the same time (default: the number of GPUs, else 1)"
@@ -72,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     # The plan
-    recipes = load_recipes(arguments.recipes, arguments.only)
+    recipes = load_recipes(arguments.recipes, arguments.only, arguments.objective)
     splits = {
         split: load_split(arguments.data, split, labelled=split != "test")
         for split in ("train", "dev", "test")
@@ -103,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     # The vote
     names = [recipe.name for recipe in recipes.values()]
     finished = [name for name in names if record_path(RESULTS / name).is_file() and name not in failures]
-    vote = RESULTS / f"vote-{arguments.name or arguments.recipes.resolve().name}"
+    vote = RESULTS / f"vote-{arguments.name or arguments.recipes[0].resolve().name}"
     for split in [split for split in ("dev", "test") if split in splits and finished]:
         command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
         command += ["--out", str(vote), "--expect", *names]
@@ -131,9 +138,10 @@ def command_for(file: Path, recipe: Recipe, data: Path, test: bool) -> list[str]
     folder = RESULTS / recipe.name
     if not record_path(folder).is_file():
         score = ["--score", "test"] if test else []
-        return [sys.executable, "-m", "run.train", "--recipe", str(file), "--data", str(data), *score]
+        module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
+        return [sys.executable, "-m", module, "--recipe", str(file), "--data", str(data), *score]
     record = read_record(folder)
-    differing = [key for key, value in dataclasses.asdict(recipe).items() if record["recipe"].get(key) != value]
+    differing = differing_settings(record["recipe"], recipe)
     differing += [
         f"{split} data"
         for split in ("train", "dev")
@@ -228,7 +236,9 @@ def table(runs: list[Path], vote: Path) -> Any:
         cells = [accuracy(splits.get(split)) for split in ("dev", "test")]
         if "recipe" in record:
             trainable = f"{record['trainable_parameters']:,}"
-            shown.add_row(run.name, record["recipe"]["method"], trainable, items, *cells, f"{record['seconds']:.0f}")
+            shown.add_row(
+                run.name, Recipe(**record["recipe"]).method_words, trainable, items, *cells, f"{record['seconds']:.0f}"
+            )
         else:
             shown.add_section()
             shown.add_row(run.name, "hard vote", "", items, *cells, "")

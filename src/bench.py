@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from src import corpus, layouts, miniature, plan
 from src import model as models
-from src.data import Item
+from src.data import Item, parse_items
 from src.encode import Encoder, Example
 from src.prompts import ORDERS, Prompt
 from src.recipes import Recipe, backbones, make_recipe
@@ -75,7 +75,7 @@ class Row:
     kind: "training" or "scoring"; base: the entry's row that its ratio is taken to
     items: items of an optimizer step; orders: orders that each item is scored in
     flops: useful FLOPs per linear weight and computed token; recomputing is work, but no use
-    cpu: whether a CPU measures it without being asked
+    cpu: whether a CPU measures it without being asked; asked: whether it is only measured when it is
     """
 
     name: str
@@ -88,6 +88,7 @@ class Row:
     dropout: float = 0.0
     orders: int = 1
     cpu: bool = True
+    asked: bool = False
 
 
 ROWS = {
@@ -155,6 +156,7 @@ ROWS = {
         Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
         Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
         Row("score-6", "scoring", "entry-score", 2, "ours: the test split in six orders, each counted", orders=6),
+        Row("growth", "scoring", "entry-score", 2, "ours: 1 to 16 test splits in one order", cpu=False, asked=True),
     )
 }
 
@@ -388,6 +390,8 @@ class Clock:
         self.laps = 0
         self.warm_seconds = self.seconds = 0.0
         self.counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+        self.points: list[tuple[int, float]] = []
+        """Of the row that measures how time grows: (tokens computed, seconds)."""
 
     def begin(self) -> None:
         """Starts the warm-up. Peak memory counts from here, so that it is of training and not of making weights."""
@@ -449,6 +453,7 @@ class Clock:
             "seconds": self.seconds,
             "warm_seconds": self.warm_seconds,
             "peak_memory_bytes": peak,
+            **({"points": self.points} if self.points else {}),
         }
 
     def _wait(self) -> None:
@@ -756,6 +761,35 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}"
 
 
+def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
+    """Ever more test splits of other dialogues, each scored twice and timed the second time; `clock.points`."""
+    network = setting.model(setting.dtype, setting.fastest).eval()
+    prompts: list[Example] = []
+    shape, ready, pad_id = plan.Shape.of_config(setting.config), rows_on_gpu(setting.device), setting.encoder.pad_id
+    clock.warm, clock.least, clock.limit = 1, len(GROWTH), 0.0
+    clock.begin()
+    clock.lap()
+    for times in range(1, GROWTH[-1] + 1):
+        raw = lengthened(corpus.make_corpus(SEED + times)["test"], SEED + times)
+        items = [replace(item, id=f"{times}-{item.id}") for item in parse_items(json.dumps(raw).encode(), "made")[0]]
+        items = items if setting.device.type == "cuda" else items[:SCORED_ON_CPU]
+        prompts += setting.encoder.for_scoring(items)
+        if times not in GROWTH:
+            continue
+        layout = layouts.scoring_layout([one.ids for one in prompts], shape, pad_id, setting.device, ready)
+        unique = sum(sizes([one.ids for one in prompts], layout))
+        for _ in range(2):
+            started = time.monotonic()
+            score(network, prompts, setting.encoder.letter_ids or (), pad_id)
+        clock.points.append((unique, time.monotonic() - started))
+        clock.count(len(prompts), sum(len(one.ids) for one in prompts), unique)
+        clock.lap()
+    clock.seconds = sum(seconds for _, seconds in clock.points)
+    return ", ".join(f"{tokens:,} tokens {seconds:.1f} s" for tokens, seconds in clock.points)
+
+
+GROWTH = (1, 2, 4, 8, 16)
+"""Test splits that the row `growth` scores."""
 MOST_WARM = 40
 """Steps of warm-up at most, should a length not come up."""
 WARM_AND_LEAST = {"training": (2, 2), "scoring": (1, 1)}
@@ -765,5 +799,6 @@ FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
     "entry-full": entry_training,
     "trl": trl_training,
     "entry-score": entry_scoring,
+    "growth": ours_growth,
 }
-"""The rows that are not ours."""
+"""The rows with a function of their own."""

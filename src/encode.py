@@ -7,7 +7,7 @@ really see.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -33,6 +33,18 @@ class Example:
     """Index of the right letter under this order, None without a label."""
     dialogue: str = ""
     """Equal for the items of one dialogue."""
+    rejected: tuple[tuple[int, ...], ...] = ()
+    """The same prompt with wrong answers in place of the right one, for preference tuning."""
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """All that the model is to see of the item: the right answer's tokens, then the wrong ones'."""
+        return self.ids, *self.rejected
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens `sequences` have when the prompt they share counts once. The letters already differ."""
+        return len(self.ids) + sum(len(ids) - self.answer_start for ids in self.rejected)
 
 
 class Encoder:
@@ -61,7 +73,10 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
         self.library, self.reasoning = library, reasoning
-        assert (library is None) == (prompt.examples is None), "a prompt with examples needs a library, others none"
+        if (library is None) != (prompt.examples is None):
+            raise UserError(
+                f"prompt {prompt.name} has examples, and there is no training split here to take them from."
+            )
         if reasoning and len(prompt.bridge) < SEAM:
             raise UserError(
                 f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, the words between "
@@ -90,36 +105,46 @@ class Encoder:
 
     def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
         """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
-        return self._chat(self._render(item, order).messages)
+        return self.chat(self._render(item, order).messages)
 
-    def for_training(self, items: Sequence[Item]) -> list[Example]:
-        """Prompt, right answer and turn end of labelled items in the file's own order of options."""
+    def for_training(
+        self, items: Sequence[Item], wrong: Callable[[Item], Sequence[int]] = lambda item: ()
+    ) -> list[Example]:
+        """Prompt, right answer and turn end of labelled items in the file's own order of options.
+
+        wrong: of an item, the places of the options that are encoded as rejected answers as well.
+        """
         examples, prompts = [], []
         for item in items:
             assert item.label is not None, f"{item.id} has no label"
             rendered = self._render(item)
-            prompt = self._chat(rendered.messages)
+            prompt = self.chat(rendered.messages)
             before = prompt + self.prompt.reasoned(self._plain(_carried(item))) if self.reasoning else prompt
             prompts.append(before)
             prompt_ids = self._ids(prompt)
-            ids = self._ids(before + rendered.answers[item.label] + self.turn_end)
-            if ids[: len(prompt_ids)] != prompt_ids:
+            ids, *rejected = (
+                tuple(self._ids(before + rendered.answers[place] + self.turn_end))
+                for place in (item.label, *wrong(item))
+            )
+            if any(answered[: len(prompt_ids)] != tuple(prompt_ids) for answered in (ids, *rejected)):
                 raise UserError(
                     f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, "
                     f"so no letter could "
                     f"be read there. The prompt ends with {prompt[-20:]!r}; let the template end it with a line break."
                 )
-            examples.append(Example(item.id, ORDERS[0], tuple(ids), len(prompt_ids), item.label, item.dialogue_key))
+            own = item.id, ORDERS[0], ids, len(prompt_ids), item.label, item.dialogue_key
+            examples.append(Example(*own, tuple(rejected)))
         self._check(examples, prompts)
         for one, item, before in zip(examples, items, prompts, strict=True):
             assert self.letter_ids is not None and item.label is not None
-            place = len(self._ids(before)) if self.reasoning else one.answer_start
-            if one.ids[place] != self.letter_ids[item.label]:
-                raise UserError(
-                    f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
-                    f"{self.tokenizer.decode([one.ids[one.answer_start]])!r} would be trained, and "
-                    f"{LETTERS[item.label]!r} read. In the prompt's `answer`, put a line break behind the letter."
-                )
+            letter = len(self._ids(before)) if self.reasoning else one.answer_start
+            for place, answered in zip((item.label, *wrong(item)), one.sequences, strict=True):
+                if answered[letter] != self.letter_ids[place]:
+                    raise UserError(
+                        f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
+                        f"{self.tokenizer.decode([answered[letter]])!r} would be trained, and "
+                        f"{LETTERS[place]!r} read. In the prompt's `answer`, put a line break behind the letter."
+                    )
         return examples
 
     def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
@@ -151,10 +176,10 @@ class Encoder:
         return sorted({*special, *([] if eos is None else [eos])})
 
     def show(self, example: Example) -> str:
-        """The example as the model sees it, the supervised part between ⟦ and ⟧."""
-        decode = self.tokenizer.decode
-        prompt, answer = example.ids[: example.answer_start], example.ids[example.answer_start :]
-        return f"{decode(list(prompt))}⟦{decode(list(answer))}⟧"
+        """The example as the model sees it, the supervised part between ⟦ and ⟧, rejected answers below it."""
+        decode, start = self.tokenizer.decode, example.answer_start
+        right, *wrong = (f"⟦{decode(list(ids[start:]))}⟧" for ids in example.sequences)
+        return "\n".join([f"{decode(list(example.ids[:start]))}{right}", *(f"rejected: {answer}" for answer in wrong)])
 
     def _render(self, item: Item, order: str = ORDERS[0]) -> Rendered:
         examples = self.library.choose(item) if self.library else ()
@@ -166,7 +191,8 @@ class Encoder:
             text = text.replace(special, "")
         return text
 
-    def _chat(self, messages: Sequence[Message]) -> str:
+    def chat(self, messages: Sequence[Message]) -> str:
+        """The messages in the backbone's chat template, up to where its answer begins."""
         if self.system_turn == "folded" and messages[0]["role"] == "system":
             system, user, *rest = messages
             messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
@@ -216,7 +242,8 @@ class Encoder:
     def _check(self, examples: Sequence[Example], prompts: Sequence[str]) -> None:
         self._check_letters(prompts)
         if self.context is not None:
-            long = [(one.id, len(one.ids)) for one in examples if len(one.ids) > self.context]
+            lengths = [(one.id, max(map(len, one.sequences))) for one in examples]
+            long = [(id, length) for id, length in lengths if length > self.context]
             if long:
                 shown = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
                 raise UserError(

@@ -13,7 +13,7 @@ import torch
 from src import plan
 from src.encode import Example
 from src.recipes import Recipe
-from src.rows import WORTHWHILE, Layout, lengths_for, sizes
+from src.rows import AT_ONCE, WORTHWHILE, Layout, lengths_for, sizes
 from src.tree import BLOCK
 
 CPU_TREE, CPU_BATCH = 1024, 2048
@@ -22,10 +22,14 @@ CPU_MASKED = 8
 """How much longer a CPU takes to attend with a mask than without one, torch 2.13."""
 GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU, which are more than enough to keep it busy."""
+ROOM = 0.6
+"""Share of the free memory that a run may take with NF4 weights dequantised; on a fuller card they stay as they are."""
 COMPILING_SECONDS = 12
 """What another length of rows costs once, on the host of an H200."""
 SEEN = 1024
 """Items of the first steps that are looked at to settle the lengths of rows."""
+Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
+"""Sequences of an optimizer step, and the group of each where some are to stay in one row."""
 
 
 def training_layout(
@@ -42,12 +46,14 @@ def training_layout(
     steps: the examples' numbers, by optimizer step, of an epoch. compiled: whether rows are computed as
     `rows.make_ready` has it. The cheapest way that fits, in multiplications; of the optimizers, the first that fits.
     """
-    some = [[examples[number].ids for number in step] for step in steps[: max(1, SEEN // len(steps[0]))]]
-    raw = sum(len(ids) for step in some for ids in step)
-    longest = max(len(one.ids) for one in examples)
+    some = [_sequences([examples[number] for number in step]) for step in steps[: max(1, SEEN // len(steps[0]))]]
+    raw = sum(len(ids) for step in some for ids in step[0])
+    longest = max(one.tokens for one in examples)
+    answers = max(len(one.sequences) for one in examples)
     if not compiled:
-        return _usual_layout(recipe, shape, some, longest, raw, pad_id, device)
-    whole = [sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
+        widest = max(len(ids) for one in examples for ids in one.sequences)
+        return _usual_layout(recipe, shape, some, longest, widest * answers, answers, raw, pad_id, device)
+    whole = [_sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
     saved = raw / sum(map(sum, whole))
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
     kind = "tree" if shares else "single"
@@ -55,28 +61,31 @@ def training_layout(
     found: list[tuple[tuple[float, ...], Layout, plan.Settled]] = []
     for tokens in _budgets(largest, longest):
         layout = Layout(kind, tokens, pad_id)
-        computed = sum(sum(sizes(step, layout)) for step in some)
+        computed = sum(sum(_sizes(step, layout)) for step in some)
         items = len(steps[0]) * tokens // largest + 1 if shares else 1
-        for way in row_ways(recipe, shape, tokens, items, free_bytes(device)):
+        # Of several answers the log-probabilities are compared, for which the head reads so many places at a time.
+        projected = items if answers == 1 else min(items * answers, -(-AT_ONCE // plan.ANSWER_TOKENS))
+        for way in row_ways(recipe, shape, tokens, projected, free_bytes(device)):
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
             cost = computed * plan.flops(recipe.method, way.checkpointing) * slower
             fits = (0, plan.OPTIMIZERS.index(way.optimizer), cost)
             found.append((fits if way.fits else (1, way.memory.total), layout, way))
     _, layout, way = min(found, key=lambda one: one[0])
-    rows = [size for step in some for size in sizes(step, layout)]
+    rows = [size for step in some for size in _sizes(step, layout)]
     lengths = lengths_for([*rows, longest], compiling_tokens(shape, recipe.method, device) // max(1, recipe.epoch))
     return Layout(kind, lengths[-1], pad_id, lengths), raw / sum(rows), way
 
 
-def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, items: int, free: int | None) -> list[plan.Settled]:
-    """Ways to train in rows of `tokens` tokens with the answers of `items` items."""
-    keys: dict[str, Any] = {"attention": "tree", "sequences": items, "dropout": recipe.lora_dropout > 0}
+def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, answers: int, free: int | None) -> list[plan.Settled]:
+    """Ways to train in rows of `tokens` tokens whose logits are those of `answers` answers at a time."""
+    keys: dict[str, Any] = {"attention": "tree", "sequences": answers, "dropout": recipe.lora_dropout > 0}
     choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
     found = plan.ways(shape, recipe.method, *choices, **keys)
     if recipe.method == "qlora":
-        plain = plan.ways(shape, "lora", *choices, **keys)
-        found += [plan.Settled(way.optimizer, way.checkpointing, way.memory, way.fits, True) for way in plain]
+        for way in plan.ways(shape, "lora", *choices, **keys):
+            fits = free is None or way.memory.total <= ROOM * free
+            found.append(plan.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
     return found
 
 
@@ -87,7 +96,7 @@ def scoring_layout(
     if not compiled:
         tree = Layout("tree", CPU_TREE, pad_id)
         padded = Layout("padded", CPU_BATCH, pad_id)
-        shares = _pays(shape, [prompts], tree, padded) and device.type == "cpu"
+        shares = _pays(shape, [(prompts, None)], tree, padded) and device.type == "cpu"
         return tree if shares else padded
     tokens = min(GPU_SCORING, scoring_tokens(shape, free_bytes(device)))
     tokens = max(tokens, max(map(len, prompts)))
@@ -140,6 +149,15 @@ def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
     return [number for group in rng.sample(dialogues, len(dialogues)) for number in rng.sample(group, len(group))]
 
 
+def _sequences(examples: Sequence[Example]) -> Step:
+    pairs = [(ids, item) for item, one in enumerate(examples) for ids in one.sequences]
+    return [ids for ids, _ in pairs], [item for _, item in pairs]
+
+
+def _sizes(step: Step, layout: Layout) -> list[int]:
+    return sizes(step[0], layout, step[1])
+
+
 def _budgets(largest: int, longest: int) -> list[int]:
     """Tokens of a row to choose from: a whole step's, then a quarter less each time, down to the longest sequence's."""
     found = [float(largest)]
@@ -151,33 +169,38 @@ def _budgets(largest: int, longest: int) -> list[int]:
 def _usual_layout(
     recipe: Recipe,
     shape: plan.Shape,
-    some: list[list[tuple[int, ...]]],
+    some: list[Step],
     longest: int,
+    widest: int,
+    answers: int,
     raw: int,
     pad_id: int,
     device: torch.device,
 ) -> tuple[Layout, float, plan.Settled]:
     on_cpu = device.type == "cpu"
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
-    batch = longest * recipe.batch_size
-    way = plan.settle(shape, *choices, batch, recipe.lora_r, None if on_cpu else free_bytes(device), recipe.batch_size)
-    padded = Layout("padded", batch, pad_id, sequences=recipe.batch_size)
+    batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
+    free = None if on_cpu else free_bytes(device)
+    way = plan.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences)
+    most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
+    padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)
     wanted = recipe.share_prefixes
-    if on_cpu and (wanted == "on" or (wanted == "auto" and _pays(shape, some, tree, padded))):
-        return tree, raw / sum(sum(sizes(step, tree)) for step in some), way
+    # The answers of an item differ in their ends alone: the miniature's are learned 2.4 times faster as a tree.
+    if on_cpu and (wanted == "on" or (wanted == "auto" and (answers > 1 or _pays(shape, some, tree, padded)))):
+        return tree, raw / sum(sum(_sizes(step, tree)) for step in some), way
     return padded, 1.0, way
 
 
-def _pays(shape: plan.Shape, steps: Sequence[Sequence[Sequence[int]]], tree: Layout, padded: Layout) -> bool:
+def _pays(shape: plan.Shape, steps: Sequence[Step], tree: Layout, padded: Layout) -> bool:
     """Whether a CPU computes the tree's rows in less multiplications than the padded batches, of which those of masked
     attention count more.
     """
     linear, attention = 2 * shape.linear_parameters / shape.layers, 4 * shape.query_size
     tree_cost = padded_cost = 0.0
     for step in steps:
-        tree_cost += sum(rows * (linear + attention * CPU_MASKED * rows) for rows in sizes(step, tree))
-        batches = sizes(step, padded)
-        mean = sum(map(len, step)) / len(step)
+        tree_cost += sum(rows * (linear + attention * CPU_MASKED * rows) for rows in _sizes(step, tree))
+        batches = _sizes(step, padded)
+        mean = sum(map(len, step[0])) / len(step[0])
         padded_cost += sum(batches) * (linear + attention * mean)
     return WORTHWHILE * tree_cost <= padded_cost

@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from src import corpus
+from src import corpus, tree
 from src.data import CATEGORIES
 from src.prompts import LETTERS
 from src.recipes import RECIPES, backbones
@@ -319,16 +320,16 @@ class ChatForm:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some dialogues with all their questions.
+    """Some dialogues with all their questions, each dialogue a tree.
 
-    `ids` and `positions` are (dialogues, tokens), `sees` is (dialogues, 1, tokens, tokens). The marks' truths:
-    `letters` and `text` the next token, `tokens` 1.0 where a token of an option also comes before the options,
-    `options` 1.0 at the end of the right option.
+    `ids`, `depth` and `end` are (dialogues, tokens), see src/tree.py. The marks' truths: `letters` and `text` the next
+    token, `tokens` 1.0 where a token of an option also comes before the options, `options` 1.0 at the end of the right
+    option.
     """
 
     ids: torch.Tensor
-    positions: torch.Tensor
-    sees: torch.Tensor
+    depth: torch.Tensor
+    end: torch.Tensor
     letters: Marks
     text: Marks
     tokens: Marks
@@ -386,37 +387,25 @@ def pretrain(
 
 def make_batch(dialogues: Sequence[Sequence[Raw]], form: ChatForm) -> Batch:
     """Lays out each dialogue once, and behind it its questions side by side, none of which sees another."""
-    rows: list[tuple[list[int], list[int], list[int]]] = []
+    rows: list[tree.Tree] = []
     marks: dict[str, list[tuple[int, int, float]]] = {"letters": [], "text": [], "tokens": [], "options": []}
     for row, items in enumerate(dialogues):
         questions = [_question(item, form) for item in items]
-        shared = 0
-        while len({ids[shared] for ids, *_ in questions}) == 1:
-            shared += 1
-        flat, positions, branch = list(questions[0][0][:shared]), list(range(shared)), [0] * shared
-        for number, (ids, prompt, options, right) in enumerate(questions, start=1):
-            move = len(flat) - shared
-            flat += ids[shared:]
-            positions += range(shared, len(ids))
-            branch += [number] * (len(ids) - shared)
-            marks["letters"].append((row, prompt - 1 + move, ids[prompt]))
-            marks["text"] += [(row, place + move, ids[place + 1]) for place in range(prompt, len(ids) - 1)]
+        rows.append(tree.build([ids for ids, *_ in questions]))
+        for (ids, prompt, options, right), path in zip(questions, rows[-1].paths, strict=True):
+            marks["letters"].append((row, path[prompt - 1], ids[prompt]))
+            marks["text"] += [(row, path[place], ids[place + 1]) for place in range(prompt, len(ids) - 1)]
             said = set(ids[: options[0][0]])
             for index, option in enumerate(options):
-                marks["options"].append((row, option[-1] + move, float(index == right)))
-                marks["tokens"] += [(row, place + move, float(ids[place] in said)) for place in option]
-        rows.append((flat, positions, branch))
-    longest = max(len(flat) for flat, *_ in rows)
-    all_ids, places, branches = (
-        torch.tensor([one[part] + [fill] * (longest - len(one[part])) for one in rows])
-        for part, fill in ((0, 0), (1, 0), (2, -1))
-    )
-    own = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-    sees = own & torch.ones(longest, longest, dtype=torch.bool).tril()
+                marks["options"].append((row, path[option[-1]], float(index == right)))
+                marks["tokens"] += [(row, path[place], float(ids[place] in said)) for place in option]
+    padded = [tree.pad(laid, max(map(len, rows)), 0) for laid in rows]
+    arrays = (torch.from_numpy(np.stack([getattr(laid, name) for laid in padded])) for name in ("ids", "depth", "end"))
     columns = {
-        name: tuple(torch.tensor(column) for column in zip(*places, strict=True)) for name, places in marks.items()
+        name: tuple(torch.tensor(np.array(column)) for column in zip(*places, strict=True))
+        for name, places in marks.items()
     }
-    return Batch(all_ids, places, sees[:, None], **columns)  # type: ignore[arg-type]
+    return Batch(*arrays, **columns)  # type: ignore[arg-type]
 
 
 def batch_loss(
@@ -451,22 +440,14 @@ def batch_loss(
 
 def _hidden(network: Any, batch: Batch) -> torch.Tensor:
     """Last hidden states, (dialogues, tokens, hidden)."""
+    masks = [tree.attention_mask(network.config, depth, end) for depth, end in zip(batch.depth, batch.end, strict=True)]
+    mask = {kind: torch.cat([one[kind] for one in masks]) for kind in masks[0]} if isinstance(masks[0], dict) else None
     return network.model(
-        input_ids=batch.ids, attention_mask=_masks(network.config, batch), position_ids=batch.positions, use_cache=False
+        input_ids=batch.ids,
+        attention_mask=torch.cat(masks) if mask is None else mask,
+        position_ids=batch.depth,
+        use_cache=False,
     ).last_hidden_state
-
-
-def _masks(config: Any, batch: Batch) -> Any:
-    """Additive masks in the form that the architecture takes. Padding sees padding: a row of nothing has no softmax."""
-
-    def additive(sees: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
-
-    if config.model_type != "gemma2":
-        return additive(batch.sees)
-    distance = batch.positions[:, None, :, None] - batch.positions[:, None, None, :]
-    near = batch.sees & (distance < config.sliding_window)
-    return {"full_attention": additive(batch.sees), "sliding_attention": additive(near)}
 
 
 def _question(item: Raw, form: ChatForm) -> tuple[list[int], int, list[list[int]], int]:

@@ -1,13 +1,16 @@
 """Will it fit, how long will it take, how much disk does it need: answered before anything is downloaded.
 
 Everything here is arithmetic over a model's shape. The memory formulas follow what autograd keeps, tensor by tensor;
-tests hold them against what torch saves for small models. Against peaks on one H200 (8B Llama shape, dropout .05, GiB):
+tests hold them against what torch saves for small models. Against peaks on one H200 (8B Llama shape, GiB):
 
-                                              computed   measured
-    LoRA, rows of 8,192 tokens                   77.7       79.1
-    LoRA, one item a step                        27.1       27.1   (1,560 tokens, the longest item, fitted here
-    QLoRA, one item a step                       17.9       17.8    and taken for the next row)
-    scoring, rows of 16,384 tokens               16.8       16.8
+                                                            computed   measured
+    LoRA, compiled, rows of 14,592 tokens                      78.8       77.9
+    the same with dropout .05                                 111.0      109.0   (fitted at two other lengths)
+    LoRA, compiled, rows of 4,480 tokens                       34.5       34.3
+    LoRA, compiled, one item a row of up to 1,408 tokens       21.1       21.3
+    LoRA in the usual layers, one item a step                  27.1       27.1   (1,560 tokens, fitted here and
+    QLoRA in the usual layers, one item a step                 17.9       17.8    taken for the next row)
+    scoring, rows of 16,384 tokens                             16.8       16.8
 
 Times are scaled from steps that were timed on that machine: estimates.
 """
@@ -24,7 +27,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError
-from src.recipes import Backbone, Recipe, backbones
+from src.recipes import ORPO, Backbone, Recipe, backbones
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -310,14 +313,15 @@ def settle(
     tokens: int,
     lora_r: int,
     free_bytes: int | None,
-    sequences: int = 1,
+    **keys: Any,
 ) -> Settled:
     """The first way to train that fits into 92 % of `free_bytes`; the last way with `fits` False when none does.
 
     optimizer, checkpointing: as in a recipe; "auto" tries fp32, fp32-8bit and bf16-stochastic, each without and then
     with checkpointing. Only method full has a choice of optimizer. free_bytes: None on a CPU, where nothing is saved.
+    keys: further ones of `training_memory`.
     """
-    found = ways(shape, method, optimizer, checkpointing, tokens, lora_r, free_bytes, sequences=sequences)
+    found = ways(shape, method, optimizer, checkpointing, tokens, lora_r, free_bytes, **keys)
     return next((way for way in found if way.fits), found[-1])
 
 
@@ -498,6 +502,8 @@ class PlanRow:
     commercial: bool | None
     gated: bool | None
     method: str
+    words: str
+    """The method as the table shows it."""
     download: int | None
     """Bytes."""
     weights: int | None
@@ -524,18 +530,23 @@ def plan_rows(
 
 def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu, sizes: Mapping[str, int]) -> PlanRow:
     shape, facts, place = _known(recipe)
-    longest = round(LONGEST * mean_tokens)
+    # Preference pairs have wrong answers, too; the prompt counts once.
+    wrong = 0 if recipe.objective != ORPO else 2 if recipe.orpo_pairs == "both" else 1
+    trained = mean_tokens + wrong * ANSWER_TOKENS
+    longest = round(LONGEST * mean_tokens) + wrong * ANSWER_TOKENS
     settled = weights = disk = seconds = None
     cards: dict[str, Settled] = {}
     if shape is not None:
-        choices = recipe.optimizer, recipe.gradient_checkpointing, longest * recipe.batch_size, recipe.lora_r
-        settled = settle(shape, recipe.method, *choices, here.free_bytes, recipe.batch_size)
-        cards = {name: settle(shape, recipe.method, *choices, size, recipe.batch_size) for name, size in sizes.items()}
+        # The least that training takes: one item a row. Where there is more, rows are longer.
+        choices = recipe.optimizer, recipe.gradient_checkpointing, longest, recipe.lora_r
+        keys: dict[str, Any] = {"attention": "tree", "dropout": recipe.lora_dropout > 0, "sequences": 1 + wrong}
+        settled = settle(shape, recipe.method, *choices, here.free_bytes, **keys)
+        cards = {name: settle(shape, recipe.method, *choices, size, **keys) for name, size in sizes.items()}
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r)
         # The time of a miniature goes into launching, which the arithmetic knows nothing of.
         if "train" in items and place != "miniature":
-            training = training_seconds(shape, recipe, items["train"], mean_tokens, here.name, settled.checkpointing)
+            training = training_seconds(shape, recipe, items["train"], trained, here.name, settled.checkpointing)
             scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)
             reading = scoring_seconds(shape, scored, mean_tokens, here.name)
             seconds = None if training is None or reading is None else training + reading
@@ -546,6 +557,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu
         commercial=facts.commercial if facts else None,
         gated=facts.gated if facts else None,
         method=recipe.method,
+        words=recipe.method_words,
         download=download_bytes(recipe),
         weights=weights,
         settled=settled,
@@ -577,7 +589,7 @@ def plan_table(rows: Sequence[PlanRow]) -> "Table":
     for row in rows:
         table.add_row(
             f"[bold]{escape(row.run)}[/]",
-            row.method,
+            row.words,
             _number(row.download, GB),
             _number(row.weights, GIB),
             _number(row.settled.memory.total if row.settled else None, GIB),

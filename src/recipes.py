@@ -22,9 +22,14 @@ BACKBONES = Path("resource/backbones.yaml")
 RECIPES = Path("resource/recipes")
 
 METHODS = ("full", "lora", "qlora")
+ORPO = "orpo"
+"""As an objective: preference pairs are learned. As a method, which a recipe may ask for: so, with all parameters."""
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "objective": ("answer", "letter", "letters"),
+    "method": (*METHODS, ORPO),
+    "objective": ("answer", "letter", "letters", ORPO),
+    "orpo_pairs": ("both", "one"),
+    "orpo_answer": ("whole", "letter"),
+    "orpo_nll": ("answer", "prompt"),
     "loss_per": ("item", "token"),
     "system_turn": ("auto", "own", "folded"),
     "optimizer": ("auto", "fp32", "fp32-8bit", "bf16-stochastic"),
@@ -44,7 +49,7 @@ POSITIVE = (
     "eval_steps",
     "early_stopping_patience",
 )
-NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout")
+NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "lora_dropout", "orpo_beta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +99,9 @@ class Recipe:
     trust_remote_code: bool = _setting(False, "run Python code that the model repository ships")
     chat_template: str | None = _setting(None, "Jinja2 chat template, used when the tokenizer ships none")
     system_turn: str = _setting("auto", "keep a system turn, or fold it into the user's; auto asks the template")
-    method: str = _setting("qlora", "which weights are trained, and how the base is kept")
+    method: str = _setting(
+        "qlora", "which weights are trained, and how the base is kept; orpo: all of them, with objective orpo"
+    )
     lr: float = _setting(2e-5, "peak learning rate")
     batch_size: int = _setting(1, "items of one forward and backward pass on each device")
     gradient_accumulation_steps: int = _setting(1, "passes of one optimizer step")
@@ -107,7 +114,15 @@ class Recipe:
     lora_alpha: int = _setting(8, "scale of the adapters is lora_alpha / lora_r")
     lora_dropout: float = _setting(0.05, "dropout in front of the adapters")
     lora_targets: str = _setting("all-linear", "layers with adapters: all-linear, or names separated by commas")
-    objective: str = _setting("answer", "loss over the whole answer, its letter, or the letter among A, B and C alone")
+    objective: str = _setting(
+        "answer",
+        "loss over the whole answer, its letter, or the letter among A, B and C alone; orpo: preference of the right "
+        "answer over wrong ones",
+    )
+    orpo_beta: float = _setting(0.1, "orpo: weight of the odds ratio beside the right answer's own loss")
+    orpo_pairs: str = _setting("both", "orpo: the right answer against both wrong ones, or against one drawn by seed")
+    orpo_answer: str = _setting("whole", "orpo: answers are compared as the prompt has them, or by their letter alone")
+    orpo_nll: str = _setting("answer", "orpo: the right answer's own loss is over the answer, or over the prompt, too")
     loss_per: str = _setting("item", "an optimizer step averages over its items, or over all their supervised tokens")
     optimizer: str = _setting(
         "auto", "method full: fp32 master weights, with 8-bit states, or bf16 with stochastic rounding"
@@ -131,6 +146,13 @@ class Recipe:
     reasoning: bool = _setting(False, "the letter stands behind reasoning: the data's in training, else generated")
     only_category: str | None = _setting(None, "train on, and choose weights by, the items of this category alone")
     seed: int = _setting(42, "seed of everything random")
+
+    @property
+    def method_words(self) -> str:
+        """The method as tables show it: `orpo` is all parameters with objective orpo, `lora orpo` adapters with it."""
+        if self.objective != ORPO:
+            return self.method
+        return ORPO if self.method == "full" else f"{self.method} {ORPO}"
 
     def replace(self, **changes: Any) -> "Recipe":
         return dataclasses.replace(self, **changes)
@@ -156,6 +178,7 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     names the source.
     """
     problems, clean = [], {}
+    values = spelled_out(values)
     for key, value in values.items():
         if key not in FIELDS:
             problems.append(f"unknown key {key!r}.{nearest(str(key), FIELDS)}")
@@ -174,6 +197,8 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             value = clean.get(key)
             if isinstance(value, int | float) and (value < 0 or (value == 0 and least == "above 0")):
                 problems.append(f"{key}: found {value}, allowed: {least}")
+    if clean.get("method") == ORPO:
+        problems.append(f"method: orpo means objective orpo; found objective {clean.get('objective')!r}")
     if clean.get("lora_dropout", 0) >= 1:
         problems.append(f"lora_dropout: found {clean['lora_dropout']}, allowed: below 1")
     if clean.get("reasoning") and clean.get("objective", "answer") != "answer":
@@ -211,6 +236,15 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of one file or command line, where `method: orpo` becomes the two settings that it stands for. Those of
+    the file, so that a later `--method lora` changes which weights are trained and not what they learn.
+    """
+    if values.get("method") != ORPO or values.get("objective", ORPO) != ORPO:
+        return dict(values)
+    return {**values, "method": "full", "objective": ORPO}
+
+
 def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in the YAML file at `path`, with `flags` on top."""
     path = Path(path)
@@ -223,29 +257,43 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
         raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
-    return make_recipe({"name": path.stem, **raw, **(flags or {})}, str(path))
+    return make_recipe({"name": path.stem, **spelled_out(raw), **spelled_out(flags or {})}, str(path))
 
 
-def load_recipes(folder: str | Path, only: Sequence[str] = ()) -> dict[Path, Recipe]:
-    """The recipes of a folder by file, or those whose file name is in `only`; recipes of the same weights follow
-    each other.
+def load_recipes(
+    folders: str | Path | Sequence[Path], only: Sequence[str] = (), objective: str | None = None
+) -> dict[Path, Recipe]:
+    """The recipes of a folder, or of several, by file, or those whose file name is in `only`, or those with an
+    `objective`; recipes of the same weights follow each other.
     """
-    folder = Path(folder)
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if not files:
-        raise UserError(f"there is no recipe (*.yaml) in {folder}.")
+    folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
+    where = " and ".join(map(str, folders))
+    files = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    for folder in folders:
+        if not any(path.parent == folder for path in files):
+            raise UserError(f"there is no recipe (*.yaml) in {folder}.")
+    recipes = {path: load_recipe(path) for path in files if objective or not only or path.stem in only}
+    if objective:
+        recipes = {path: recipe for path, recipe in recipes.items() if recipe.objective == objective}
+    known = [path.stem for path in (recipes if objective else files)]
+    kind = f"recipe with objective {objective}" if objective else "recipe"
+    if not known:
+        raise UserError(f"there is no {kind} in {where}.")
     for name in only:
-        if name not in files:
-            raise UserError(
-                f"there is no recipe {name!r} in {folder}. Known: {', '.join(files)}.{nearest(name, files)}"
-            )
-    recipes = {path: load_recipe(path) for name, path in files.items() if not only or name in only}
+        if name not in known:
+            raise UserError(f"there is no {kind} {name!r} in {where}. Known: {', '.join(known)}.{nearest(name, known)}")
+    recipes = {path: recipe for path, recipe in recipes.items() if not only or path.stem in only}
     names = [recipe.name for recipe in recipes.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{folder}: two recipes make the same run: {', '.join(twice)}. Give each its own `name`.")
+        raise UserError(f"{where}: two recipes make the same run: {', '.join(twice)}. Give each its own `name`.")
     weights = [recipe.model_id for recipe in recipes.values()]
     return dict(sorted(recipes.items(), key=lambda pair: weights.index(pair[1].model_id)))
+
+
+def differing_settings(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Settings in which a run's recipe, as its record holds it, differs; one it does not name had the default."""
+    return [key for key, field in FIELDS.items() if there.get(key, field.default) != getattr(recipe, key)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +324,7 @@ def read_recipe(arguments: argparse.Namespace, **defaults: Any) -> Recipe:
         return load_recipe(arguments.recipe, flags)
     if not flags.get("model_id") and not flags.get("backbone"):
         raise UserError("give a --recipe (for example resource/recipes/published/polar.yaml) or a --model_id.")
-    return make_recipe({**defaults, **flags}, "command line")
+    return make_recipe({**spelled_out(defaults), **spelled_out(flags)}, "command line")
 
 
 def _convert(key: str, value: Any) -> Any:

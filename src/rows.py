@@ -5,7 +5,7 @@ supervised token, scoring behind every prompt. Both lay their sequences out with
 `logits_at`; which of the layouts it is makes a difference to the time only.
 
     tree      every token that sequences share stands once in a row
-    single    one sequence a row, by the same kernels
+    single    one sequence, or one group of sequences, a row, by the same kernels
     padded    sequences side by side, filled up on the right: the usual path, which the others are held against
 
 On a GPU rows are computed by flex attention in compiled layers (`make_ready`), which are compiled once for each length
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._triton import has_triton
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
@@ -33,6 +34,8 @@ ATTENTION = "tree"
 SPREAD = 24
 """Tiles of queries to a copy of the root's keys. One H200, 20,736 tokens, 32 heads of 128: forward and backward take
 8.1 ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12."""
+AT_ONCE = 1024
+"""Places that the head reads at a time where log-probabilities are asked for: 1.6 GB for a vocabulary of 152,064."""
 WORTHWHILE = 1.3
 """Tokens of the sequences to tokens of their rows below which a tree is not worth it (unsloth's threshold, too)."""
 
@@ -45,7 +48,7 @@ class Layout:
     tokens      at most so many in a row, padding counted; a longer sequence has a row to itself
     pad_id      an id to fill rows with; nobody looks at it
     lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending; () for none
-    sequences   at most so many in a padded batch
+    sequences   at most so many in a padded batch, but for a group with more
     """
 
     kind: str
@@ -65,8 +68,12 @@ class Term:
     weight: float = 1.0
 
 
-def lay_out(sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout) -> Iterator[Row]:
+def lay_out(
+    sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout, groups: Sequence[int] | None = None
+) -> Iterator[Row]:
     """The rows of `sequences`, each made when it is asked for, so that a GPU may compute the one before.
+
+    groups: the group of each sequence; those of one group come in one row, whatever the layout.
 
     Each holds `input_ids` (int64, (sequences or 1, tokens)), `sequence`, `target` (int64) and `weight` (float32) of its
     m terms, and `source`: the places that predict, (m,) int64 in a tree, else bool like input_ids. Rows of a tree also
@@ -75,7 +82,7 @@ def lay_out(sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: L
     wanted: dict[int, list[Term]] = {}
     for term in terms:
         wanted.setdefault(term.sequence, []).append(term)
-    for numbers in _rows(sequences, layout):
+    for numbers in _rows(sequences, layout, groups):
         chosen, terms_of = [sequences[number] for number in numbers], [wanted.get(number, []) for number in numbers]
         padded = layout.kind == "padded"
         yield _padded_row(chosen, terms_of, layout.pad_id) if padded else _tree_row(chosen, terms_of, layout)
@@ -101,9 +108,50 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
     return out.logits[0]
 
 
-def sizes(sequences: Sequence[Sequence[int]], layout: Layout) -> list[int]:
+def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
+    """(m,): log-probability in nats of each term's target, in the order of the terms, at least in fp32.
+
+    Logits over a vocabulary of 150,000 are larger than all else of a long row. So the head reads `at_once` places at a
+    time and, when there are more, again in the backward pass.
+    """
+    with _headless(model) as (head, softcap):
+        hidden = logits_at(model, row)
+
+    def read(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    parts = list(zip(hidden.split(at_once), row["target"].split(at_once), strict=True))
+    if len(parts) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(read, *part, use_reentrant=False) for part in parts])
+    return torch.cat([read(*part) for part in parts])
+
+
+@contextlib.contextmanager
+def _headless(model: Any) -> Iterator[tuple[Any, float | None]]:
+    """Within, the model's "logits" are what its head would be given; gives the head, and the cap of its logits.
+
+    What else a model does to its logits is a factor, which may as well come in front of the head.
+    """
+    causal = _causal(model)
+    head, softcap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
+    causal.set_output_embeddings(torch.nn.Identity())
+    if softcap is not None:
+        causal.config.final_logit_softcapping = None
+    try:
+        yield head, softcap
+    finally:
+        causal.set_output_embeddings(head)
+        if softcap is not None:
+            causal.config.final_logit_softcapping = softcap
+
+
+def sizes(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[int]:
     """Tokens of each row that `lay_out` would make, before they are filled up to a length; of a padded batch, all."""
-    rows = [[sequences[number] for number in numbers] for numbers in _rows(sequences, layout)]
+    rows = [[sequences[number] for number in numbers] for numbers in _rows(sequences, layout, groups)]
     if layout.kind == "padded":
         return [len(row) * max(map(len, row)) for row in rows]
     return [len(tree.build(row)) for row in rows]
@@ -150,6 +198,7 @@ def make_ready(model: Any) -> bool:
         causal.set_attn_implementation(ATTENTION)
         for layer in causal.get_decoder().layers:
             layer.compile(dynamic=False)
+        causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
     return True
 
 
@@ -201,23 +250,32 @@ AttentionInterface.register(ATTENTION, _attend)
 AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
 
 
+def _wanting_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """So that the first layer, whose input would want none, need not be compiled for itself."""
+    return output.requires_grad_() if torch.is_grad_enabled() else output
+
+
 def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _rows(sequences: Sequence[Sequence[int]], layout: Layout) -> list[list[int]]:
+def _rows(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[list[int]]:
     """Numbers of sequences. Padded batches and single sequences come by falling length: the largest comes first, and
     memory problems show at once.
     """
     if layout.kind == "tree":
-        return tree.pack(sequences, layout.tokens)
-    most = 1 if layout.kind == "single" else layout.sequences
+        return tree.pack(sequences, layout.tokens, groups)
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    units = tree.together(order, groups)
+    if layout.kind == "single":
+        return units
     rows: list[list[int]] = []
-    for number in sorted(range(len(sequences)), key=lambda number: -len(sequences[number])):
-        count = len(rows[-1]) + 1 if rows else 0
-        if not rows or len(sequences[rows[-1][0]]) * count > layout.tokens or count - 1 == most:
+    for unit in units:
+        count = len(rows[-1]) + len(unit) if rows else 0
+        full = not rows or len(sequences[rows[-1][0]]) * count > layout.tokens
+        if full or (layout.sequences is not None and count > layout.sequences):
             rows.append([])
-        rows[-1].append(number)
+        rows[-1] += unit
     return rows
 
 

@@ -22,7 +22,7 @@ from src.fewshot import Library
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
-from src.recipes import FIELDS, Recipe, backbones, load_recipe, make_recipe
+from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.records import ItemScores
 from src.scores import score
 from src.trainer import CHECKPOINTS, fine_tune
@@ -106,7 +106,7 @@ def untrained_run(
     splits = {}
     if records.record_path(folder).is_file():
         there = records.read_record(folder)
-        differing = _differing(there["recipe"], recipe)
+        differing = differing_settings(there["recipe"], recipe)
         differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
         if differing:
             raise UserError(
@@ -342,7 +342,7 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
         text = (folder / RECIPE).read_text(encoding="utf-8")
         there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
-        differing = _differing(there, recipe)
+        differing = differing_settings(there, recipe)
         if differing:
             raise UserError(
                 f"{folder} holds an unfinished run with other settings: "
@@ -359,11 +359,6 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} is no run and holds {', '.join(taken)}, which training would overwrite. Give another --save_dir."
         )
-
-
-def _differing(there: dict[str, Any], recipe: Recipe) -> list[str]:
-    default = {key: field.default for key, field in FIELDS.items()}  # of settings that are younger than a record
-    return [key for key, value in dataclasses.asdict(recipe).items() if there.get(key, default[key]) != value]
 
 
 def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line that `run.train` and `run.train_base` share."""
+"""The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
 
 import os
 from pathlib import Path
@@ -25,8 +25,12 @@ def make_parser(doc: str | None, prog: str) -> Parser:
     return parser
 
 
-def train(parser: Parser, argv: list[str] | None, method: str, only: bool = False) -> None:
-    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with."""
+def train(
+    parser: Parser, argv: list[str] | None, method: str, only: bool = False, objective: str | None = None
+) -> None:
+    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with.
+    objective: the one that any recipe is trained with.
+    """
     arguments = parser.parse_args(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -37,6 +41,12 @@ def train(parser: Parser, argv: list[str] | None, method: str, only: bool = Fals
         raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
     if only:
         arguments.method = method
+    if objective and arguments.objective not in (None, objective):
+        raise UserError(
+            f"--objective {arguments.objective}: {parser.prog} trains with {objective}; use python -m run.train."
+        )
+    if objective:
+        arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
 

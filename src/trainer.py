@@ -2,7 +2,8 @@
 disk.
 
 The loss of an optimizer step is one weighted sum over all its supervised tokens, on all devices and in all
-accumulated batches, divided by the sum of the weights: 1×8, 8×1 and 2×4 items a step give the same gradient.
+accumulated batches, divided by the sum of the weights: 1×8, 8×1 and 2×4 items a step give the same gradient. With
+objective orpo it is that of `src/preference.py`, and all else stays.
 
 Every evaluation is item accuracy on dev, read just as scoring reads it. The best weights by it (ties: lower
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to go on from in `checkpoints/`; there is nothing else.
@@ -24,15 +25,28 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from src import layouts, plan, progress
+from src import layouts, plan, preference, progress
 from src import model as models
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder, Example
 from src.metrics import evaluate
-from src.recipes import Recipe
+from src.pairs import wrong_options
+from src.recipes import ORPO, Recipe
 from src.records import ItemScores
-from src.rows import Layout, Row, Term, lay_out, logits_at, make_ready, make_usual, rows_on_gpu, to_device, usually
+from src.rows import (
+    Layout,
+    Row,
+    Term,
+    lay_out,
+    logits_at,
+    logprobs_at,
+    make_ready,
+    make_usual,
+    rows_on_gpu,
+    to_device,
+    usually,
+)
 from src.scores import TOLERANCE, score
 
 CHECKPOINTS = "checkpoints"
@@ -68,7 +82,8 @@ def fine_tune(
     """
     set_seed(recipe.seed)
     shape = plan.Shape.of_config(models.load_config(recipe))
-    examples = objective_of(recipe, encoder.for_training(train))
+    examples = training_examples(recipe, encoder, train)
+    dev_answers = training_examples(recipe, encoder, dev) if recipe.objective == ORPO else []
     dev_examples = encoder.for_scoring(dev)
     _show(recipe, encoder, examples, dev_examples)
     steps = layouts.epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
@@ -81,7 +96,8 @@ def fine_tune(
     )
     network = load_for_training(recipe, settled, device)
     before = sample_weights(network) if recipe.method == "full" else {}
-    trainer = make_trainer(network, recipe, encoder, examples, dev, dev_examples, folder, layout, settled)
+    given = recipe, encoder, examples, dev, dev_examples, folder, layout, settled
+    trainer = make_trainer(network, *given, dev_answers=dev_answers)
     trainable, total = models.count_parameters(network)
     print(
         f"training {trainable:,} of {total:,} parameters, {recipe.method}"
@@ -151,8 +167,11 @@ def make_trainer(
     folder: Path,
     layout: Layout,
     settled: plan.Settled,
+    dev_answers: Sequence[Example] = (),
 ) -> "LetterTrainer":
-    """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints."""
+    """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints. dev_answers: as `examples`, of
+    dev, for the evaluations of objective orpo.
+    """
     device = network.device
     optimizer = OPTIMIZERS[settled.optimizer if recipe.method == "full" else "fp32"]
     arguments = TrainingArguments(
@@ -201,6 +220,7 @@ def make_trainer(
         train=examples,
         dev=dev,
         dev_examples=dev_examples,
+        dev_answers=dev_answers,
         layout=layout,
     )
 
@@ -215,7 +235,9 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     dialogues: dict[str, list[Example]] = {}
     for one in trainer.examples:
         dialogues.setdefault(one.dialogue, []).append(one)
-    several = sorted(dialogues.values(), key=lambda items: -len(items))[:2]
+    several = [items for items in dialogues.values() if len(items) > 1] or list(dialogues.values())
+    # The shortest: one by one, memory holds less of an item than of a row.
+    several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
     alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
     ours, theirs = trainer.compare_layouts(probes, (trainer.layout, alone))
@@ -239,10 +261,17 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     return found
 
 
+def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
+    """Labelled items as the recipe's objective has them learned, with wrong answers where it compares."""
+    return objective_of(recipe, encoder.for_training(items, lambda item: wrong_options(item, recipe)))
+
+
 def objective_of(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     """Cuts the supervised part down to the letter when the objective is the letter alone."""
     if recipe.objective == "answer":
         return list(examples)
+    if recipe.objective == ORPO:
+        return preference.answers_of(recipe, examples)
     return [dataclasses.replace(one, ids=one.ids[: one.answer_start + 1]) for one in examples]
 
 
@@ -253,6 +282,11 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str) -> dict[
         weight = 1 / (len(one.ids) - one.answer_start) if loss_per == "item" else 1.0
         terms += [Term(number, place - 1, one.ids[place], weight) for place in range(one.answer_start, len(one.ids))]
     return {"rows": list(lay_out([one.ids for one in examples], terms, layout))}
+
+
+def totals(rows: Sequence[Row]) -> torch.Tensor:
+    """(1,) or (2,): sums of the rows' loss weights, of terms and, where there are pairs, of pairs."""
+    return torch.stack([sum(row[key].sum() for row in rows) for key in ("weight", "pair_weight") if key in rows[0]])
 
 
 class ByDialogue(torch.utils.data.Sampler[int]):
@@ -273,7 +307,9 @@ class ByDialogue(torch.utils.data.Sampler[int]):
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What some items give in one layout: their loss, its gradient's norm, and the letters' logits of each."""
+    """What some items give in one layout: their loss, its gradient's norm, and the letters' logits of each (with
+    objective orpo the log-probability of each answer's letter).
+    """
 
     loss: float
     norm: float
@@ -294,8 +330,10 @@ class LetterTrainer(Trainer):
         dev: Sequence[Item],
         dev_examples: Sequence[Example],
         layout: Layout,
+        dev_answers: Sequence[Example] = (),
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
+        self.dev_answers = list(dev_answers)
         self.layout, self.examples = layout, list(train)
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
@@ -303,7 +341,7 @@ class LetterTrainer(Trainer):
             arguments,
             train_dataset=self.examples,
             eval_dataset=list(dev_examples),
-            data_collator=lambda step: collate(step, self.layout, recipe.loss_per),
+            data_collator=lambda step: self.collate(step, self.layout),
         )
         self.loss_is_scaled_for_ga = True
 
@@ -312,10 +350,16 @@ class LetterTrainer(Trainer):
             return ByDialogue(self.examples, self.recipe.seed)
         return super()._get_train_sampler(train_dataset)
 
+    def collate(self, step: Sequence[Example], layout: Layout) -> dict[str, list[Row]]:
+        """The rows of one optimizer step."""
+        if self.recipe.objective == ORPO:
+            return preference.collate(step, layout, self.recipe)
+        return collate(step, layout, self.recipe.loss_per)
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Row]]], device: torch.device) -> torch.Tensor:
-        """Sum of the loss weights of the whole optimizer step, over all devices."""
-        total = sum(row["weight"].sum() for batch in batch_samples for row in batch["rows"])
-        return self.accelerator.gather(torch.as_tensor(total, device=device)).sum()
+        """`totals` of the whole optimizer step, over all devices."""
+        total = totals([row for batch in batch_samples for row in batch["rows"]])
+        return self.accelerator.gather(total.to(device)[None]).sum(0)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer's estimate counts no shared tokens
@@ -343,10 +387,18 @@ class LetterTrainer(Trainer):
         return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        logits = logits_at(model, inputs)
+        loss, outputs = self.row_loss(model, inputs, num_items_in_batch)
         # Gradients of several devices are averaged, while our denominator counts all of them.
-        loss = self.weighted_loss(logits, inputs) / num_items_in_batch * self.accelerator.num_processes
-        return (loss, logits) if return_outputs else loss
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the row's part of the step's loss, logits (terms, vocabulary) or log-probabilities (terms,) it is of)."""
+        if self.recipe.objective == ORPO:
+            logprobs = logprobs_at(model, row)
+            return preference.loss(logprobs, row, self.recipe.orpo_beta, totals), logprobs
+        logits = logits_at(model, row)
+        return self.weighted_loss(logits, row) / totals[0], logits
 
     def weighted_loss(self, logits: torch.Tensor, row: Row) -> torch.Tensor:
         """Sum of the weighted losses of a row's terms in nats, from their logits (terms, vocabulary)."""
@@ -372,14 +424,17 @@ class LetterTrainer(Trainer):
             total = 0.0
             letters: dict[int, list[float]] = {}
             with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
-                for row in collate(examples, layout, self.recipe.loss_per)["rows"]:
-                    moved = to_device(row, device)
+                rows = self.collate(examples, layout)["rows"]
+                whole = totals(rows).to(device)
+                for row in rows:
                     with autocast:
-                        logits = logits_at(network, moved)
-                        loss = self.weighted_loss(logits, moved) / len(examples)
+                        loss, outputs = self.row_loss(network, to_device(row, device), whole)
                     loss.backward()
                     total += loss.item()
-                    for number, values in zip(row["sequence"].tolist(), logits[:, letter_ids].tolist(), strict=True):
+                    if self.recipe.objective == ORPO:
+                        letters |= preference.letter_logprobs(outputs, row)
+                        continue
+                    for number, values in zip(row["sequence"].tolist(), outputs[:, letter_ids].tolist(), strict=True):
                         letters.setdefault(number, values)  # an item's first term is its letter
             squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
             norm = torch.stack(squares).sum().sqrt().item()
@@ -398,7 +453,11 @@ class LetterTrainer(Trainer):
             self.encoder.pad_id,
             kind="padded" if self.layout.kind == "padded" else None,
         )
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in dev_metrics(self.dev, rows).items()}
+        found = dev_metrics(self.dev, rows)
+        if self.dev_answers:
+            network = self.accelerator.unwrap_model(self.model)
+            found |= preference.measure(network, self.dev_answers, self.layout, self.recipe, self.args.bf16)
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -449,7 +508,7 @@ class KeepBest(TrainerCallback):
         print(
             f"epoch {last['epoch']:.2f}, step {last['step']}: dev accuracy {last['eval_accuracy']:.4f} "
             f"({last['eval_correct']}/{len(self.trainer.dev)}), log-loss "
-            f"{last['eval_log_loss']:.4f}{', best so far' if is_best else ''}",
+            f"{last['eval_log_loss']:.4f}{', best so far' if is_best else ''}{_of_pairs(last)}",
             flush=True,
         )
         if is_best and state.is_world_process_zero:
@@ -535,6 +594,17 @@ def _mixed(recipe: Recipe, settled: plan.Settled) -> bool:
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 
 
+def _of_pairs(entry: dict[str, Any]) -> str:
+    """What an evaluation found of preference pairs, a line of its own."""
+    if "eval_log_odds" not in entry:
+        return ""
+    return (
+        f"\n    dev pairs: loss {entry['eval_loss']:.4f} = right answer {entry['eval_nll']:.4f} + beta · odds ratio "
+        f"{entry['eval_odds_ratio']:.4f}, log-odds {entry['eval_log_odds']:.3f}, right one preferred in "
+        f"{entry['eval_reward_accuracy']:.1%}, margin {entry['eval_reward_margin']:.4f}"
+    )
+
+
 def _words(layout: Layout, saved: float) -> str:
     if layout.kind == "padded":
         return "items side by side"
@@ -546,7 +616,7 @@ def _words(layout: Layout, saved: float) -> str:
 
 def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Sequence[Example]) -> None:
     """What will be learned, before hours are spent on it."""
-    lengths = sorted(len(one.ids) for one in train)
+    lengths = sorted(max(map(len, one.sequences)) for one in train)
     labels = Counter(one.letter for one in train)
     print(f"one item as {recipe.backbone} sees it, the supervised part between ⟦ and ⟧:\n{encoder.show(train[0])}\n")
     print(
@@ -558,5 +628,14 @@ def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Seque
     steps = math.ceil(len(train) / (recipe.batch_size * recipe.gradient_accumulation_steps))
     print(
         f"{steps} optimizer steps an epoch, {recipe.epoch} epochs, lr {recipe.lr}, loss over the "
-        f"{recipe.objective}, per {recipe.loss_per}"
+        f"{_learned(recipe)}, per {recipe.loss_per}"
     )
+
+
+def _learned(recipe: Recipe) -> str:
+    if recipe.objective != ORPO:
+        return recipe.objective
+    answers = "answer" if recipe.orpo_answer == "whole" else "letter"
+    first = f"prompt and right {answers}" if recipe.orpo_nll == "prompt" else f"right {answers}"
+    against = "both wrong ones" if recipe.orpo_pairs == "both" else "one wrong one"
+    return f"{first} + {recipe.orpo_beta} · odds ratio against {against} (ORPO)"

@@ -25,7 +25,7 @@ Needs torch and numpy only. It knows token sequences; what they mean is its call
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,30 +87,42 @@ def build(sequences: Sequence[Sequence[int]]) -> Tree:
     return Tree(ids, depth, end, tuple(paths))
 
 
-def pack(sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+def pack(sequences: Sequence[Sequence[int]], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
     """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each, as evenly as they can.
 
     Neighbours in sorted order stay together, which is where they share most. A longer sequence gets a row of its own.
+    groups: the group of each sequence; those of one group are never in different rows.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    order = _order(arrays)
-    shared = _shared([arrays[number] for number in order])
-    lengths = [len(sequences[number]) for number in order]
+    units = together(_order(arrays), groups)
+    order = [number for unit in units for number in unit]
+    shared = dict(zip(order, _shared([arrays[number] for number in order]), strict=True))
+    # What a unit adds to the row it follows in, and what it is at the beginning of a row.
+    added = [sum(len(arrays[number]) - shared[number] for number in unit) for unit in units]
+    alone = [more + shared[unit[0]] for more, unit in zip(added, units, strict=True)]
 
     def split(limit: int) -> list[list[int]]:
         rows: list[list[int]] = []
         filled = limit + 1
-        for number, length, common in zip(order, lengths, shared, strict=True):
-            filled += length - common
+        for unit, more, whole in zip(units, added, alone, strict=True):
+            filled += more
             if filled > limit:
                 rows.append([])
-                filled = length
-            rows[-1].append(number)
+                filled = whole
+            rows[-1] += unit
         return rows
 
     count = len(split(budget))
     even = bisect.bisect_left(range(budget), True, key=lambda limit: len(split(limit)) <= count)
     return split(even)
+
+
+def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[int]]:
+    """`order` by group, each where its first number stands; one number a group when there are none."""
+    units: dict[int, list[int]] = {}
+    for number in order:
+        units.setdefault(number if groups is None else groups[number], []).append(number)
+    return list(units.values())
 
 
 def spread(end: np.ndarray, tiles: int) -> tuple[int, int]:

@@ -274,6 +274,23 @@ def test_bytes_a_parameter(method: str, optimizer: str, weights: float, gradient
     assert memory.total == memory.weights + sum(parts) and min(parts) > 0
 
 
+@pytest.mark.parametrize(
+    ("tokens", "answers", "dropout", "measured"),
+    [
+        # answers: of 40 tokens, which the formula counts with
+        (8_192, 24, False, 50.3),
+        (20_736, 64 * 17 / 40, False, 104.3),
+        (10_752, 33 * 17 / 40, True, 84.1),
+        (14_592, 64 * 17 / 40, False, 77.9),
+    ],
+)
+def test_rows_of_a_tree_on_an_h200(tokens: int, answers: float, dropout: bool, measured: float) -> None:
+    need = plan.training_memory(
+        BLLOSSOM, "lora", "fp32", tokens, 6, False, "tree", sequences=round(answers), dropout=dropout
+    )
+    assert need.total / GIB == pytest.approx(measured, rel=0.03)
+
+
 def test_nf4_packs_the_linear_layers_alone() -> None:
     plain, packed = (plan.scoring_memory(BLLOSSOM, method, 1000).weights for method in ("lora", "qlora"))
     assert plain - packed == pytest.approx((2 - plan.NF4_BYTES) * BLLOSSOM.linear_parameters, abs=1)
@@ -484,7 +501,7 @@ def test_the_table_says_it_all(width: int) -> None:
     text = text_of(rows, width)
     lines, words = text.splitlines(), " ".join(text.split())
     for row in rows:
-        assert any(line.split()[:2] == [row.run, row.method] for line in lines), text
+        assert any(line.split()[:2] == [row.run, row.words] for line in lines), text
         assert f"{row.run}: {row.model_id}, licence {row.licence}" in words
     assert words.count("no commercial use") == 1
     assert "…" not in text and "?" not in text
@@ -506,11 +523,12 @@ def test_the_table_for_the_gpu_at_hand() -> None:
     assert not any(row.settled.fits for row in crowded)
 
 
-def test_the_batch_counts_for_memory() -> None:
+def test_a_larger_batch_needs_no_more_memory() -> None:
+    # Its items come one after the other in rows, as long as there is room for.
     recipe = load_recipe(PUBLISHED / "polar.yaml")
     one, two = plan.plan_rows([recipe, recipe.replace(batch_size=2)], ITEMS)
-    assert two.settled.memory.activations > 1.8 * one.settled.memory.activations
-    assert two.weights == one.weights
+    assert one.settled is not None and two.settled is not None
+    assert two.settled.memory == one.settled.memory
 
 
 def test_a_download_for_two_runs_counts_once() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from src import layouts, scores, tree
 from src.cli import UserError
 from src.encode import Encoder, Example
 from src.prompts import ORDERS, parse_prompt
@@ -112,6 +113,80 @@ def test_six_orders_are_gathered_by_item(short: str, network: Any) -> None:
     for order in (0, 4):
         alone = values(scored(network, short, (ORDERS[order],)))
         torch.testing.assert_close(values(rows)[:, order : order + 1], alone, atol=1e-4, rtol=0)
+
+
+# Rows that share prefixes
+
+
+@pytest.mark.parametrize("kind", ["tree", "single"])
+def test_rows_say_what_batches_say(kind: str, short: str, network: Any) -> None:
+    alone = values(scored(network, short, ORDERS, batch_tokens=1, kind="padded"))
+    for batch_tokens in (None, 300):
+        done: list[int] = []
+        rows = scored(network, short, ORDERS, batch_tokens=batch_tokens, kind=kind, update=done.append)
+        torch.testing.assert_close(values(rows), alone, atol=1e-4, rtol=0)
+        assert done == sorted(done) and done[-1] == len(ITEMS) * len(ORDERS)
+        assert (len(done) == len(ITEMS) * len(ORDERS)) == (kind == "single")
+
+
+def test_a_large_model_reads_trees_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    whole = scores.lay_out
+    monkeypatch.setattr(
+        scores, "lay_out", lambda prompts, terms, layout: asked.append(layout) or whole(prompts, terms, layout)
+    )
+    network = toys.network("qwen2")
+    usual = values(scored(network, "qwen2", ORDERS))
+    assert [layout.kind for layout in asked] == ["padded"]
+    monkeypatch.setattr(layouts, "CPU_MASKED", 0.01)  # as if masks cost nothing, which large layers make so
+    asked.clear()
+    found = values(scored(network, "qwen2", ORDERS))
+    # The second time for four prompts, one by one.
+    assert [(layout.kind, layout.sequences) for layout in asked] == [("tree", None), ("padded", 1)]
+    torch.testing.assert_close(found, usual, atol=1e-4, rtol=0)
+
+
+def test_rows_are_compared_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, compared = toys.network("qwen2"), []
+    whole = scores._probes
+
+    def noted(examples: Any) -> list[int]:
+        places = whole(examples)
+        compared.append([examples[place].id for place in places])
+        return places
+
+    monkeypatch.setattr(scores, "_probes", noted)
+    for _ in range(2):
+        scored(network, "qwen2", kind="tree")
+    # Two of each of two dialogues.
+    assert compared == [["made-0000", "made-0001", "made-0003", "made-0004"]]
+    scored(toys.network("qwen2"), "qwen2", kind="single")
+    assert len(compared) == 2
+
+
+def test_rows_that_read_something_else_are_not_used(
+    short: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = toys.network(short)
+    right = values(scored(network, short, ORDERS))
+    assert "WARNING" not in capsys.readouterr().out
+    visible = tree.visible
+
+    def one_key_too_many(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        return visible(depth, end, window) | torch.eye(len(end), dtype=torch.bool).roll(1, 0).tril()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "visible", one_key_too_many)
+        for _ in range(2):  # and is not trusted the next time
+            done: list[int] = []
+            found = values(scored(network, short, ORDERS, kind="tree", update=done.append))
+            torch.testing.assert_close(found, right, atol=1e-4, rtol=0)
+            said = capsys.readouterr().out
+            assert "WARNING: prompts that share their beginnings are read differently here, letter logits by " in said
+            assert "reading all one by one" in said
+            assert done[-1] == len(ITEMS) * len(ORDERS)
+    torch.testing.assert_close(values(scored(network, short, ORDERS, kind="tree")), right, atol=1e-4, rtol=0)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_read_out_is_in_fp32() -> None:

@@ -1,5 +1,6 @@
 """The tree against its definition, and models on its rows against models on the sequences one by one."""
 
+import itertools
 import random
 import re
 import shutil
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from src import tree
-from src.tree import BLOCK, Tree, attention_mask, block_mask, build, pack, pad, visible
+from src.tree import BLOCK, Tree, attention_mask, block_mask, build, pack, pad, spread, visible
 
 WORDS = 97
 WINDOW = 24  # bites inside every sequence of `examples`
@@ -83,6 +84,33 @@ def test_packing_keeps_what_is_alike_together() -> None:
     assert sorted(sorted(row) for row in pack(sequences, 60)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=7), st.integers(1, 30))
+def test_packing_takes_the_fewest_rows_and_then_the_most_even(sequences: list[list[int]], budget: int) -> None:
+    def tokens(row: Sequence[int]) -> int:
+        return len(build([sequences[number] for number in row]))
+
+    def cost(rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """How many rows, and the largest of those that hold more than one sequence, which alone could be emptied."""
+        return len(rows), max((tokens(row) for row in rows if len(row) > 1), default=0)
+
+    order = sorted(range(len(sequences)), key=lambda number: sequences[number])
+    costs = []
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        places = [0, *(place for place, cut in enumerate(cuts, 1) if cut), len(order)]
+        rows = [order[first:last] for first, last in itertools.pairwise(places)]
+        if all(len(row) == 1 or tokens(row) <= budget for row in rows):
+            costs.append(cost(rows))
+    assert cost(pack(sequences, budget)) == min(costs)
+
+
+def test_rows_are_filled_evenly_by_hand() -> None:
+    sequences = [[number] * 4 for number in range(9)]
+    # Greedily 7, 2: 28 and 8 tokens.
+    assert [len(row) for row in pack(sequences, 28)] == [5, 4]
+    assert [len(row) for row in pack([*sequences, [9] * 40], 28)] == [5, 4, 1]
+
+
 @pytest.mark.parametrize("sequences", [[], [[]], [[1], []]])
 def test_there_is_no_tree_of_nothing(sequences: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
@@ -115,6 +143,82 @@ def test_tiles_are_those_of_the_definition(rng: random.Random, window: int | Non
         assert torch.equal(tiles.all(-1).all(-1), whole)
     index = torch.arange(len(row))
     assert torch.equal(mask.mask_mod(0, 0, index[:, None], index[None, :]), visible(depth, end, window))
+
+
+def random_row(rng: random.Random, roots: int) -> Tree:
+    """A row of whole tiles, of sequences that leave one of `roots` trunks at any place."""
+    trunks = [[10 * root, *(rng.randrange(5) for _ in range(rng.randint(0, 400)))] for root in range(roots)]
+    sequences = []
+    for _ in range(rng.randint(1, 12)):
+        trunk = rng.choice(trunks)
+        sequences.append(trunk[: rng.randint(1, len(trunk))] + [rng.randrange(50) for _ in range(rng.randint(1, 250))])
+    row = build(sequences)
+    return pad(row, (-(-len(row) // BLOCK) + rng.randint(0, 1)) * BLOCK, 0)
+
+
+def listed(numbers: torch.Tensor, indices: torch.Tensor, columns: int) -> torch.Tensor:
+    """(rows, columns) bool, of tiles: those that a `BlockMask` lists."""
+    found = torch.zeros(len(numbers[0, 0]), columns, dtype=torch.bool)
+    for row, count in enumerate(numbers[0, 0].tolist()):
+        found[row, indices[0, 0, row, :count].long()] = True
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([None, 40, 200]), st.integers(1, 4), st.booleans())
+def test_every_query_sees_one_copy_of_each_key(
+    rng: random.Random, window: int | None, copies: int, spreads: bool
+) -> None:
+    row = random_row(rng, rng.randint(1, 3))
+    depth, end = torch.from_numpy(row.depth), torch.from_numpy(row.end)
+    count = len(row) // BLOCK
+    prefix = rng.randint(0, -(-count // copies)) * BLOCK
+    if spreads:
+        prefix, copies = spread(row.end, rng.randint(1, 3))
+    mask = block_mask(depth, end, window, prefix, copies)
+    # The repeated keys stand in front; `origin` names the key that each is a copy of.
+    origin = torch.cat([*[torch.arange(prefix)] * (copies - 1), torch.arange(len(row))])
+    assert mask.seq_lengths == (len(row), len(origin))
+    tiles = len(origin) // BLOCK
+    whole = listed(mask.full_kv_num_blocks, mask.full_kv_indices, tiles)
+    partial = listed(mask.kv_num_blocks, mask.kv_indices, tiles)
+    assert not (whole & partial).any()
+    # The backward pass goes by the lists of the keys' tiles.
+    assert torch.equal(listed(mask.full_q_num_blocks, mask.full_q_indices, count), whole.T)
+    assert torch.equal(listed(mask.q_num_blocks, mask.q_indices, count), partial.T)
+    whole, partial = (one.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1) for one in (whole, partial))
+    by_pairs = mask.mask_mod(0, 0, torch.arange(len(row))[:, None], torch.arange(len(origin))[None, :])
+    assert by_pairs[whole].all(), "a tile that is seen whole has no pair that is not seen"
+    assert not by_pairs[~whole & ~partial].any(), "a tile that is skipped has no pair that is seen"
+    times = torch.zeros(len(row), len(row), dtype=torch.int).index_add_(1, origin, (by_pairs & (whole | partial)).int())
+    assert torch.equal(times, visible(depth, end, window).int())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(1, 6), st.integers(1, 2))
+def test_what_all_see_is_repeated_for_so_many_tiles_of_queries(rng: random.Random, tiles: int, roots: int) -> None:
+    row = random_row(rng, roots)
+    prefix, copies = spread(row.end, tiles)
+    part = -(-len(row) // BLOCK // copies) * BLOCK
+    assert prefix % BLOCK == 0 and BLOCK <= prefix <= part
+    assert copies == 1 or part >= tiles * BLOCK
+    assert copies + 1 > len(row) / max(prefix, tiles * BLOCK), "one more would still serve as many"
+    if roots == 1:
+        real = len(set(np.concatenate(row.paths).tolist()))
+        by_all = seen(row)[:real, :real].sum(0) == np.arange(real, 0, -1)
+        root = real if by_all.all() else int(np.argmin(by_all))
+        assert prefix == -(-root // BLOCK) * BLOCK
+
+
+def test_copies_by_hand() -> None:
+    # 130 tokens that all see, and 24 branches of 120: 3,010 tokens in 24 tiles.
+    row = build([[0] * 130 + [branch] * 120 for branch in range(1, 25)])
+    row = pad(row, 24 * BLOCK, 0)
+    assert spread(row.end, 6) == (2 * BLOCK, 4)
+    assert spread(row.end, 24) == (2 * BLOCK, 1)
+    assert spread(row.end, 1) == (2 * BLOCK, 12), "a copy serves at least as many queries as it has keys"
+    alone = build([[0] * 300])
+    assert spread(alone.end, 1) == (3 * BLOCK, 1)
 
 
 # ---- models on rows
