@@ -39,11 +39,12 @@ from src import corpus, layouts, miniature, plan
 from src import model as models
 from src.data import Item, parse_items
 from src.encode import Encoder, Example
+from src.pairs import wrong_options
 from src.prompts import ORDERS, Prompt
 from src.recipes import Recipe, backbones, make_recipe
 from src.rows import rows_on_gpu, sizes
 from src.scores import score
-from src.trainer import LetterTrainer, guarded, make_trainer, objective_of
+from src.trainer import LetterTrainer, guarded, make_trainer, training_examples
 
 SEED = 0
 
@@ -87,6 +88,7 @@ class Row:
     items: int = 1
     dropout: float = 0.0
     orders: int = 1
+    objective: str = "answer"
     cpu: bool = True
     asked: bool = False
 
@@ -152,6 +154,26 @@ ROWS = {
             "ours: all parameters, 16 items a step by dialogue",
             method="full",
             items=16,
+        ),
+        Row(
+            "trl-orpo",
+            "training",
+            "trl-orpo",
+            4,
+            "TRL's ORPOTrainer, its defaults, LoRA on bf16; items are pairs",
+            dropout=0.05,
+            asked=True,
+        ),
+        Row(
+            "orpo-16",
+            "training",
+            "trl-orpo",
+            4,
+            "ours: ORPO, LoRA, 16 items a step by dialogue, both pairs of each; items are pairs",
+            items=16,
+            dropout=0.05,
+            objective="orpo",
+            asked=True,
         ),
         Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
         Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
@@ -623,6 +645,42 @@ def trl_training(row: Row, setting: Setting, clock: Clock) -> str:
     return f"{batch}, {form}, {attention}, checkpointing{missing}"
 
 
+def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
+    """`ORPOTrainer` with its defaults, on the right answer against each wrong one. Its cut at 1,024 tokens is off."""
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    network, encoder = setting.model(setting.dtype, setting.fastest), setting.encoder
+    pairs = []
+    for item in setting.train:
+        answers, prompt = encoder.prompt.render(item).answers, encoder.prompt_text(item)
+        right, *wrong = (answers[place] + encoder.turn_end for place in (item.label or 0, *wrong_options(item, ORPO)))
+        pairs += [{"prompt": prompt, "chosen": right, "rejected": one} for one in wrong]
+
+    def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
+        # Right and wrong answers of the pairs stand one below the other.
+        ids = inputs["input_ids"] if "input_ids" in inputs else positional[0]
+        clock.count(len(ids) // 2, inputs["attention_mask"].sum())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ORPOConfig(output_dir=folder, max_length=None, **_never_ending(setting.device))
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = ORPOTrainer(
+            model=network,
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=encoder.tokenizer,
+            peft_config=_lora(row),
+        )
+        assert trainer.model is not None
+        trainer.model.register_forward_pre_hook(see, with_kwargs=True)
+        _train(trainer, clock)
+    return f"{arguments.per_device_train_batch_size} pairs a step, padded, {setting.fastest}, checkpointing"
+
+
+ORPO = make_recipe({"backbone": "qwen2", "objective": "orpo"}, "bench")
+
+
 class _Laps(TrainerCallback):
     """Ends training when the clock says so."""
 
@@ -668,6 +726,7 @@ def ours_recipe(row: Row, setting: Setting) -> Recipe:
         "lora_dropout": row.dropout,
         "batch_size": row.items,
         "order": "dialogue",
+        "objective": row.objective,
         "epoch": 8,
         "seed": SEED,
         **LORA,
@@ -688,11 +747,13 @@ class _Steps(TrainerCallback):
         def watched(examples: list[Example]) -> Any:
             batch = collate(examples)
             rows = batch["rows"]
-            raw = sum(len(one.ids) for one in examples)
+            # A pair is two sequences, though the right answer's is in both of an item's.
+            pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
+            raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but what fills it up.
             computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
-            self.steps.append((len(examples), raw, computed, lengths))
+            self.steps.append((len(pairs) or len(examples), raw, computed, lengths))
             return batch
 
         trainer.data_collator = watched
@@ -709,7 +770,7 @@ class _Steps(TrainerCallback):
 def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = ours_recipe(row, setting), setting.device
-    examples = objective_of(recipe, setting.encoder.for_training(setting.train))
+    examples = training_examples(recipe, setting.encoder, setting.train)
     shape = plan.Shape.of_config(setting.config)
     steps = layouts.epoch_steps(examples, recipe)
     layout, _, way = layouts.training_layout(
@@ -799,6 +860,7 @@ FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
     "entry-full": entry_training,
     "trl": trl_training,
     "entry-score": entry_scoring,
+    "trl-orpo": trl_orpo,
     "growth": ours_growth,
 }
 """The rows with a function of their own."""
