@@ -349,6 +349,28 @@ def test_repeated_keys_learn_the_same(
         assert (got[parameter] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-6, parameter
 
 
+@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("qwen2-window", True), ("gemma2", True)])
+def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = alike()
+    plain, ours = network(name).train(), network(name).train()
+    expected = read(plain, made, Layout("padded", 10**4, PAD), train=True)
+    with toys.compiled_on_a_cpu(monkeypatch):
+        assert make_ready(ours, checkpointing)
+        calls = []
+        for layer in ours.model.layers:
+            layer.mlp.register_forward_hook(lambda *args: calls.append(torch.is_grad_enabled()))
+        found = read(ours, made, Layout("tree", 10**4, PAD, (384,)), train=True)
+        # A checkpointed layer is computed again in the backward pass.
+        assert len(calls) == 2 * (1 + checkpointing)
+        torch.testing.assert_close(read(ours, made, Layout("tree", 10**4, PAD, (384,))), found, atol=1e-5, rtol=1e-5)
+        assert len(calls) == 2 * (2 + checkpointing), "but not when nothing is learned"
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    wanted, got = gradients(plain), gradients(ours)
+    assert wanted.keys() == got.keys() and wanted
+    for parameter, value in wanted.items():
+        assert (got[parameter] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-6, parameter
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled on a CPU, which needs a C++ compiler")
 def test_repeated_keys_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
@@ -494,8 +516,6 @@ def test_compiled_rows_in_bf16(name: str, head_dim: int, checkpointing: bool, mo
                 parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.05
     quicken(model)
     model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     made = alike(root=140, longer=20)
     targets = torch.tensor([term.target for term in sorted(made[1], key=lambda term: (term.sequence, term.place))])
 
@@ -507,7 +527,7 @@ def test_compiled_rows_in_bf16(name: str, head_dim: int, checkpointing: bool, mo
 
     alone = Layout("padded", 10**4, PAD, sequences=1)
     expected, loss, norm = learn(alone)
-    assert make_ready(model)
+    assert make_ready(model, checkpointing)
     (row,) = lay_out(*made, Layout("tree", 10**4, PAD, (1024,)))
     assert row["copies"] == (256, 4)
     for layout in (Layout("tree", 10**4, PAD, (1024,)), Layout("single", 10**4, PAD, (384,))):
