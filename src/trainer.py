@@ -258,6 +258,9 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
         trainer.layout = alone
         make_usual(trainer.model)
+        if trainer.recipe.objective == ORPO:
+            # Memory was planned for prompts that are shared.
+            trainer.accelerator.unwrap_model(trainer.model).gradient_checkpointing_enable(CHECKPOINTING)
     return found
 
 
@@ -423,6 +426,11 @@ class LetterTrainer(Trainer):
         for layout in compared:
             total = 0.0
             letters: dict[int, list[float]] = {}
+            # An item's answers side by side must not take more memory than the rows do.
+            sparing = layout.kind == "padded" and self.recipe.objective == ORPO
+            sparing = sparing and not network.is_gradient_checkpointing
+            if sparing:
+                network.gradient_checkpointing_enable(CHECKPOINTING)
             with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
                 rows = self.collate(examples, layout)["rows"]
                 whole = totals(rows).to(device)
@@ -440,6 +448,8 @@ class LetterTrainer(Trainer):
             norm = torch.stack(squares).sum().sqrt().item()
             found.append(Probe(total, norm, [value for number in sorted(letters) for value in letters[number]]))
             network.zero_grad(set_to_none=True)
+            if sparing:
+                network.gradient_checkpointing_disable()
         network.train()
         return found
 
