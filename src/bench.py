@@ -539,6 +539,13 @@ class Setting:
         return plan.FAMILIES[self.config.model_type].attention
 
     @property
+    def short_of_memory(self) -> bool:
+        """Whether weights in bf16 leave too little of the GPU to score with."""
+        if self.device.type == "cpu":
+            return False
+        return 2 * plan.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device)
+
+    @property
     def dtype(self) -> torch.dtype:
         return models.compute_dtype(self.device)
 
@@ -814,7 +821,7 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
         for name, value in _never_ending(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)
-        guard = guarded(trainer)
+        guard = guarded(trainer, way.checkpointing)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(clock, trainer))
         clock.begin()
@@ -832,7 +839,8 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
 
 def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     """The test split in `row.orders` orders; a step is one pass over it."""
-    network = setting.model(setting.dtype, setting.fastest).eval()
+    nf4 = setting.dtype if setting.short_of_memory else None
+    network = setting.model(setting.dtype, setting.fastest, nf4=nf4, double=True).eval()
     items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
     examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
     prompts = [one.ids for one in examples]
@@ -846,7 +854,8 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
         clock.count(len(items), raw, unique, len(examples))
         if clock.lap():
             break
-    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}"
+    kept = ", NF4" if nf4 else ""
+    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}{kept}"
 
 
 def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:

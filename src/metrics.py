@@ -82,6 +82,15 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact two-sided p of McNemar's test: of the items that only one of two answers gets right, `gained` are one's
+    and `lost` the other's. 1.0 without any.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
 def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The accuracies between which a guesser among three options ends on `total` items, with this confidence."""
     from scipy.stats import binom
@@ -98,7 +107,7 @@ def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
     return {
         "longest option": [_first_best([len(option) for option in item.options]) for item in items],
         "shortest option": [_first_best([-len(option) for option in item.options]) for item in items],
-        "most alike option": [_first_best(_likeness(item.options)) for item in items],
+        "most alike option": [_first_best(likeness(item.options)) for item in items],
     }
 
 
@@ -110,7 +119,7 @@ def _first_best(values: Sequence[float]) -> int:
     return values.index(max(values))
 
 
-def _likeness(options: Sequence[str]) -> list[float]:
+def likeness(options: Sequence[str]) -> list[float]:
     """For each option the sum of its Jaccard similarities with the others, on pairs of neighbouring characters."""
     bigrams = [{option[start : start + 2] for start in range(max(1, len(option) - 1))} for option in options]
     return [

@@ -125,7 +125,7 @@ def test_every_command_parses(readme: Path) -> None:
 def test_every_named_file_of_other_commands_exists(readme: Path) -> None:
     lines = "\n".join(shell_lines(readme))
     named = re.findall(r"(?:-r|-f) (\S+)", lines)
-    assert set(named) == {"requirements.txt", "environment.yml"}
+    assert set(named) == {"requirements.txt", "requirements-eda.txt", "environment.yml"}
     assert all(Path(name).is_file() for name in named)
     downloads = re.findall(r"hf download (\S+)", lines)
     assert downloads

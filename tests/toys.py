@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src.data import Item, parse_items
-from src.prompts import PROMPTS, Prompt, load_prompt
+from src.miniature import BETWEEN, PROMPT_WORDS
 from src.recipes import Recipe, make_recipe
 from tests.conftest import DIALOGUES, make_item
 
@@ -121,9 +121,9 @@ def tokenizer(short: str) -> Any:
     """The toy tokenizer of a backbone; one object for all, so not to be changed (`copy.deepcopy` it)."""
     toy = TOYS[short]
     texts = [text for turns, options in DIALOGUES for text in (*turns, *options)] * 3
-    for name in sorted(path.stem for path in PROMPTS.glob("*.yaml")):
-        prompt: Prompt = load_prompt(name)
-        texts += [prompt.system, prompt.user, *prompt.categories.values()] * 3
+    # The prompts as the miniature's tokenizers know them, so that a new prompt changes no toy.
+    for words in PROMPT_WORDS.read_text(encoding="utf-8").split(f"\n{BETWEEN}\n"):
+        texts += [words.removesuffix("\n")] * 3
     texts += ["화자1: 화자2: ### System: ### User: ### Assistant: Human: Assistant: A. B. C. A B C"] * 20
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     if toy.pieces is None:
