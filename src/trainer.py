@@ -266,7 +266,8 @@ def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, 
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
         trainer.layout = alone
         make_usual(trainer.network)
-        if checkpointing:
+        # Several answers of an item side by side are more than memory was planned for.
+        if checkpointing or trainer.recipe.objective == ORPO:
             trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
     return found
 
@@ -443,6 +444,11 @@ class LetterTrainer(Trainer):
         for layout in compared:
             total = 0.0
             letters: dict[int, list[float]] = {}
+            # An item's answers side by side must not take more memory than the rows do.
+            sparing = layout.kind == "padded" and self.recipe.objective == ORPO
+            sparing = sparing and not network.is_gradient_checkpointing
+            if sparing:
+                network.gradient_checkpointing_enable(CHECKPOINTING)
             with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
                 rows = self.collate(examples, layout)["rows"]
                 whole = totals(rows).to(device)
@@ -460,6 +466,8 @@ class LetterTrainer(Trainer):
             norm = torch.stack(squares).sum().sqrt().item()
             found.append(Probe(total, norm, [value for number in sorted(letters) for value in letters[number]]))
             network.zero_grad(set_to_none=True)
+            if sparing:
+                network.gradient_checkpointing_disable()
         network.train()
         return found
 
