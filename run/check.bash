@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/environment.bash
-use_environment requirements.txt requirements-dev.txt
+use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
 ruff format --check .
 mypy

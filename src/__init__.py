@@ -11,3 +11,5 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the versions are pinned
 # Between them the pinned libraries deprecate each other's names; nothing that a user could act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")
+# A bar of plain text does in a notebook, too.
+warnings.filterwarnings("ignore", message="IProgress not found")

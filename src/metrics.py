@@ -107,7 +107,7 @@ def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
     return {
         "longest option": [_first_best([len(option) for option in item.options]) for item in items],
         "shortest option": [_first_best([-len(option) for option in item.options]) for item in items],
-        "most alike option": [_first_best(_likeness(item.options)) for item in items],
+        "most alike option": [_first_best(likeness(item.options)) for item in items],
     }
 
 
@@ -119,7 +119,7 @@ def _first_best(values: Sequence[float]) -> int:
     return values.index(max(values))
 
 
-def _likeness(options: Sequence[str]) -> list[float]:
+def likeness(options: Sequence[str]) -> list[float]:
     """For each option the sum of its Jaccard similarities with the others, on pairs of neighbouring characters."""
     bigrams = [{option[start : start + 2] for start in range(max(1, len(option) - 1))} for option in options]
     return [

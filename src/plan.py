@@ -238,7 +238,11 @@ def training_memory(
         weights, gradients = 4 * shape.parameters + copies, 4 * shape.parameters
         states = _moments_bytes(shape, optimizer)
     layer = layer_activations(shape, method, optimizer, tokens, attention, sequences, dropout)
-    kept = layer + checkpoint_bytes(shape, method, optimizer, tokens) if checkpointing else shape.layers * layer
+    # While one layer is computed anew, its activations, their gradients and what lies between are there. Of all layers'
+    # activations, that is the part which the last layer does not need yet.
+    working = 3 if attention == "tree" else 1
+    inputs = checkpoint_bytes(shape, method, optimizer, tokens)
+    kept = working * layer + inputs if checkpointing else shape.layers * layer
     activations = kept + _dequantised(shape, method)
     # bf16 logits, their fp32 copy, and the log-softmax that becomes the gradient.
     logits = sequences * ANSWER_TOKENS * shape.vocab * (2 + 4 + 4)

@@ -105,7 +105,7 @@ def fine_tune(
         f"{' dequantised once' if settled.dequantised else ''}, {device}, "
         f"gradient checkpointing {'on' if settled.checkpointing else 'off'}; {_words(layout, saved)}"
     )
-    guard = guarded(trainer)
+    guard = guarded(trainer, settled.checkpointing)
     best = KeepBest(folder, trainer, recipe)
     started = time.monotonic()
     with progress.stage("train", 1) as bar:
@@ -189,8 +189,6 @@ def make_trainer(
         # Adapters are cast where they are used; only fp32 weights need autocast.
         bf16=device.type == "cuda" and _mixed(recipe, settled),
         use_cpu=device.type == "cpu",
-        activation_checkpointing=settled.checkpointing,
-        activation_checkpointing_kwargs=CHECKPOINTING,
         eval_strategy="steps" if recipe.eval_steps else "epoch",
         save_strategy="steps" if recipe.eval_steps else "epoch",
         eval_steps=recipe.eval_steps,
@@ -208,10 +206,10 @@ def make_trainer(
     )
     # One process drives one GPU; several visible ones would make Trainer split each batch over them (DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
-    if settled.checkpointing:  # which Trainer does as late as in train()
-        network.gradient_checkpointing_enable(CHECKPOINTING)
     if layout.lengths:
-        make_ready(network)
+        make_ready(network, settled.checkpointing)
+    elif settled.checkpointing:
+        network.gradient_checkpointing_enable(CHECKPOINTING)
     return LetterTrainer(
         network,
         arguments,
@@ -225,10 +223,11 @@ def make_trainer(
     )
 
 
-def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
+def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, Any] | None:
     """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
 
     Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
+    Rows that do not fit into memory after all become shorter. checkpointing: as it is wanted one by one, too.
     """
     if trainer.layout.kind == "padded":
         return None
@@ -240,7 +239,16 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
     alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
-    ours, theirs = trainer.compare_layouts(probes, (trainer.layout, alone))
+    while (compared := _compared(trainer, probes, (trainer.layout, alone))) is None:
+        shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
+        if shorter is None:
+            raise UserError(
+                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
+                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
+            )
+        print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
+        trainer.layout = shorter
+    ours, theirs = compared
     kind = trainer.args.device.type
     gap = max(abs(a - b) for a, b in zip(ours.letters, theirs.letters, strict=True))
     agree = (
@@ -257,8 +265,20 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     if not agree:
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
         trainer.layout = alone
-        make_usual(trainer.model)
+        make_usual(trainer.network)
+        if checkpointing:
+            trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
     return found
+
+
+def _compared(trainer: "LetterTrainer", probes: Sequence[Example], compared: Sequence[Layout]) -> "list[Probe] | None":
+    """`compare_layouts`, or None when memory is short; whatever was made is then gone."""
+    try:
+        return trainer.compare_layouts(probes, compared)
+    except torch.OutOfMemoryError:
+        trainer.network.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return None
 
 
 def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
@@ -334,7 +354,7 @@ class LetterTrainer(Trainer):
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
         self.dev_answers = list(dev_answers)
-        self.layout, self.examples = layout, list(train)
+        self.network, self.layout, self.examples = network, layout, list(train)
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
             network,

@@ -611,6 +611,21 @@ def test_full_fine_tuning_has_no_dropout(backbone_folder: Folder, tmp_path: Path
     assert train(recipe, tmp_path).training["rows"]["dropout"] == "usual"
 
 
+@pytest.mark.parametrize(("share", "kind"), [("off", "padded"), ("on", None)])
+def test_without_shared_prefixes_dev_is_read_without_them(
+    share: str, kind: str | None, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = []
+
+    def noted(*args: Any, **keys: Any) -> list[ItemScores]:
+        kinds.append(keys["kind"])
+        return score(*args, **keys)
+
+    monkeypatch.setattr(trainer, "score", noted)
+    train(shares(backbone_folder("qwen2"), share_prefixes=share), tmp_path)
+    assert kinds == [kind, kind]
+
+
 @pytest.mark.parametrize(("objective", "loss_per"), [("answer", "item"), ("answer", "token"), ("letters", "item")])
 def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     objective: str, loss_per: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -640,8 +655,6 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     full = {example.id: example for example in one.for_training(TRAIN)}
     chosen = [full[example.id] for example in examples]
     expected = by_hand(network, one, chosen, objective, "item" if objective == "letters" else loss_per)
-    if loss_per == "token":
-        expected = expected * sum(len(example.ids) - example.answer_start for example in chosen) / 4
     expected.backward()
     norm = sum(p.grad.square().sum().item() for p in network.parameters() if p.grad is not None) ** 0.5
     for probe in (ours, theirs):
