@@ -281,11 +281,8 @@ def comparison(result: dict[str, Any]) -> Any:
     table.columns[0].overflow = "fold"
     for place, row in enumerate(result["prompts"]):
         low, high = row["interval"]
-        against = (
-            ["–", "–"]
-            if place == 0
-            else [f"+{row['gained']} −{row['lost']}", f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"]
-        )
+        p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+        against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
         costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
         table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
     return table

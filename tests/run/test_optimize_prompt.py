@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import socket
 import subprocess
@@ -8,12 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from run import optimize_prompt
 from run.optimize_prompt import main
 from src import prompt_search
 from src.cli import UserError
+from src.data import load_items
+from src.encode import Encoder
 from src.prompts import load_prompt
+from src.scores import score
 from tests import toys
 from tests.made_runs import make_split
 
@@ -92,24 +98,47 @@ def test_a_critic_in_process(place: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_better_prompt_of_a_real_model(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A critic that proposes texts by number; the toy under test happens to do better under some of them."""
+    """The toy under test happens to do better under some texts than under others: a critic that proposes a worse and a
+    better one is refused and followed.
+    """
+    items = load_items(place / "data" / "data_dev.json")
+    parts = prompt_search.split(items, prompt_search.Search())
+    model, prompt = toys.network("qwen2it", max_position_embeddings=16384), load_prompt("korean")
+
+    def right(text: str) -> tuple[int, int]:
+        encoder = Encoder(toys.tokenizer("qwen2it"), dataclasses.replace(prompt, system=text), name="qwen2it")
+        examples = encoder.for_scoring(items)
+        rows = score(model, examples, encoder.letter_ids or (), encoder.pad_id)
+        hit = {item.id: row.prediction == item.label for item, row in zip(items, rows, strict=True)}
+        learned, held = (sum(hit[item.id] for item in part) for part in parts)
+        return learned, held
+
+    found = {text: right(text) for text in (f"{number}번 글" for number in range(12))}
+    start, better, worse = next(
+        (start, better, worse)
+        for start, better, worse in itertools.permutations(found, 3)
+        if found[better][0] >= found[start][0] > found[worse][0] and found[better][1] > found[start][1]
+    )
+    raw = yaml.safe_load(prompt.text) | {"system": start}
+    (place / "start.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    answers = iter(["말", worse, "말", better])
 
     def proposing(*_: object) -> prompt_search.Ask:
-        proposed = iter(range(100))
         return lambda message, system: (
-            "말" if "gradient" in system else f"<IMPROVED_VARIABLE>{next(proposed)}번 글</IMPROVED_VARIABLE>"
+            next(answers) if "gradient" in system else f"<IMPROVED_VARIABLE>{next(answers)}</IMPROVED_VARIABLE>"
         )
 
     monkeypatch.setattr(optimize_prompt, "make_ask", proposing)
-    main(arguments(place, "found", "--engine", "scripted", "--steps", "25", "--margin", "0.01"))
+    flags = ("--engine", "scripted", "--steps", "2", "--margin", "0.01", "--prompt", str(place / "start.yaml"))
+    main(arguments(place, "found", *flags))
     printed = capsys.readouterr().out
     record = json.loads((place / "found" / "search_record.json").read_text(encoding="utf-8"))
-    assert record["kept"] and record["prompt"]["accuracy"][0] > record["start"]["accuracy"][0]
-    kept = [json.loads((place / f"found/steps/{n:03d}/step.json").read_text())["held_out"] for n in record["kept"]]
-    shares = [record["start"]["accuracy"][0], *(one["accuracy"] for one in kept)]
-    assert shares == sorted(shares) and len(set(shares)) == len(shares)
-    assert "-system: 두 사람의" in printed and "+system: " in printed
-    assert load_prompt(place / "found" / "prompt.yaml").system.endswith("번 글")
+    assert record["kept"] == [2] and record["prompt"]["step"] == 2 and record["calls"] == 4
+    for key, text in (("start", start), ("prompt", better)):
+        assert record[key]["accuracy"][0] == pytest.approx(found[text][1] / len(parts[1]))
+    assert "step 1, refused: worse on the items it learns from" in printed
+    assert f"-system: {start}\n" in printed and f"+system: {better}\n" in printed
+    assert load_prompt(place / "found" / "prompt.yaml").system == better
 
 
 def test_what_stays_on_this_machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
