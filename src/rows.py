@@ -204,7 +204,7 @@ def make_ready(model: Any, checkpointing: bool = False) -> bool:
             layer.compile(dynamic=False)
             if checkpointing:
                 layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl)
-        causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
+        causal.wanting = causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
     return True
 
 
@@ -215,6 +215,7 @@ def make_usual(model: Any) -> None:
         causal.set_attn_implementation(usual_attention(type(causal)))
         for layer in causal.get_decoder().layers:
             layer._compiled_call_impl = None
+        causal.wanting.remove()
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def fine_tune(
     history = evaluations(trainer.state)
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
-    shares = trainer.layout.kind == "tree"
+    shares, drops = trainer.layout.kind == "tree", recipe.method != "full" and recipe.lora_dropout > 0
     training: dict[str, Any] = {
         "optimizer": settled.optimizer if recipe.method == "full" else "fp32",
         "gradient_checkpointing": settled.checkpointing,
@@ -134,7 +134,7 @@ def fine_tune(
             "lengths": trainer.layout.lengths or None,
             "tokens": trainer.layout.tokens,
             "sharing": saved if shares else 1.0,
-            "dropout": "one mask for each shared token" if shares and recipe.lora_dropout else "usual",
+            "dropout": "one mask for each shared token" if shares and drops else "usual",
             "guard": guard,
         },
         "steps": trainer.state.global_step,

@@ -810,9 +810,8 @@ def test_rows_that_do_not_fit_into_memory_become_shorter(
     def crowded(self: Any, *args: Any) -> Any:
         if left[0]:
             left[0] -= 1
-            next(p for p in self.network.parameters() if p.requires_grad).grad = torch.ones(
-                1
-            )  # half of a backward pass
+            trained = next(parameter for parameter in self.network.parameters() if parameter.requires_grad)
+            trained.grad = torch.ones_like(trained)  # half of a backward pass
             raise torch.OutOfMemoryError("CUDA out of memory")
         assert all(parameter.grad is None for parameter in self.network.parameters())
         return whole(self, *args)
@@ -833,7 +832,7 @@ def test_when_not_even_the_shortest_rows_fit(
     monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", crowded)
     # The longest item has 134 tokens.
     with pytest.raises(
-        UserError, match="not even rows of 256 tokens fit into the GPU's memory. .*gradient_checkpointing"
+        UserError, match=r"not even rows of 256 tokens fit into the GPU's memory. .*gradient_checkpointing"
     ):
         train(shares(backbone_folder("qwen2")), tmp_path)
 
