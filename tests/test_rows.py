@@ -365,7 +365,7 @@ def kept_bytes(model: Any, row: Row) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("qwen2-window", True), ("gemma2", True)])
+@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("gemma2", True)])
 def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made, layout = alike(), Layout("tree", 10**4, PAD, (384,))
     plain, ours = network(name).train(), network(name).train()
@@ -374,9 +374,9 @@ def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypa
         assert make_ready(ours, checkpointing)
         found = read(ours, made, layout, train=True)
         torch.testing.assert_close(read(ours, made, layout), found, atol=1e-5, rtol=1e-5)
-        # Of 384 tokens, 2 layers and 64 values to each: a layer's input, or some twenty times as much.
         (row,) = lay_out(*made, layout)
-        print(name, checkpointing, kept_bytes(ours, row))
+        inputs = 2 * 384 * 64 * 4  # bytes: layers, tokens, values
+        assert (kept_bytes(ours, row) < 4 * inputs) == checkpointing, "a layer's input alone, or 14 times as much"
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     wanted, got = gradients(plain), gradients(ours)
     assert wanted.keys() == got.keys() and wanted
@@ -453,7 +453,6 @@ def test_the_first_layer_is_like_the_others() -> None:
         assert not embeddings(ids).requires_grad
 
 
-# BUG in src/rows.py: `make_usual` leaves the embeddings' hook, of which each `make_ready` after it adds another.
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_taken_back_the_embeddings_are_as_they_were() -> None:
     model = adapted(network("llama"))

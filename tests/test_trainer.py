@@ -605,7 +605,6 @@ def test_the_record_says_how_rows_were_made(
     assert (none["kind"], none["dropout"]) == ("tree", "usual")
 
 
-# BUG in src/trainer.py: the record of a fully trained run looks at lora_dropout, which such a run does not use.
 def test_full_fine_tuning_has_no_dropout(backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = shares(backbone_folder("qwen2"), method="full", lora_dropout=0.05, epoch=1)
     assert train(recipe, tmp_path).training["rows"]["dropout"] == "usual"
@@ -774,6 +773,11 @@ def test_compiled_rows_and_the_way_back_from_them(
     expected = by_hand(network, one, one.for_training(TRAIN), "answer", "item")
     expected.backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    checkpointed: list[Any] = []
+    through = rows.checkpoint
+    monkeypatch.setattr(
+        rows, "checkpoint", lambda *args, **keys: checkpointed.append(args[0]) or through(*args, **keys)
+    )
     with toys.compiled_on_a_cpu(monkeypatch):
         if not sound:
             in_trees(lambda logits: logits + 0.01)(monkeypatch)
@@ -784,6 +788,8 @@ def test_compiled_rows_and_the_way_back_from_them(
         if sound:
             assert (found["kind"], causal.config._attn_implementation) == ("tree", rows.ATTENTION)
             assert found["tokens"] == found["lengths"][-1] and len(recorder.rows) == 1
+            assert not causal.is_gradient_checkpointing and len(checkpointed) % len(causal.model.layers) == 0
+            assert len({id(layer) for layer in checkpointed}) == len(causal.model.layers), "each compiled layer"
             assert recorder.rows[0]["input_ids"].shape[1] in found["lengths"]
         else:
             assert (found["kind"], causal.config._attn_implementation) == ("padded", "sdpa")
