@@ -11,8 +11,9 @@ official length statistics. Each row is a process of its own, and one that fails
 
     entry  entry-full  trl  lora-64  lora-64-dropout  qlora-64  lora-16  lora-1  full-16      training
     entry-score  score-1  score-6                                                             scoring
+    trl-orpo  orpo-16  orpo-16-trl-loss  orpo-full-16                                         when asked for: pairs
 
-Ratios are to the entry's row of the same kind, measured in the same call. The numbers also go to
+Ratios are to the entry's row of the same kind, or to trl-orpo, measured in the same call. The numbers also go to
 resource/results/bench_DEVICE.json, the output of the rows to the .log beside it.
 """
 

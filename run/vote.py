@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from src import records
-from src.ballots import Source, absence, read_sources, started_runs
+from src.ballots import Source, absence, join_experts, read_sources, started_runs
 from src.cli import Parser, UserError, run_main
 from src.data import OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
 from src.metrics import evaluate
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     # Who votes
     items, data = load_data(args.data, args.split)
     arguments, left_out = choose(args)
-    sources = read_sources(arguments, items, data, args.split, args.results)
+    sources = join_experts(read_sources(arguments, items, data, args.split, args.results), items)
     predicted, votes = records.predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
     if any(source.file.resolve() == predicted.resolve() for source in sources):
         raise UserError(f"{predicted} cannot vote: it is what this vote writes. Name another folder with --out.")

@@ -1,5 +1,6 @@
 """From what the user names (a run, its folder, a file of predictions or scores) to a ballot over a split's items."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,16 @@ from src.voting import IDS_SHOWN, Ballot, id_problem
 
 @dataclass(frozen=True)
 class Source:
-    """A ballot, the file it was read from, that file's digest, and what the user should know about it (or nothing)."""
+    """A ballot, the file it was read from, that file's digest, and what the user should know about it (or nothing).
+
+    `expert`: backbone and category of a run that was trained on one category alone, else None.
+    """
 
     ballot: Ballot
     file: Path
     sha256: str
     note: str
+    expert: tuple[str, str] | None = None
 
 
 def absence(run: Path, split: str) -> str:
@@ -58,6 +63,46 @@ def read_sources(
     return sources
 
 
+def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Source]:
+    """`sources`, the experts of a backbone made one voter: each item has the answer of its category's expert.
+
+    UserError when a backbone has no expert, or several, for a category of `items`.
+    """
+    joined: dict[str, Source] = {}
+    backbones = dict.fromkeys(source.expert[0] for source in sources if source.expert)
+    for backbone in backbones:
+        experts: dict[str, Source] = {}
+        for source in sources:
+            if source.expert and source.expert[0] == backbone:
+                category = source.expert[1]
+                if category in experts:
+                    raise UserError(
+                        f"{experts[category].ballot.run} and {source.ballot.run} are both {backbone}'s expert for "
+                        f"{category}; one of them may vote."
+                    )
+                experts[category] = source
+        missing = [category for category in dict.fromkeys(item.category for item in items) if category not in experts]
+        if missing:
+            names = ", ".join(source.ballot.run for source in experts.values())
+            raise UserError(
+                f"{names}: trained on one category each, and {backbone} has no expert for {', '.join(missing)}. Train "
+                "one with --only_category, or leave the others out of the vote."
+            )
+        ballots = {item.id: experts[item.category].ballot for item in items}
+        logprobs = {id: ballot.logprobs[id] for id, ballot in ballots.items() if ballot.logprobs is not None}
+        answers = {id: ballot.answers[id] for id, ballot in ballots.items()}
+        name = f"experts-{backbone}"
+        told = ", ".join(f"{category} by {source.ballot.run}" for category, source in experts.items())
+        first = next(iter(experts.values()))
+        joined[backbone] = Source(
+            Ballot(name, answers, logprobs if len(logprobs) == len(answers) else None),
+            first.file,
+            hashlib.sha256("".join(source.sha256 for source in experts.values()).encode()).hexdigest(),
+            "; ".join([f"{name}: {told}", *(source.note for source in experts.values() if source.note)]),
+        )
+    return [source for source in sources if not source.expert] + list(joined.values())
+
+
 def _read(argument: str, split: str, results: Path, items: Sequence[Item], data_sha256: str) -> Source:
     path = Path(argument)
     if path.is_file():
@@ -70,7 +115,9 @@ def _read(argument: str, split: str, results: Path, items: Sequence[Item], data_
     named = results / argument
     run = next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
     name = run.name if run.resolve().parent == results.resolve() else argument
-    splits = read_record(run).get("splits", {})
+    record = read_record(run)
+    splits, recipe = record.get("splits", {}), record.get("recipe", {})
+    category = recipe.get("only_category")
     note = ""
     if splits.get(split, {}).get("data_sha256", data_sha256) != data_sha256:
         note = f"{name} was scored on a {split} file with the same ids but other bytes than the one given here"
@@ -85,7 +132,7 @@ def _read(argument: str, split: str, results: Path, items: Sequence[Item], data_
             f"{run} has answers for {', '.join(there) or 'no split'}, not for {split}. "
             f"Score it: python -m run.test --model_id {run} --split {split}"
         )
-    return Source(ballot, file, sha256(file), note)
+    return Source(ballot, file, sha256(file), note, (recipe["backbone"], category) if category else None)
 
 
 def _read_scores(name: str, path: Path, dev_accuracy: float | None = None) -> Ballot:

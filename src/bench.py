@@ -39,11 +39,12 @@ from src import corpus, layouts, miniature, plan
 from src import model as models
 from src.data import Item, parse_items
 from src.encode import Encoder, Example
+from src.pairs import text_pairs
 from src.prompts import ORDERS, Prompt
-from src.recipes import Recipe, backbones, make_recipe
+from src.recipes import ORPO, Recipe, backbones, make_recipe
 from src.rows import rows_on_gpu, sizes
 from src.scores import score
-from src.trainer import LetterTrainer, guarded, make_trainer, objective_of
+from src.trainer import LetterTrainer, guarded, make_trainer, training_examples
 
 SEED = 0
 
@@ -87,6 +88,7 @@ class Row:
     items: int = 1
     dropout: float = 0.0
     orders: int = 1
+    objective: str = "answer"
     cpu: bool = True
     asked: bool = False
 
@@ -152,6 +154,49 @@ ROWS = {
             "ours: all parameters, 16 items a step by dialogue",
             method="full",
             items=16,
+        ),
+        Row(
+            "trl-orpo",
+            "training",
+            "trl-orpo",
+            4,
+            "TRL's ORPOTrainer, its defaults, LoRA on bf16; items are pairs",
+            dropout=0.05,
+            objective=ORPO,
+            asked=True,
+        ),
+        Row(
+            "orpo-16",
+            "training",
+            "trl-orpo",
+            4,
+            "ours: ORPO, LoRA, 16 items a step by dialogue, both pairs of each; items are pairs",
+            items=16,
+            dropout=0.05,
+            objective=ORPO,
+            asked=True,
+        ),
+        Row(
+            "orpo-16-trl-loss",
+            "training",
+            "trl-orpo",
+            4,
+            "the same with the loss that TRL has: over the prompt, too, and per token",
+            items=16,
+            dropout=0.05,
+            objective=ORPO,
+            asked=True,
+        ),
+        Row(
+            "orpo-full-16",
+            "training",
+            "orpo-full-16",
+            6,
+            "ours: ORPO, all parameters, 16 items a step by dialogue, both pairs of each; items are pairs",
+            method="full",
+            items=16,
+            objective=ORPO,
+            asked=True,
         ),
         Row("entry-score", "scoring", "entry-score", 2, "the entry's run.test: one item a forward, all logits, bf16"),
         Row("score-1", "scoring", "entry-score", 2, "ours: the test split in one order"),
@@ -494,6 +539,13 @@ class Setting:
         return plan.FAMILIES[self.config.model_type].attention
 
     @property
+    def short_of_memory(self) -> bool:
+        """Whether weights in bf16 leave too little of the GPU to score with."""
+        if self.device.type == "cpu":
+            return False
+        return 2 * plan.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device)
+
+    @property
     def dtype(self) -> torch.dtype:
         return models.compute_dtype(self.device)
 
@@ -623,6 +675,45 @@ def trl_training(row: Row, setting: Setting, clock: Clock) -> str:
     return f"{batch}, {form}, {attention}, checkpointing{missing}"
 
 
+def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
+    """`ORPOTrainer` with its defaults, on the right answer against each wrong one. Its cut is off, since it would cut
+    the answers; its batch is halved where memory asks for it.
+    """
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    encoder, recipe = setting.encoder, ours_recipe(row, setting)
+    pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat, encoder.turn_end))
+    longest = max(len(ids) for one in training_examples(recipe, encoder, setting.train) for ids in one.sequences)
+
+    def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
+        # Right and wrong answers of the pairs stand one below the other.
+        ids = inputs["input_ids"] if "input_ids" in inputs else positional[0]
+        clock.count(len(ids) // 2, inputs["attention_mask"].sum())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ORPOConfig(
+            output_dir=folder,
+            max_length=longest + 1,  # without one it takes 512
+            auto_find_batch_size=True,
+            **_never_ending(setting.device),
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = ORPOTrainer(
+            model=setting.model(setting.dtype, setting.fastest),
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=encoder.tokenizer,
+            peft_config=_lora(row),
+        )
+        assert trainer.model is not None
+        trainer.model.register_forward_pre_hook(see, with_kwargs=True)
+        _train(trainer, clock)
+    batch = trainer._train_batch_size
+    halved = " (halved for memory)" if batch < arguments.per_device_train_batch_size else ""
+    return f"{batch} pairs a step{halved}, padded, {setting.fastest}, checkpointing"
+
+
 class _Laps(TrainerCallback):
     """Ends training when the clock says so."""
 
@@ -668,9 +759,11 @@ def ours_recipe(row: Row, setting: Setting) -> Recipe:
         "lora_dropout": row.dropout,
         "batch_size": row.items,
         "order": "dialogue",
+        "objective": row.objective,
         "epoch": 8,
         "seed": SEED,
         **LORA,
+        **({"orpo_nll": "prompt", "loss_per": "token"} if row.name == "orpo-16-trl-loss" else {}),
     }
     return make_recipe(values, "bench")
 
@@ -688,11 +781,13 @@ class _Steps(TrainerCallback):
         def watched(examples: list[Example]) -> Any:
             batch = collate(examples)
             rows = batch["rows"]
-            raw = sum(len(one.ids) for one in examples)
+            # A pair is two sequences, though the right answer's is in both of an item's.
+            pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
+            raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but what fills it up.
             computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
-            self.steps.append((len(examples), raw, computed, lengths))
+            self.steps.append((len(pairs) or len(examples), raw, computed, lengths))
             return batch
 
         trainer.data_collator = watched
@@ -709,7 +804,7 @@ class _Steps(TrainerCallback):
 def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = ours_recipe(row, setting), setting.device
-    examples = objective_of(recipe, setting.encoder.for_training(setting.train))
+    examples = training_examples(recipe, setting.encoder, setting.train)
     shape = plan.Shape.of_config(setting.config)
     steps = layouts.epoch_steps(examples, recipe)
     layout, _, way = layouts.training_layout(
@@ -726,7 +821,7 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
         for name, value in _never_ending(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)
-        guard = guarded(trainer)
+        guard = guarded(trainer, way.checkpointing)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(clock, trainer))
         clock.begin()
@@ -744,7 +839,8 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
 
 def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     """The test split in `row.orders` orders; a step is one pass over it."""
-    network = setting.model(setting.dtype, setting.fastest).eval()
+    nf4 = setting.dtype if setting.short_of_memory else None
+    network = setting.model(setting.dtype, setting.fastest, nf4=nf4, double=True).eval()
     items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
     examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
     prompts = [one.ids for one in examples]
@@ -758,7 +854,8 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
         clock.count(len(items), raw, unique, len(examples))
         if clock.lap():
             break
-    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}"
+    kept = ", NF4" if nf4 else ""
+    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}{kept}"
 
 
 def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
@@ -799,6 +896,7 @@ FUNCTIONS: dict[str, Callable[[Row, Setting, Clock], str]] = {
     "entry-full": entry_training,
     "trl": trl_training,
     "entry-score": entry_scoring,
+    "trl-orpo": trl_orpo,
     "growth": ours_growth,
 }
 """The rows with a function of their own."""

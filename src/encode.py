@@ -14,7 +14,8 @@ import jinja2
 
 from src.cli import UserError
 from src.data import Item
-from src.prompts import LETTERS, ORDERS, Message, Prompt
+from src.fewshot import Library
+from src.prompts import LETTERS, ORDERS, Message, Prompt, Rendered, reasoning_of
 
 SEAM = 12
 """Characters at the end of a prompt that decide how a letter behind it is tokenised."""
@@ -53,6 +54,9 @@ class Encoder:
     chat_template   the template to use when the tokenizer ships none
     system_turn     "auto" probes the template, "own" keeps a system message, "folded" puts it in front of the user's
     context         the model's longest input in tokens; longer items are refused, never cut
+    library         where a prompt with examples takes them from
+    reasoning       the letter stands behind reasoning and the prompt's bridge: behind the item's own in training,
+                    behind none in `for_scoring`, behind what a model has generated in `for_chains`
     """
 
     def __init__(
@@ -64,8 +68,20 @@ class Encoder:
         chat_template: str | None = None,
         system_turn: str = "auto",
         context: int | None = None,
+        library: Library | None = None,
+        reasoning: bool = False,
     ) -> None:
         self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
+        self.library, self.reasoning = library, reasoning
+        if (library is None) != (prompt.examples is None):
+            raise UserError(
+                f"prompt {prompt.name} has examples, and there is no training split here to take them from."
+            )
+        if reasoning and len(prompt.bridge) < SEAM:
+            raise UserError(
+                f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, the words between "
+                f"the reasoning and the letter; found {prompt.bridge!r}."
+            )
         shipped = tokenizer.chat_template
         if isinstance(shipped, dict):  # several by name: for tools, for retrieval
             shipped = shipped.get("default")
@@ -88,8 +104,8 @@ class Encoder:
         return hashlib.sha256(str(self.template).encode()).hexdigest()
 
     def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
-        """The whole prompt as text, up to where the letter comes."""
-        return self.chat(self.prompt.render(item, order).messages)
+        """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
+        return self.chat(self._render(item, order).messages)
 
     def for_training(
         self, items: Sequence[Item], wrong: Callable[[Item], Sequence[int]] = lambda item: ()
@@ -101,12 +117,13 @@ class Encoder:
         examples, prompts = [], []
         for item in items:
             assert item.label is not None, f"{item.id} has no label"
-            rendered = self.prompt.render(item)
+            rendered = self._render(item)
             prompt = self.chat(rendered.messages)
-            prompts.append(prompt)
+            before = prompt + self.prompt.reasoned(self._plain(_carried(item))) if self.reasoning else prompt
+            prompts.append(before)
             prompt_ids = self._ids(prompt)
             ids, *rejected = (
-                tuple(self._ids(prompt + rendered.answers[place] + self.turn_end))
+                tuple(self._ids(before + rendered.answers[place] + self.turn_end))
                 for place in (item.label, *wrong(item))
             )
             if any(answered[: len(prompt_ids)] != tuple(prompt_ids) for answered in (ids, *rejected)):
@@ -118,34 +135,61 @@ class Encoder:
             own = item.id, ORDERS[0], ids, len(prompt_ids), item.label, item.dialogue_key
             examples.append(Example(*own, tuple(rejected)))
         self._check(examples, prompts)
-        for one, item in zip(examples, items, strict=True):
+        for one, item, before in zip(examples, items, prompts, strict=True):
             assert self.letter_ids is not None and item.label is not None
+            letter = len(self._ids(before)) if self.reasoning else one.answer_start
             for place, answered in zip((item.label, *wrong(item)), one.sequences, strict=True):
-                if answered[one.answer_start] != self.letter_ids[place]:
+                if answered[letter] != self.letter_ids[place]:
                     raise UserError(
                         f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
-                        f"{self.tokenizer.decode([answered[one.answer_start]])!r} would be trained, and "
+                        f"{self.tokenizer.decode([answered[letter]])!r} would be trained, and "
                         f"{LETTERS[place]!r} read. In the prompt's `answer`, put a line break behind the letter."
                     )
         return examples
 
     def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
         """The prompts alone, item by item and for each order; the letters are read behind the last token."""
+        return self.for_chains([(item.id, item, order, "") for item in items for order in orders])
+
+    def for_chains(self, chains: Sequence[tuple[str, Item, str, str]]) -> list[Example]:
+        """Prompts with what was generated behind them: for each (id of the example, item, order, generated text)."""
         examples, prompts = [], []
-        for item in items:
-            for order in orders:
-                prompts.append(self.prompt_text(item, order))
-                ids = self._ids(prompts[-1])
-                letter = None if item.label is None else order.index(str(item.label))
-                examples.append(Example(item.id, order, tuple(ids), len(ids), letter, item.dialogue_key))
+        for id, item, order, text in chains:
+            prompt = self.prompt_text(item, order)
+            prompts.append(prompt + self.prompt.reasoned(self._plain(text)) if self.reasoning else prompt)
+            ids = self._ids(prompts[-1])
+            letter = None if item.label is None else order.index(str(item.label))
+            examples.append(Example(id, order, tuple(ids), len(ids), letter, item.dialogue_key))
         self._check(examples, prompts)
         return examples
+
+    def for_reasoning(self, item: Item, order: str = ORDERS[0]) -> list[int]:
+        """The prompt behind which reasoning is generated."""
+        return self._ids(self.prompt_text(item, order))
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a generated turn."""
+        end = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"] if self.turn_end else []
+        special = [id for id in end[:1] if id in self.tokenizer.all_special_ids or len(end) == 1]
+        eos = self.tokenizer.eos_token_id
+        return sorted({*special, *([] if eos is None else [eos])})
 
     def show(self, example: Example) -> str:
         """The example as the model sees it, the supervised part between ⟦ and ⟧, rejected answers below it."""
         decode, start = self.tokenizer.decode, example.answer_start
         right, *wrong = (f"⟦{decode(list(ids[start:]))}⟧" for ids in example.sequences)
         return "\n".join([f"{decode(list(example.ids[:start]))}{right}", *(f"rejected: {answer}" for answer in wrong)])
+
+    def _render(self, item: Item, order: str = ORDERS[0]) -> Rendered:
+        examples = self.library.choose(item) if self.library else ()
+        return self.prompt.render(item, order, reasoning=self.reasoning, examples=examples)
+
+    def _plain(self, text: str) -> str:
+        """Generated text without what would be read as special tokens: no chain may end its own turn."""
+        for special in self.tokenizer.all_special_tokens:
+            text = text.replace(special, "")
+        return text
 
     def chat(self, messages: Sequence[Message]) -> str:
         """The messages in the backbone's chat template, up to where its answer begins."""
@@ -245,6 +289,16 @@ class Encoder:
                     f"another, which ends with {text[-20:]!r}. Let the chat template or the prompt end all alike."
                 )
             self.letter_ids = (a, b, c)
+
+
+def _carried(item: Item) -> str:
+    text = reasoning_of(item)
+    if text is None:
+        raise UserError(
+            f'item {item.id} carries no reasoning; training with `reasoning` needs the key "reasoning", a text, in '
+            "the object of every training item, beside its id."
+        )
+    return text
 
 
 def _pad_id(tokenizer: Any) -> int:

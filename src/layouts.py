@@ -4,6 +4,7 @@ On a GPU the work is done in rows as long as memory lets them be. On a CPU atten
 pairs, so that short rows are best, and small models are quicker with padded batches.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -87,6 +88,13 @@ def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, answers: int, free:
             fits = free is None or way.memory.total <= ROOM * free
             found.append(plan.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
     return found
+
+
+def shorter(layout: Layout, longest: int) -> Layout | None:
+    """Rows of a quarter less tokens, all of one length, that still hold `longest` tokens; None when there are none."""
+    least = -(-longest // BLOCK) * BLOCK
+    tokens = max(least, int(layout.tokens * 0.75) // BLOCK * BLOCK)
+    return dataclasses.replace(layout, tokens=tokens, lengths=(tokens,)) if tokens < layout.tokens else None
 
 
 def scoring_layout(

@@ -82,6 +82,15 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact two-sided p of McNemar's test: of the items that only one of two answers gets right, `gained` are one's
+    and `lost` the other's. 1.0 without any.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
 def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The accuracies between which a guesser among three options ends on `total` items, with this confidence."""
     from scipy.stats import binom

@@ -30,10 +30,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from src import corpus, tree
 from src.data import CATEGORIES
-from src.prompts import LETTERS, PROMPTS
+from src.prompts import LETTERS
 from src.recipes import RECIPES, backbones
 
 VALUES = Path("resource/miniature/miniature.yaml")
+PROMPT_WORDS, BETWEEN = Path("resource/miniature/prompt_words.txt"), "-----"
+"""Prompts as the tokenizers know them, a text of their own: a new or changed prompt makes no other miniature."""
 
 # How byte-level tokenizers cut text before merging: Llama 3 keeps up to three digits together, Qwen2 none.
 BYTE_SPLITS = {
@@ -102,10 +104,8 @@ def tokenizer_texts(values: Mapping[str, Any]) -> list[str]:
     items = corpus.make_dialogues(values["tokenizer"]["dialogues"], values["seed"])
     texts = [_dialogue(item) for item in items[:: len(CATEGORIES)]]
     texts += ["\n".join(_options(item)) for item in items]
-    for path in sorted(PROMPTS.glob("*.yaml")):
-        prompt = yaml.safe_load(path.read_text(encoding="utf-8"))
-        words = "\n".join([prompt.get("system", ""), prompt["user"], *prompt["categories"].values()])
-        texts += [words] * values["tokenizer"]["prompt_repeats"]
+    for words in PROMPT_WORDS.read_text(encoding="utf-8").split(f"\n{BETWEEN}\n"):
+        texts += [words.removesuffix("\n")] * values["tokenizer"]["prompt_repeats"]
     return texts
 
 

@@ -102,8 +102,8 @@ def _last(count: int) -> range:
 
 def _merged(row: Row) -> Row:
     """The row of a tree with equal terms made one: the same token predicted from the same place."""
-    both = torch.stack([row["source"], row["target"]])
-    (source, target), which = torch.unique(both, dim=1, return_inverse=True)
+    both, which = torch.unique(row["source"] << 32 | row["target"], return_inverse=True)
+    source, target = both >> 32, both & 0xFFFFFFFF
     weight = torch.zeros(len(source)).index_add(0, which, row["weight"])
     return {**row, "source": source, "target": target, "weight": weight, "term": which[row["term"]]}
 

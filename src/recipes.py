@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from src.cli import UserError, nearest
+from src.data import CATEGORIES
 
 BACKBONES = Path("resource/backbones.yaml")
 RECIPES = Path("resource/recipes")
@@ -35,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": ("auto", "on", "off"),
     "order": ("shuffled", "dialogue"),
     "share_prefixes": ("auto", "on", "off"),
+    "only_category": CATEGORIES,
     "lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup"),
 }
 POSITIVE = (
@@ -138,7 +140,11 @@ class Recipe:
     early_stopping_patience: int | None = _setting(
         None, "stop after so many evaluations without a better one; never by default"
     )
-    prompt: str = _setting("entry", "name of a file in resource/prompts, or a path to one")
+    prompt: str = _setting(
+        "entry", "name of a file in resource/prompts, or a path to one; +name behind it for each of its strategies"
+    )
+    reasoning: bool = _setting(False, "the letter stands behind reasoning: the data's in training, else generated")
+    only_category: str | None = _setting(None, "train on, and choose weights by, the items of this category alone")
     seed: int = _setting(42, "seed of everything random")
 
     @property
@@ -182,7 +188,7 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         except ValueError as error:
             problems.append(str(error))
     for key, allowed in CHOICES.items():
-        if key in clean and clean[key] not in allowed:
+        if clean.get(key) is not None and clean[key] not in allowed:
             problems.append(
                 f"{key}: found {clean[key]!r}, allowed: {', '.join(allowed)}.{nearest(str(clean[key]), allowed)}"
             )
@@ -195,6 +201,10 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         problems.append(f"method: orpo means objective orpo; found objective {clean.get('objective')!r}")
     if clean.get("lora_dropout", 0) >= 1:
         problems.append(f"lora_dropout: found {clean['lora_dropout']}, allowed: below 1")
+    if clean.get("reasoning") and clean.get("objective", "answer") != "answer":
+        problems.append(
+            f"objective: found {clean['objective']}, allowed with reasoning: answer, whose loss is on it, too"
+        )
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     recipe = Recipe(**clean)

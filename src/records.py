@@ -38,6 +38,14 @@ def record_path(run: str | Path) -> Path:
     return Path(run) / "record.json"
 
 
+def find_run(name: str | None) -> Path | None:
+    """The folder of the run called `name`, or at that path; None for a model of the hub or a folder of weights."""
+    for path in (Path(name or ""), RESULTS / (name or "")):
+        if name and any((path / file).is_file() for file in ("record.json", "recipe.yaml")):
+            return path
+    return None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8 with `\\n` line ends, whole or not at all: a reader sees the old file or the new one. Makes the folders."""
     write_texts({Path(path): text})
@@ -79,12 +87,16 @@ class ItemScores:
     `orders`: which option stands under which letter, "201" = A shows option 2, B option 0, C option 1.
     At least one, none twice.
     `logits`: for each order the logits of the letters A, B, C (natural units, finite).
-    UserError when the two do not fit together or a logit is not finite.
+    `samples`, `agreement`: where chains of reasoning were generated, how many for each order, and the share of them
+    that by themselves choose the item's prediction; else None.
+    UserError when orders and logits do not fit together or a logit is not finite.
     """
 
     id: str
     orders: tuple[str, ...]
     logits: tuple[tuple[float, float, float], ...]
+    samples: int | None = None
+    agreement: float | None = None
 
     def __post_init__(self) -> None:
         if not self.orders or len(set(self.orders)) < len(self.orders) or len(self.orders) != len(self.logits):
@@ -141,6 +153,7 @@ def write_scores(path: str | Path, rows: Sequence[ItemScores]) -> None:
                 "logprobs": row.logprobs,
                 "prediction": OUTPUTS[row.prediction],
                 "margin": row.margin,
+                **({} if row.samples is None else {"samples": row.samples, "agreement": row.agreement}),
             }
             for row in rows
         ),
@@ -183,7 +196,8 @@ def _read_row(line: str) -> ItemScores:
     for row in found["logits"]:
         first, second, third = map(float, row)
         logits.append((first, second, third))
-    scores = ItemScores(found["id"], tuple(found["orders"]), tuple(logits))
+    chains = (int(found["samples"]), float(found["agreement"])) if "samples" in found else (None, None)
+    scores = ItemScores(found["id"], tuple(found["orders"]), tuple(logits), *chains)
     derived = [*scores.logprobs, scores.margin]
     written = [*map(float, found["logprobs"]), float(found["margin"])]
     if len(written) != len(derived) or any(

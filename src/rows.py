@@ -14,7 +14,7 @@ of row; so there are few lengths.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,8 +185,12 @@ def rows_on_gpu(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
-def make_ready(model: Any) -> bool:
-    """Has `model` compute rows by flex attention in compiled layers, where there is a GPU for it; whether there is."""
+def make_ready(model: Any, checkpointing: bool = False) -> bool:
+    """Has `model` compute rows by flex attention in compiled layers, where there is a GPU for it; whether there is.
+
+    checkpointing: of a layer only the input is kept for the backward pass. The model's own must be off then: it would
+    be compiled with the layer, where it is the compiler's word what is kept.
+    """
     causal = _causal(model)
     if not rows_on_gpu(causal.device):
         return False
@@ -198,7 +202,9 @@ def make_ready(model: Any) -> bool:
         causal.set_attn_implementation(ATTENTION)
         for layer in causal.get_decoder().layers:
             layer.compile(dynamic=False)
-        causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
+            if checkpointing:
+                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl)
+        causal.wanting = causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
     return True
 
 
@@ -209,6 +215,7 @@ def make_usual(model: Any) -> None:
         causal.set_attn_implementation(usual_attention(type(causal)))
         for layer in causal.get_decoder().layers:
             layer._compiled_call_impl = None
+        causal.wanting.remove()
 
 
 @contextlib.contextmanager
@@ -248,6 +255,15 @@ def _attend(
 
 AttentionInterface.register(ATTENTION, _attend)
 AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
+
+
+def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpointed(*inputs: Any, **keys: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return call(*inputs, **keys)
+        return checkpoint(call, *inputs, use_reentrant=False, **keys)
+
+    return checkpointed
 
 
 def _wanting_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -18,14 +18,17 @@ from src import model as models
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder
+from src.fewshot import Library
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
-from src.recipes import Recipe, differing_settings, make_recipe
+from src.reasoning import Chain, Sampling, reason, summary
+from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.records import ItemScores
 from src.scores import score
 from src.trainer import CHECKPOINTS, fine_tune
 
 RECIPE, INPUTS = "recipe.yaml", "inputs.json"
+DATA = Path("resource/data")
 
 
 def train_run(
@@ -56,10 +59,13 @@ def train_run(
     inputs: dict[str, Any] = {split: [found["sha256"], found["items"]] for split, found in data_records.items()}
     inputs["prompt"] = prompt.sha256
     _check_folder(folder, recipe, inputs)
-    encoder = make_encoder(recipe, prompt)
-    for split in also_score:  # an item that does not fit is better known before the training
+    if recipe.only_category:
+        train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
+    library = find_library(prompt, data_folder, recipe.reasoning)
+    encoder = make_encoder(recipe, prompt, library=library)
+    for split in ("dev", *also_score):  # an item that does not fit is better known before the training
         encoder.for_scoring(splits[split][0])
-    facts = _facts(recipe, encoder)
+    facts = _facts(recipe, encoder, data_folder)
     records.write_json(folder / INPUTS, inputs)
     records.write_text(folder / RECIPE, recipe.dump())
     outcome = fine_tune(recipe, encoder, train, dev, folder, device)
@@ -86,13 +92,17 @@ def train_run(
     return record
 
 
-def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None) -> dict[str, Any]:
+def untrained_run(
+    recipe: Recipe, folder: Path, device_name: str | None = None, data_folder: Path = DATA
+) -> dict[str, Any]:
     """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet.
 
-    When `folder` has one of the same settings, its scored splits are kept.
+    When `folder` has one of the same settings, its scored splits are kept. data_folder: where a prompt with examples
+    finds the training split.
     """
-    encoder = make_encoder(recipe, load_prompt(recipe.prompt))
-    facts = _facts(recipe, encoder)
+    prompt = load_prompt(recipe.prompt)
+    encoder = make_encoder(recipe, prompt, library=find_library(prompt, data_folder, recipe.reasoning))
+    facts = _facts(recipe, encoder, data_folder)
     splits = {}
     if records.record_path(folder).is_file():
         there = records.read_record(folder)
@@ -117,19 +127,55 @@ def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None) 
     }
 
 
+def other_run(
+    folder: Path,
+    record: dict[str, Any],
+    prompt_name: str | None,
+    reasoning: bool | None,
+    data_folder: Path,
+    suffix: str,
+) -> tuple[Path, dict[str, Any]]:
+    """(folder, record) of the trained run in `folder` under another prompt, or with or without reasoning, which it was
+    not trained for: a run beside it, with the weights of the first. What it has been scored on is kept.
+    """
+    prompt = load_prompt(prompt_name) if prompt_name else parse_prompt(record["prompt"]["text"], f"{folder}: prompt")
+    recipe = Recipe(**record["recipe"])
+    reasons = recipe.reasoning if reasoning is None else reasoning
+    recipe = recipe.replace(prompt=prompt_name or recipe.prompt, reasoning=reasons)
+    weights = weights_of(folder, record)
+    words = [prompt.name] if prompt_name else []
+    there = folder.with_name("-".join([weights.name, *words, *([suffix] if suffix else [])]))
+    encoder = make_encoder(recipe, prompt, models.weights_folder(weights), find_library(prompt, data_folder, reasons))
+    made = {**record, "run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
+    made["prompt"] = _facts(recipe, encoder, data_folder)["prompt"]
+    if records.record_path(there).is_file():
+        earlier = records.read_record(there)
+        if earlier["prompt"]["sha256"] != prompt.sha256:
+            raise UserError(f"{there} holds scores under another text of prompt {prompt.name}. Delete it or rename it.")
+        made["splits"] = earlier["splits"]
+    return there, made
+
+
+def weights_of(folder: Path, record: dict[str, Any]) -> Path:
+    """Where the weights of the run in `folder` lie: there, or, under another prompt, in that of the run beside it."""
+    return folder.with_name(record["weights"]) if "weights" in record else folder
+
+
 def open_run(
     folder: Path,
     record: dict[str, Any],
     splits: Sequence[Sequence[Item]],
     device: torch.device,
     orders: Sequence[str] = ORDERS[:1],
+    data_folder: Path = DATA,
 ) -> tuple[Encoder, Any]:
     """Encoder and model of a run, the model loaded once it is sure that the items of `splits` can be scored."""
-    encoder = encoder_of(folder, record)
+    encoder = encoder_of(folder, record, data_folder)
     for items in splits:
         encoder.for_scoring(items, orders)
     _refuse_changed(folder, record, encoder)
-    return encoder, models.load_run(folder, Recipe(**record["recipe"]), device, trained=record["training"] is not None)
+    weights, trained = weights_of(folder, record), record["training"] is not None
+    return encoder, models.load_run(weights, Recipe(**record["recipe"]), device, trained=trained)
 
 
 def score_run(
@@ -141,15 +187,23 @@ def score_run(
     encoder: Encoder,
     network: Any,
     orders: Sequence[str] = ORDERS[:1],
+    sampling: Sampling | None = None,
 ) -> list[ItemScores]:
     """Scores `items` with the run in `folder`, writes scores and predictions, and notes the result in `record` (not
-    written here).
+    written here). With `sampling` reasoning is generated first, and written too.
     """
     started = time.monotonic()
     examples = encoder.for_scoring(items, orders)
     assert encoder.letter_ids is not None
-    with progress.stage(f"score {split}", len(examples)) as bar:
-        rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
+    chains: list[Chain] = []
+    if sampling is not None:
+        assert encoder.reasoning
+        with progress.stage(f"reason {split}", len(examples) * sampling.samples) as bar:
+            rows, chains = reason(network, encoder, items, orders, sampling, bar.update)
+        records.write_jsonl(folder / f"reasoning_{split}.jsonl", map(dataclasses.asdict, chains))
+    else:
+        with progress.stage(f"score {split}", len(examples)) as bar:
+            rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
     answers = [row.prediction for row in rows]
     records.write_scores(records.scores_path(folder, split), rows)
     records.write_text(records.predictions_path(folder, split), data.dump_items(data.predictions(items, answers)))
@@ -164,12 +218,30 @@ def score_run(
         result |= {"accuracy": evaluation.accuracy, "correct": evaluation.correct, "interval": evaluation.interval}
     else:
         result |= {"accuracy": None, "correct": None, "interval": None}
+    if sampling is not None:
+        result["reasoning"] = summary(chains, rows, sampling)
     record["splits"][split] = result
     record["letters"] = dict(zip("ABC", encoder.letter_ids, strict=True))
     return rows
 
 
-def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None) -> Encoder:
+def named_model(name: str) -> tuple[str, Recipe, Path | None]:
+    """(name, recipe, folder) of what can be scored: a trained run by name or folder, else, and without a folder, an
+    untrained model by its recipe's file, a backbone's short name, a hub id or its own folder.
+    """
+    folder = records.find_run(name)
+    if folder is not None:
+        record = records.read_record(folder)
+        trained = weights_of(folder, record) if record["training"] is not None else None
+        return folder.name, Recipe(**record["recipe"]), trained
+    if name.endswith((".yaml", ".yml")):
+        recipe = load_recipe(name)
+    else:
+        recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
+    return f"{recipe.name} (untrained)", recipe, None
+
+
+def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None, library: Library | None = None) -> Encoder:
     """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them."""
     config = models.load_config(recipe, folder)
     return Encoder(
@@ -179,13 +251,31 @@ def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None) -> 
         chat_template=recipe.chat_template,
         system_turn=recipe.system_turn,
         context=models.context_length(config),
+        library=library,
+        reasoning=recipe.reasoning,
     )
 
 
-def encoder_of(folder: Path, record: dict[str, Any]) -> Encoder:
-    """The encoder that a finished run was trained with: prompt and template come from its record."""
+def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -> Encoder:
+    """The encoder that a finished run was trained with: prompt and template come from its record, examples from the
+    same training split.
+    """
     prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
-    return make_encoder(Recipe(**record["recipe"]), prompt, models.weights_folder(folder))
+    recipe = Recipe(**record["recipe"])
+    library = find_library(prompt, data_folder, recipe.reasoning)
+    if library and (now := data.sha256(data.split_path(data_folder, "train"))) != record["prompt"]["examples_sha256"]:
+        raise UserError(
+            f"{folder} takes its prompt's examples from another {data.split_path(data_folder, 'train')}: sha256 "
+            f"{record['prompt']['examples_sha256'][:12]} then, {now[:12]} now. Give the folder of the first as --data."
+        )
+    return make_encoder(recipe, prompt, models.weights_folder(weights_of(folder, record)), library)
+
+
+def find_library(prompt: Prompt, data_folder: Path, reasoning: bool = False) -> Library | None:
+    """The examples of a prompt that has some: all of the training split in `data_folder`."""
+    if prompt.examples is None:
+        return None
+    return Library(data.load_split(data_folder, "train", labelled=True), prompt.examples, reasoning)
 
 
 def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tuple[Any, int, float]:
@@ -235,6 +325,13 @@ def _load(folder: Path, split: str, limit: int | None, seed: int) -> tuple[list[
     return items, {"path": str(path), "sha256": data.sha256(path), "items": len(items)}
 
 
+def _of_category(items: Sequence[Item], category: str, folder: Path) -> list[Item]:
+    found = [item for item in items if item.category == category]
+    if not found:
+        raise UserError(f"only_category {category}: a split in {folder} has no item of it.")
+    return found
+
+
 def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
     """Refuses a folder that holds anything but the same run, unfinished."""
     if records.record_path(folder).is_file():
@@ -264,10 +361,11 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         )
 
 
-def _facts(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
+def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any]:
     prompt = encoder.prompt
+    shown = {"examples_sha256": data.sha256(data.split_path(data_folder, "train"))} if prompt.examples else {}
     return {
-        "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text},
+        "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text, **shown},
         "template": {
             "source": encoder.template_source,
             "system_turn": encoder.system_turn,

@@ -105,7 +105,7 @@ def fine_tune(
         f"{' dequantised once' if settled.dequantised else ''}, {device}, "
         f"gradient checkpointing {'on' if settled.checkpointing else 'off'}; {_words(layout, saved)}"
     )
-    guard = guarded(trainer)
+    guard = guarded(trainer, settled.checkpointing)
     best = KeepBest(folder, trainer, recipe)
     started = time.monotonic()
     with progress.stage("train", 1) as bar:
@@ -123,7 +123,7 @@ def fine_tune(
     history = evaluations(trainer.state)
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
-    shares = trainer.layout.kind == "tree"
+    shares, drops = trainer.layout.kind == "tree", recipe.method != "full" and recipe.lora_dropout > 0
     training: dict[str, Any] = {
         "optimizer": settled.optimizer if recipe.method == "full" else "fp32",
         "gradient_checkpointing": settled.checkpointing,
@@ -134,7 +134,7 @@ def fine_tune(
             "lengths": trainer.layout.lengths or None,
             "tokens": trainer.layout.tokens,
             "sharing": saved if shares else 1.0,
-            "dropout": "one mask for each shared token" if shares and recipe.lora_dropout else "usual",
+            "dropout": "one mask for each shared token" if shares and drops else "usual",
             "guard": guard,
         },
         "steps": trainer.state.global_step,
@@ -189,8 +189,6 @@ def make_trainer(
         # Adapters are cast where they are used; only fp32 weights need autocast.
         bf16=device.type == "cuda" and _mixed(recipe, settled),
         use_cpu=device.type == "cpu",
-        activation_checkpointing=settled.checkpointing,
-        activation_checkpointing_kwargs=CHECKPOINTING,
         eval_strategy="steps" if recipe.eval_steps else "epoch",
         save_strategy="steps" if recipe.eval_steps else "epoch",
         eval_steps=recipe.eval_steps,
@@ -208,10 +206,10 @@ def make_trainer(
     )
     # One process drives one GPU; several visible ones would make Trainer split each batch over them (DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
-    if settled.checkpointing:  # which Trainer does as late as in train()
-        network.gradient_checkpointing_enable(CHECKPOINTING)
     if layout.lengths:
-        make_ready(network)
+        make_ready(network, settled.checkpointing)
+    elif settled.checkpointing:
+        network.gradient_checkpointing_enable(CHECKPOINTING)
     return LetterTrainer(
         network,
         arguments,
@@ -225,10 +223,11 @@ def make_trainer(
     )
 
 
-def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
+def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, Any] | None:
     """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
 
     Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
+    Rows that do not fit into memory after all become shorter. checkpointing: as it is wanted one by one, too.
     """
     if trainer.layout.kind == "padded":
         return None
@@ -240,7 +239,16 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
     alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
-    ours, theirs = trainer.compare_layouts(probes, (trainer.layout, alone))
+    while (compared := _compared(trainer, probes, (trainer.layout, alone))) is None:
+        shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
+        if shorter is None:
+            raise UserError(
+                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
+                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
+            )
+        print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
+        trainer.layout = shorter
+    ours, theirs = compared
     kind = trainer.args.device.type
     gap = max(abs(a - b) for a, b in zip(ours.letters, theirs.letters, strict=True))
     agree = (
@@ -257,8 +265,21 @@ def guarded(trainer: "LetterTrainer") -> dict[str, Any] | None:
     if not agree:
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
         trainer.layout = alone
-        make_usual(trainer.model)
+        make_usual(trainer.network)
+        # Several answers of an item side by side are more than memory was planned for.
+        if checkpointing or trainer.recipe.objective == ORPO:
+            trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
     return found
+
+
+def _compared(trainer: "LetterTrainer", probes: Sequence[Example], compared: Sequence[Layout]) -> "list[Probe] | None":
+    """`compare_layouts`, or None when memory is short; whatever was made is then gone."""
+    try:
+        return trainer.compare_layouts(probes, compared)
+    except torch.OutOfMemoryError:
+        trainer.network.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return None
 
 
 def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
@@ -334,7 +355,7 @@ class LetterTrainer(Trainer):
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
         self.dev_answers = list(dev_answers)
-        self.layout, self.examples = layout, list(train)
+        self.network, self.layout, self.examples = network, layout, list(train)
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
             network,
@@ -423,6 +444,11 @@ class LetterTrainer(Trainer):
         for layout in compared:
             total = 0.0
             letters: dict[int, list[float]] = {}
+            # An item's answers side by side must not take more memory than the rows do.
+            sparing = layout.kind == "padded" and self.recipe.objective == ORPO
+            sparing = sparing and not network.is_gradient_checkpointing
+            if sparing:
+                network.gradient_checkpointing_enable(CHECKPOINTING)
             with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
                 rows = self.collate(examples, layout)["rows"]
                 whole = totals(rows).to(device)
@@ -440,6 +466,8 @@ class LetterTrainer(Trainer):
             norm = torch.stack(squares).sum().sqrt().item()
             found.append(Probe(total, norm, [value for number in sorted(letters) for value in letters[number]]))
             network.zero_grad(set_to_none=True)
+            if sparing:
+                network.gradient_checkpointing_disable()
         network.train()
         return found
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from src.ballots import Source, absence, read_sources, started_runs
+from src.ballots import Source, absence, join_experts, read_sources, started_runs
 from src.cli import UserError
-from src.data import Item, dump_items, load_data, predictions, sha256, split_path
-from src.records import record_path, scores_path, write_text
+from src.data import CATEGORIES, Item, dump_items, load_data, predictions, sha256, split_path
+from src.records import read_record, record_path, scores_path, write_json, write_text
 from tests.made_runs import make_predictions, make_run, make_split
 
 
@@ -153,3 +153,36 @@ def test_data_is_a_folder_or_a_file(data: Path, tmp_path: Path) -> None:
     assert load_data(path, "dev") == (from_folder, path)
     with pytest.raises(UserError, match="prepare_data"):
         load_data(tmp_path, "test")
+
+
+def make_expert(results: Path, data: Path, category: str, answer: int, name: str = "") -> Path:
+    run = make_run(results / (name or f"expert-{category}"), data, "test", [answer] * 8)
+    write_json(record_path(run), read_record(run) | {"recipe": {"backbone": "polar", "only_category": category}})
+    return run
+
+
+def test_experts_of_the_categories_are_one_voter(data: Path, results: Path) -> None:
+    items, _ = load_data(data, "test")
+    for number, category in enumerate(CATEGORIES):
+        make_expert(results, data, category, number % 3)
+    make_run(results / "other", data, "test", [2] * 8)
+    names = [f"expert-{category}" for category in CATEGORIES]
+    other, joined = join_experts(read([*names[:2], "other", *names[2:]], data, results), items)
+    assert (other.ballot.run, joined.ballot.run) == ("other", "experts-polar")
+    assert joined.ballot.answers == {item.id: CATEGORIES.index(item.category) % 3 for item in items}
+    assert joined.ballot.logprobs and joined.ballot.logprobs.keys() == joined.ballot.answers.keys()
+    assert "전제 by expert-전제" in joined.note
+    # By itself an expert is evaluated like any run.
+    assert read(["expert-동기"], data, results)[0].expert == ("polar", "동기")
+
+
+def test_experts_that_are_not_complete(data: Path, results: Path) -> None:
+    items, _ = load_data(data, "test")
+    for category in CATEGORIES[:4]:
+        make_expert(results, data, category, 0)
+    names = [f"expert-{category}" for category in CATEGORIES[:4]]
+    with pytest.raises(UserError, match="polar has no expert for 반응"):
+        join_experts(read(names, data, results), items)
+    make_expert(results, data, "원인", 1, "twin")
+    with pytest.raises(UserError, match="expert-원인 and twin are both polar's expert for 원인"):
+        join_experts(read([*names, "twin"], data, results), items)

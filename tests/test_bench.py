@@ -128,7 +128,7 @@ def test_every_stretch_of_spread_examples_is_of_mean_length(train: list[Any], se
 def test_rows_have_a_row_to_compare_with() -> None:
     for row in bench.ROWS.values():
         assert bench.ROWS[row.base].kind == row.kind and bench.ROWS[row.base].flops == row.flops
-        assert row.base == row.name or row.base.startswith("entry")
+        assert row.base == row.name or row.base.startswith(("entry", "trl-orpo"))
 
 
 @pytest.mark.parametrize("name", ["entry", "entry-full", "trl", "lora-1", "full-16", "entry-score", "score-6"])
@@ -142,6 +142,18 @@ def test_a_row_counts_what_it_computes(name: str, setting: bench.Setting, monkey
     assert 500 < found["raw_tokens"] / found["sequences"] < 1000
     assert 0 < found["unique_tokens"] <= found["raw_tokens"]
     assert found["items_per_second"] > 0 and 0 < found["share_of_peak"] < 1
+
+
+@pytest.mark.parametrize("name", ["trl-orpo", "orpo-16"])
+def test_preference_pairs_are_counted_alike(name: str, setting: bench.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "WARM_AND_LEAST", {"training": (1, 1), "scoring": (1, 1)})
+    found = bench.measure(dataclasses.replace(bench.ROWS[name], items=4), setting, 0.0)
+    assert found["items"] == found["sequences"] == 8 * found["steps"], "8 pairs are TRL's batch"
+    # Two pairs are four sequences, of which the tree computes hardly more than one.
+    assert 1000 < found["raw_tokens"] / found["items"] < 2000
+    shared = found["raw_tokens"] / found["unique_tokens"]
+    assert shared == 1 if name == "trl-orpo" else shared > 4
 
 
 def test_qlora_is_quantised(setting: bench.Setting, monkeypatch: pytest.MonkeyPatch) -> None:

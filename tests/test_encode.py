@@ -97,7 +97,7 @@ def test_exact_tokens_of_one_example() -> None:
     prompt = ["<s>", "##", "#", "▁User:", "<0x0A>", "원인", "<0x0A>", "<0x0A>", "##", "#", "▁Assistant:", "<0x0A>"]
     answer = ["A", ".", "▁", "응", "</s>"]
     assert tokens(one, example.ids) == prompt + answer
-    assert example == Example(item.id, "012", example.ids, len(prompt), 0)
+    assert example == Example(item.id, "012", example.ids, len(prompt), 0, item.dialogue_key)
     assert one.show(example) == "<s>### User:\n원인\n\n### Assistant:\n⟦A. 응</s>⟧"
 
 

@@ -267,6 +267,16 @@ def test_row_lengths_to_choose_from() -> None:
     assert layouts._budgets(1000, 1000) == layouts._budgets(900, 1000) == [1024]
 
 
+def test_shorter_rows_for_want_of_memory() -> None:
+    layout = Layout("tree", 1920, PAD, (1024, 1920), 3)
+    found = []
+    while (shorter := layouts.shorter(layout, 600)) is not None:
+        layout = shorter
+        found.append(layout.tokens)
+    assert found == [1408, 1024, 768, 640] and layout == Layout("tree", 640, PAD, (640,), 3)
+    assert layouts.shorter(Layout("tree", 1280, PAD), 1270) is None
+
+
 def test_a_longer_run_has_more_lengths(card: Card) -> None:
     card(141)
     found = [len(settled(recipe(batch_size=8, epoch=epoch))[0].lengths) for epoch in (1, 20, 10**6)]

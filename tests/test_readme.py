@@ -51,10 +51,10 @@ def shell_lines(readme: Path) -> list[str]:
 
 
 def commands(readme: Path) -> list[list[str]]:
-    """The words of every command of ours, without the variables in front: `python -m run.X …` and `bash run/…`."""
+    """The words of each command of ours, without the variables in front: `python -m run.X …`, `bash run/…`; or orpo."""
     found = []
     for line in shell_lines(readme):
-        words = shlex.split(line, comments=True) if re.search(r"python -m run\.|bash run/", line) else []
+        words = shlex.split(line, comments=True) if re.search(r"python -m (run|orpo)\.|bash (run|orpo)/", line) else []
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words = words[1:]
         if words:
@@ -103,7 +103,9 @@ def test_every_command_parses(readme: Path) -> None:
     for words in found:
         if words[0] == "bash":
             subprocess.run(["bash", "-n", words[1]], check=True)
-            assert len(words) == 2, words
+            options = set(re.findall(r"--[a-z_]+", Path(words[1]).read_text(encoding="utf-8")))
+            recipes = {path.stem for path in RECIPES.rglob("*.yaml")}
+            assert set(words[2:]) <= options | recipes, words
             continue
         assert words[:2] == ["python", "-m"], words
         parser = importlib.import_module(words[2]).make_parser()
@@ -113,7 +115,7 @@ def test_every_command_parses(readme: Path) -> None:
         arguments = parser.parse_args(words[3:])
         if (file := getattr(arguments, "recipe", None)) is not None and not file.is_file():
             assert str(file) in named_here, f"{words}: no such recipe, neither here nor in the README"
-        elif words[2] in ("run.train", "run.train_base"):
+        elif words[2] in ("run.train", "run.train_base", "orpo.orpo_train", "orpo.orpo_data"):
             read_recipe(arguments, method="qlora")  # the settings, too
         if getattr(arguments, "only", None):
             load_recipes(arguments.recipes, arguments.only)
@@ -132,8 +134,8 @@ def test_every_named_file_of_other_commands_exists(readme: Path) -> None:
 
 @each
 def test_every_named_module_exists(readme: Path) -> None:
-    for module in re.findall(r"\brun\.([a-z_]+)", text_of(readme)):
-        assert Path(f"run/{module}.py").is_file(), module
+    for folder, module in re.findall(r"(?<![\w-])(run|orpo)\.([a-z_]+)", text_of(readme)):
+        assert Path(f"{folder}/{module}.py").is_file(), module
 
 
 def test_conda_installs_the_same_packages() -> None:
@@ -206,7 +208,7 @@ def test_the_table_of_eight_equals_the_files(readme: Path) -> None:
         recipe, facts = recipes[name], backbones()[recipes[name].backbone]
         assert link == f"[{recipe.model_id}](https://huggingface.co/{recipe.model_id})"
         assert (method, float(lr), int(batch), int(epochs)) == (
-            recipe.method,
+            recipe.method_words,
             recipe.lr,
             recipe.batch_size,
             recipe.epoch,
@@ -322,7 +324,7 @@ def test_relative_links_exist(readme: Path) -> None:
 def test_paths_in_the_text_exist(readme: Path) -> None:
     """Paths in code spans that begin with a folder of ours, but for what users make themselves."""
     made = ("resource/results/", "resource/data/data_", "resource/recipes/mine", "resource/prompts/mine")
-    spans = [span for span in code_spans(prose(readme)) if re.match(r"(run|src|resource|tests)/\S*$", span)]
+    spans = [span for span in code_spans(prose(readme)) if re.match(r"(run|src|orpo|resource|tests)/\S*$", span)]
     assert spans
     assert [span for span in spans if not span.startswith(made) and not Path(span).exists()] == []
 

@@ -14,6 +14,7 @@ from src.recipes import (
     BACKBONES,
     CHOICES,
     FIELDS,
+    RECIPES,
     Recipe,
     add_flags,
     backbones,
@@ -25,15 +26,16 @@ from src.recipes import (
 
 PUBLISHED = Path("resource/recipes/published")
 
-# Short name, hub id, method, learning rate, batch size, epochs: the whole of the published table.
+# Short name, hub id, method, learning rate, batch size, epochs: the whole of the published table, where the two that
+# have no PEFT method are those of the entry's orpo/.
 ENTRY = (
     ("bllossom", "MLP-KTLim/llama-3-Korean-Bllossom-8B", "full", 2e-5, 1, 15),
     ("polar", "x2bee/POLAR-14B-v0.2", "qlora", 2e-5, 1, 18),
     ("kogemma", "rtzr/ko-gemma-2-9b-it", "qlora", 2e-5, 2, 23),
     ("solarko", "beomi/Solar-Ko-Recovery-11B", "qlora", 2e-5, 1, 11),
     ("eeve", "yanolja/EEVE-Korean-Instruct-10.8B-v1.0", "qlora", 2e-5, 1, 14),
-    ("qwen2", "Qwen/Qwen2-7B", "full", 2e-5, 1, 6),
-    ("qwen2it", "Qwen/Qwen2-7B-Instruct", "full", 2e-5, 1, 8),
+    ("qwen2", "Qwen/Qwen2-7B", "orpo", 2e-5, 1, 6),
+    ("qwen2it", "Qwen/Qwen2-7B-Instruct", "orpo", 2e-5, 1, 8),
     ("spow12", "spow12/Qwen2-7B-ko-Instruct-orpo-ver_2.0_wo_chat", "qlora", 2e-5, 1, 5),
 )
 
@@ -72,12 +74,64 @@ def test_a_published_recipe_holds_its_row_of_the_table(
 ) -> None:
     recipe = load_recipe(PUBLISHED / f"{short}.yaml")
     assert (recipe.name, recipe.backbone, recipe.model_id) == (short, short, model_id)
-    assert (recipe.method, recipe.lr, recipe.batch_size, recipe.epoch) == (method, lr, batch_size, epoch)
+    assert (recipe.method_words, recipe.lr, recipe.batch_size, recipe.epoch) == (method, lr, batch_size, epoch)
+    assert (recipe.method, recipe.objective) == (("full", "orpo") if method == "orpo" else (method, "answer"))
     assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_targets) == (6, 8, 0.05, "all-linear")
-    assert (recipe.objective, recipe.licence) == ("answer", backbones()[short].licence)
+    assert recipe.licence == backbones()[short].licence
     # The table says no more, so neither does the file: what else is chosen is a default, in one place.
     written = yaml.safe_load((PUBLISHED / f"{short}.yaml").read_text(encoding="utf-8"))
     assert set(written) == {"backbone", "method", "lr", "batch_size", "epoch"}
+
+
+def test_beside_the_published_recipes_lie_their_variants() -> None:
+    supervised = {recipe.name: recipe for recipe in load_recipes(RECIPES / "supervised").values()}
+    assert set(supervised) == {"qwen2-sft", "qwen2it-sft"}
+    for name, recipe in supervised.items():
+        published = load_recipe(PUBLISHED / f"{name.removesuffix('-sft')}.yaml")
+        assert published.replace(objective="answer", name=name) == recipe
+    (spow12,) = load_recipes(RECIPES / "orpo").values()
+    assert load_recipe(PUBLISHED / "spow12.yaml").replace(objective="orpo", name="spow12-orpo") == spow12
+
+
+# Preference pairs
+
+
+def test_the_method_orpo_is_two_settings(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.yaml", "backbone: qwen2\nmethod: orpo\n")
+    recipe = load_recipe(file)
+    assert (recipe.method, recipe.objective, recipe.method_words) == ("full", "orpo", "orpo")
+    assert (recipe.orpo_beta, recipe.orpo_pairs, recipe.orpo_answer, recipe.orpo_nll) == (
+        0.1,
+        "both",
+        "whole",
+        "answer",
+    )
+    assert load_recipe(write(tmp_path / "again.yaml", recipe.dump())) == recipe
+    # A flag changes one of the two.
+    adapters = read_recipe(parsed("--recipe", str(file), "--method", "lora"))
+    assert (adapters.method, adapters.objective, adapters.method_words) == ("lora", "orpo", "lora orpo")
+    supervised = load_recipe(file, {"objective": "letter"})
+    assert (supervised.method, supervised.objective, supervised.method_words) == ("full", "letter", "full")
+    flag = read_recipe(parsed("--backbone", "qwen2", "--method", "orpo"), method="qlora")
+    assert (flag.method, flag.objective) == ("full", "orpo")
+    assert "method: orpo means objective orpo; found objective 'letter'" in problem_of(
+        {"backbone": "qwen2", "method": "orpo", "objective": "letter"}
+    )
+    assert "orpo_beta: found -1.0, allowed: 0 or more" in problem_of({"backbone": "qwen2", "orpo_beta": -1})
+    assert "Did you mean 'both'?" in problem_of({"backbone": "qwen2", "orpo_pairs": "bot"})
+
+
+def test_recipes_of_several_folders_and_of_one_objective() -> None:
+    folders = [PUBLISHED, RECIPES / "orpo"]
+    names = [recipe.name for recipe in load_recipes(folders, objective="orpo").values()]
+    assert sorted(names) == ["qwen2", "qwen2it", "spow12-orpo"]
+    assert [path.stem for path in load_recipes(folders, ["polar", "spow12-orpo"])] == ["polar", "spow12-orpo"]
+    with pytest.raises(UserError, match=r"no recipe with objective orpo 'polar' in .*published and .*orpo"):
+        load_recipes(folders, ["polar"], "orpo")
+    with pytest.raises(UserError, match=r"no recipe with objective letters"):
+        load_recipes(folders, objective="letters")
+    with pytest.raises(UserError, match=r"no recipe \(\*\.yaml\) in nowhere"):
+        load_recipes([PUBLISHED, Path("nowhere")])
 
 
 def test_the_backbones_whose_licence_or_template_needs_care() -> None:

@@ -495,7 +495,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
     )
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "collate", noted)
-        patch.setattr(trainer, "guarded", lambda trainer: None)  # which draws its own
+        patch.setattr(trainer, "guarded", lambda *trainer: None)  # which draws its own
         straight = train(recipe, tmp_path / "straight", items)
         expected = [
             [examples[number].id for number in by_dialogue(examples, f"3-{epoch}")[start : start + 3]]
@@ -511,7 +511,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
             train(recipe, tmp_path / "halved", items)
     drawn.clear()
     monkeypatch.setattr(trainer, "collate", noted)
-    monkeypatch.setattr(trainer, "guarded", lambda trainer: None)
+    monkeypatch.setattr(trainer, "guarded", lambda *trainer: None)
     halved = train(recipe, tmp_path / "halved", items)
     assert str(halved.training["resumed_from"]).endswith("checkpoint-4"), "one step into the second epoch"
     assert len(recorder.losses) == 5 and drawn[-5:] == expected[4:]
@@ -605,10 +605,24 @@ def test_the_record_says_how_rows_were_made(
     assert (none["kind"], none["dropout"]) == ("tree", "usual")
 
 
-# BUG in src/trainer.py: the record of a fully trained run looks at lora_dropout, which such a run does not use.
 def test_full_fine_tuning_has_no_dropout(backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = shares(backbone_folder("qwen2"), method="full", lora_dropout=0.05, epoch=1)
     assert train(recipe, tmp_path).training["rows"]["dropout"] == "usual"
+
+
+@pytest.mark.parametrize(("share", "kind"), [("off", "padded"), ("on", None)])
+def test_without_shared_prefixes_dev_is_read_without_them(
+    share: str, kind: str | None, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = []
+
+    def noted(*args: Any, **keys: Any) -> list[ItemScores]:
+        kinds.append(keys["kind"])
+        return score(*args, **keys)
+
+    monkeypatch.setattr(trainer, "score", noted)
+    train(shares(backbone_folder("qwen2"), share_prefixes=share), tmp_path)
+    assert kinds == [kind, kind]
 
 
 @pytest.mark.parametrize(("objective", "loss_per"), [("answer", "item"), ("answer", "token"), ("letters", "item")])
@@ -640,8 +654,6 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     full = {example.id: example for example in one.for_training(TRAIN)}
     chosen = [full[example.id] for example in examples]
     expected = by_hand(network, one, chosen, objective, "item" if objective == "letters" else loss_per)
-    if loss_per == "token":
-        expected = expected * sum(len(example.ids) - example.answer_start for example in chosen) / 4
     expected.backward()
     norm = sum(p.grad.square().sum().item() for p in network.parameters() if p.grad is not None) ** 0.5
     for probe in (ours, theirs):
@@ -663,7 +675,7 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
 def test_the_guard_leaves_no_trace(backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = shares(backbone_folder("qwen2"), lora_dropout=0.3)
     train(recipe, tmp_path / "guarded")
-    monkeypatch.setattr(trainer, "guarded", lambda trainer: None)
+    monkeypatch.setattr(trainer, "guarded", lambda *trainer: None)
     train(recipe, tmp_path / "not")
     assert equal(weights(tmp_path / "guarded" / "adapter"), weights(tmp_path / "not" / "adapter"))
 
@@ -745,6 +757,90 @@ def test_a_defect_of_the_rows_is_found_and_training_goes_on_without_them(
         torch.testing.assert_close(value, weights(tmp_path / "again" / "adapter")[name], atol=1e-5, rtol=0)
     log_losses = [run.training["evaluations"][0]["eval_log_loss"] for run in (padded, again)]
     assert log_losses[0] == pytest.approx(log_losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_compiled_rows_and_the_way_back_from_them(
+    sound: bool, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: type[Recorder]
+) -> None:
+    made: list[Any] = []
+    whole = trainer.make_trainer
+    monkeypatch.setattr(trainer, "make_trainer", lambda *args, **keys: made.append(whole(*args, **keys)) or made[0])
+    monkeypatch.setattr(trainer.models, "add_adapter", with_trained_adapters)
+    recipe = shares(backbone_folder("polar"), backbone="polar", gradient_checkpointing="on", epoch=1)
+    one = encoder("polar")
+    network = with_trained_adapters(load_base(recipe, CPU), recipe)
+    expected = by_hand(network, one, one.for_training(TRAIN), "answer", "item")
+    expected.backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    checkpointed: list[Any] = []
+    through = rows.checkpoint
+    monkeypatch.setattr(
+        rows, "checkpoint", lambda *args, **keys: checkpointed.append(args[0]) or through(*args, **keys)
+    )
+    with toys.compiled_on_a_cpu(monkeypatch):
+        if not sound:
+            in_trees(lambda logits: logits + 0.01)(monkeypatch)
+        outcome = train(recipe, tmp_path)
+        causal = made[0].network.get_base_model()
+        found = outcome.training["rows"]
+        assert found["guard"]["agree"] == sound
+        if sound:
+            assert (found["kind"], causal.config._attn_implementation) == ("tree", rows.ATTENTION)
+            assert found["tokens"] == found["lengths"][-1] and len(recorder.rows) == 1
+            assert not causal.is_gradient_checkpointing and len(checkpointed) % len(causal.model.layers) == 0
+            assert len({id(layer) for layer in checkpointed}) == len(causal.model.layers), "each compiled layer"
+            assert recorder.rows[0]["input_ids"].shape[1] in found["lengths"]
+        else:
+            assert (found["kind"], causal.config._attn_implementation) == ("padded", "sdpa")
+            assert causal.is_gradient_checkpointing, "as the recipe has it"
+            assert not any(layer._compiled_call_impl for layer in causal.model.layers)
+    assert recorder.losses == [pytest.approx(expected.item(), abs=1e-4)]
+    for name, gradient in recorder.gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("failures", "tokens"), [(1, 768), (2, 512), (4, 256)])
+def test_rows_that_do_not_fit_into_memory_become_shorter(
+    failures: int,
+    tokens: int,
+    backbone_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: type[Recorder],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left = [failures]
+    whole = trainer.LetterTrainer.compare_layouts
+
+    def crowded(self: Any, *args: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            trained = next(parameter for parameter in self.network.parameters() if parameter.requires_grad)
+            trained.grad = torch.ones_like(trained)  # half of a backward pass
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert all(parameter.grad is None for parameter in self.network.parameters())
+        return whole(self, *args)
+
+    monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", crowded)
+    found = train(shares(backbone_folder("qwen2"), epoch=1), tmp_path).training["rows"]
+    assert (found["kind"], found["tokens"], found["lengths"]) == ("tree", tokens, (tokens,)) and found["guard"]["agree"]
+    assert {row["input_ids"].shape[1] for row in recorder.rows} == {tokens}
+    assert "rows of 1,024 tokens do not fit into memory; trying 768" in capsys.readouterr().out
+
+
+def test_when_not_even_the_shortest_rows_fit(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", crowded)
+    # The longest item has 134 tokens.
+    with pytest.raises(
+        UserError, match=r"not even rows of 256 tokens fit into the GPU's memory. .*gradient_checkpointing"
+    ):
+        train(shares(backbone_folder("qwen2")), tmp_path)
 
 
 # What goes wrong

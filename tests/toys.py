@@ -3,19 +3,25 @@
 Chat formats follow the published ones; the words come from the invented dialogues and our prompts.
 """
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.attention.flex_attention as flex
+import transformers.integrations.flex_attention as hf_flex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from src import layouts, rows, trainer
 from src.data import Item, parse_items
-from src.prompts import PROMPTS, Prompt, load_prompt
+from src.miniature import BETWEEN, PROMPT_WORDS
 from src.recipes import Recipe, make_recipe
 from tests.conftest import DIALOGUES, make_item
 
@@ -121,9 +127,9 @@ def tokenizer(short: str) -> Any:
     """The toy tokenizer of a backbone; one object for all, so not to be changed (`copy.deepcopy` it)."""
     toy = TOYS[short]
     texts = [text for turns, options in DIALOGUES for text in (*turns, *options)] * 3
-    for name in sorted(path.stem for path in PROMPTS.glob("*.yaml")):
-        prompt: Prompt = load_prompt(name)
-        texts += [prompt.system, prompt.user, *prompt.categories.values()] * 3
+    # The prompts as the miniature's tokenizers know them, so that a new prompt changes no toy.
+    for words in PROMPT_WORDS.read_text(encoding="utf-8").split(f"\n{BETWEEN}\n"):
+        texts += [words.removesuffix("\n")] * 3
     texts += ["화자1: 화자2: ### System: ### User: ### Assistant: Human: Assistant: A. B. C. A B C"] * 20
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     if toy.pieces is None:
@@ -192,3 +198,31 @@ def recipe(folder: Path, short: str, **changes: Any) -> Recipe:
     """A recipe that trains the toy in `folder` quickly; `changes` on top."""
     values = {"backbone": short, "model_id": str(folder), "method": "lora", "lr": 3e-3, "epoch": 2, "batch_size": 2}
     return make_recipe({**values, **changes}, "toy")
+
+
+@contextlib.contextmanager
+def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, a CPU counts as a GPU that rows are computed on by flex attention in compiled layers. torch refuses its
+    backward on a CPU; its definition, compiled by aot_eager, has one. What is set in torch is set back.
+    """
+
+    def compile_layer(layer: Any, **keys: Any) -> None:
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="aot_eager", **keys)
+
+    compiled = torch.compile(flex.flex_attention, backend="aot_eager")
+
+    def attend(query: Any, key: Any, value: Any, training: bool = False, **keys: Any) -> Any:
+        return compiled(query, key, value, **keys)
+
+    torch._dynamo.reset()
+    limits = torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)
+    with monkeypatch.context() as patch, limits, torch.compiler.set_stance("default"):
+        for room in (rows, trainer):
+            patch.setattr(room, "rows_on_gpu", lambda device: True)
+        patch.setattr(layouts, "free_bytes", lambda device: 2**37)
+        patch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+        patch.setattr(flex, "_validate_device", lambda query, key, value: None)
+        patch.setattr(hf_flex, "compile_friendly_flex_attention", attend)
+        patch.setattr(torch.nn.Module, "compile", compile_layer)
+        yield
+    torch._dynamo.reset()

@@ -233,3 +233,89 @@ def test_one_message(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["--model_id", "lora", "--data", str(place / "data"), "--device", "cuda"]
         assert run_main(lambda: main(command)) == 2
         assert capsys.readouterr().err.startswith("error: --device cuda: there is no GPU")
+
+
+# Other prompts, and reasoning
+
+
+def test_a_trained_run_under_another_prompt(place: Path) -> None:
+    before = (place / "results" / "lora" / "record.json").read_bytes()
+    assert "was not trained with: --other_prompt korean" in problem_of(place, "lora", "--prompt", "korean")
+    scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
+    there = place / "results" / "lora-korean+cot"
+    record = read_record(there)
+    assert (record["run"], record["weights"], record["recipe"]["prompt"]) == (there.name, "lora", "korean+cot")
+    assert (
+        record["prompt"]["name"] == "korean+cot"
+        and record["training"] == read_record(place / "results/lora")["training"]
+    )
+    assert list(record["splits"]) == ["dev"] and not (there / "adapter").exists()
+    assert (place / "results" / "lora" / "record.json").read_bytes() == before
+    # It is a run like any other: found by its name, scored with its own prompt.
+    own, theirs = (read_scores(place / "results" / name / "scores_dev.jsonl") for name in (there.name, "lora"))
+    assert [row.logits for row in own] != [row.logits for row in theirs]
+    scored(place, there.name)
+    assert list(read_record(there)["splits"]) == ["dev", "test"]
+    scored(place, there.name, "--split", "dev")
+    assert [row.logits for row in read_scores(there / "scores_dev.jsonl")] == [row.logits for row in own]
+    assert "for an untrained model: --prompt korean" in problem_of(place, "base/or/hub", "--other_prompt", "korean")
+
+
+def test_examples_come_from_the_split_of_the_record(place: Path) -> None:
+    for number, choose in enumerate(("shots", "near")):
+        make_split(place / "data", "train", 40)
+        scored(place, "lora", "--other_prompt", f"korean+1{choose}", "--split", "dev")
+        name = f"lora-korean+1{choose}"
+        record = read_record(place / "results" / name)
+        assert yaml.safe_load(record["prompt"]["text"])["examples"]["count"] == 1
+        make_split(place / "data", "train", 41 + number)
+        assert "takes its prompt's examples from another" in problem_of(place, name, "--split", "dev")
+
+
+def test_reasoning_of_a_trained_run(place: Path) -> None:
+    chains = ("--reasoning", "--samples", "2", "--max_new_tokens", "4", "--orders", "6")
+    assert "needs a `bridge`" in problem_of(place, "lora", *chains)
+    assert "--samples: of use with --reasoning only" in problem_of(place, "lora", "--samples", "2")
+    scored(place, "lora", "--other_prompt", "korean+cot", *chains, "--split", "dev", "test")
+    there = place / "results" / "lora-korean+cot-reasoning2"
+    record = read_record(there)
+    told = record["splits"]["dev"]["reasoning"]
+    assert (told["samples"], told["temperature"], told["seed"], told["chains"]) == (2, 0.7, 42, 6 * 6 * 2)
+    assert record["splits"]["test"]["reasoning"]["chains"] == 4 * 6 * 2 and record["recipe"]["reasoning"]
+    lines = [json.loads(line) for line in (there / "reasoning_dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["id"], line["order"], line["sample"]) for line in lines[:3]] == [
+        ("made-0000", "012", 0),
+        ("made-0000", "012", 1),
+        ("made-0000", "021", 0),
+    ]
+    rows = read_scores(there / "scores_dev.jsonl")
+    assert [(row.samples, len(row.orders)) for row in rows] == [(2, 6)] * 6
+    scored(place, there.name, "--max_new_tokens", "4", "--split", "dev")  # its record says that it reasons
+    assert read_scores(there / "scores_dev.jsonl")[0].samples == 1
+
+
+def test_an_untrained_model_reasons(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--name", "base", "--prompt", "english+cot", "--split", "dev", "--max_new_tokens", "4")
+    scored(place, backbone_folder("qwen2it"), *flags, "--reasoning")
+    record = read_record(place / "results" / "base-untrained-reasoning")
+    assert record["recipe"]["reasoning"] and record["splits"]["dev"]["reasoning"]["temperature"] == 0
+    assert "does not fit into the context of 1024" in problem_of(
+        place, backbone_folder("qwen2it"), *flags[:-1], "1000", "--reasoning"
+    )
+
+
+def test_training_on_reasoning_and_on_one_category(place: Path, backbone_folder: Folder) -> None:
+    raw = [make_item(number) | {"reasoning": f"{number}번째 근거이다."} for number in range(20)]
+    (place / "data" / "data_train.json").write_text(dump_items(raw), encoding="utf-8")
+    make_split(place / "data", "dev", 10)
+    flags = ["--model_id", str(backbone_folder("qwen2it")), "--backbone", "qwen2it", "--data", str(place / "data")]
+    flags += ["--prompt", "korean+cot+1shots", "--reasoning", "--only_category", "전제", "--method", "lora"]
+    flags += ["--epoch", "1", "--lr", "3e-3", "--save_dir", str(place / "results" / "thinks"), "--device", "cpu"]
+    train(flags)
+    record = read_record(place / "results" / "thinks")
+    assert record["data"]["train"]["items"] == 20 and record["training"]["steps"] == 4, "of five categories one"
+    assert record["splits"]["dev"]["items"] == 10 and "reasoning" not in record["splits"]["dev"]
+    scored(place, "thinks", "--split", "dev", "--max_new_tokens", "5")
+    assert read_record(place / "results" / "thinks")["splits"]["dev"]["reasoning"]["chains"] == 10
+    scored(place, "thinks", "--split", "dev", "--no-reasoning")
+    assert read_record(place / "results" / "thinks-at-once")["splits"]["dev"]["items"] == 10

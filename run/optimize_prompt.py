@@ -1,0 +1,278 @@
+"""Search for a better prompt with TextGrad: a language model criticises the system text and writes a new one.
+
+    transformers serve Qwen/Qwen2.5-7B-Instruct --port 8000
+    python -m run.optimize_prompt --run polar --engine http://localhost:8000/v1 --engine_model Qwen/Qwen2.5-7B-Instruct
+    python -m run.optimize_prompt --run Qwen/Qwen2-7B-Instruct --prompt korean+cot --engine Qwen/Qwen2.5-7B-Instruct
+
+--run is the model under test: a trained run, by name or folder, or an untrained model. --engine is the critic: any
+OpenAI-compatible endpoint (vLLM, Ollama, transformers serve), or a model that is loaded here. The items of the labelled
+split are parted by dialogue: on one part the text is criticised, on the other, held out, a new prompt has to win. The
+test split is never read. Every step is kept in --out, and the same command goes on where it stopped.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from src.cli import Parser, UserError, run_main
+from src.data import Item, load_data, sha256
+from src.metrics import wilson
+from src.prompts import Prompt, load_prompt, parse_prompt
+from src.records import RESULTS, find_run, git_commit, read_record, versions, write_json, write_text
+
+NOT_FIXED = ("steps", "max_calls")
+"""Settings that may change when a search goes on."""
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.optimize_prompt")
+    parser.add_argument("--run", required=True, metavar="RUN", help="the model under test")
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="where to start (default: what the run was trained with, or entry)"
+    )
+    parser.add_argument("--engine", required=True, metavar="URL_OR_MODEL", help="the critic")
+    parser.add_argument("--engine_model", metavar="NAME", help="the model's name at the endpoint")
+    parser.add_argument(
+        "--key_env",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="environment variable with the key of an endpoint elsewhere (default: %(default)s); it is written nowhere",
+    )
+    parser.add_argument(
+        "--send_items", action="store_true", help="allow items to be sent to an endpoint that is not on this machine"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="X", help="the critic's (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--answer_tokens",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="longest answer of the critic (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="items that the critic reads a step (default: %(default)s)",
+    )
+    parser.add_argument("--categories", action="store_true", help="also change the sentences of the categories")
+    parser.add_argument(
+        "--alpha", type=float, default=0.05, metavar="P", help="keep a prompt at p up to this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--margin", type=float, metavar="X", help="or keep it when it gets this share more of them right"
+    )
+    parser.add_argument(
+        "--held_out",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="share of the dialogues held out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_calls",
+        type=int,
+        default=60,
+        metavar="N",
+        help="calls of the critic, all sessions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_tokens", type=int, default=768, metavar="N", help="longest system text (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--split", default="dev", choices=("train", "dev"), help="labelled items (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
+    parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    from rich.console import Console
+
+    from src import prompt_search as searching
+
+    arguments = make_parser().parse_args(argv)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    fields = [field.name for field in dataclasses.fields(searching.Search)]
+    settings = searching.Search(**{name: getattr(arguments, name) for name in fields})
+    check_engine(arguments)
+    items, path = load_data(arguments.data, arguments.split)
+    if missing := [item.id for item in items if item.label is None]:
+        raise UserError(
+            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
+        )
+
+    from src import model as models
+    from src import runs
+
+    items = runs.sample_items(items, arguments.limit, settings.seed)
+    learn, held = searching.split(items, settings)
+    name, recipe, weights = runs.named_model(arguments.run)
+    start = start_prompt(arguments, recipe)
+    out = arguments.out or RESULTS / f"optimized-{Path(name.split()[0]).name}-{start.name}"
+    asked = {
+        "run": arguments.run,
+        "start": start.sha256,
+        "data_sha256": sha256(path),
+        "items": len(items),
+        "engine": arguments.engine,
+        "engine_model": arguments.engine_model,
+        "temperature": arguments.temperature,
+        **{key: value for key, value in dataclasses.asdict(settings).items() if key not in NOT_FIXED},
+    }
+    check_folder(out, asked)
+    write_json(out / "search.json", asked)
+
+    # The model under test
+    device = models.pick_device(arguments.device)
+    network = models.load_run(weights or Path(), recipe, device, trained=weights is not None)
+    kept = models.weights_folder(weights) if weights else None
+    library = runs.find_library(start, arguments.data)
+    plain = recipe.replace(reasoning=False)
+    tokenizer = runs.make_encoder(plain, start, kept, library).tokenizer
+
+    def scorer(prompt: Prompt, some: Any) -> Any:
+        from src.scores import score
+
+        encoder = runs.make_encoder(plain, prompt, kept, library)
+        examples = encoder.for_scoring(some)
+        return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
+
+    # The search
+    calls = searching.Calls(make_ask(arguments, settings, device), out / "calls.jsonl", settings.max_calls)
+    console.print(
+        f"{name}, prompt {start.name}: {len(learn)} items of {path} to learn from, {len(held)} held out; at most "
+        f"{settings.steps} steps and {settings.max_calls} calls, {calls.count} of them made"
+    )
+    steps, ended = searching.search(
+        start,
+        learn,
+        held,
+        scorer,
+        calls,
+        settings,
+        out,
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        lambda step: console.print(step_line(step)),
+    )
+
+    # What it leaves
+    last = next(step for step in reversed(steps) if step.kept)
+    best = dataclasses.replace(searching.parse(last.prompt), name=out.name)
+    write_text(out / "prompt.yaml", best.text)
+    before, after = start.text, dataclasses.replace(best, name=start.name).text
+    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
+    difference = "".join(difflib.unified_diff(*lines, f"{start.name}.yaml", "prompt.yaml"))
+    write_text(out / "prompt.diff", difference)
+    searching.plot(steps, out / "accuracy.png")
+    record = {
+        "search": asked | {"steps": settings.steps, "max_calls": settings.max_calls},
+        "data": {"path": path, "learned_from": ids(learn), "held_out": ids(held)},
+        "start": {"name": start.name, "sha256": start.sha256, "accuracy": steps[0].accuracy},
+        "prompt": {"step": last.number, "sha256": best.sha256, "accuracy": last.accuracy},
+        "steps": len(steps) - 1,
+        "kept": [step.number for step in steps if step.kept and step.number],
+        "calls": calls.count,
+        "ended": ended,
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    write_json(out / "search_record.json", record)
+    console.print(f"\nended: {ended}; {calls.count} calls\n")
+    console.print(difference or "No new prompt was kept.\n")
+    console.print(f"{accuracy_words('the start', steps[0])}\n{accuracy_words('the end', last)}")
+    console.print(
+        "The held-out items chose the prompt, which flatters the end somewhat; other items tell what it is worth."
+    )
+    console.print(f"written: {out / 'prompt.yaml'}, prompt.diff, accuracy.png and all steps beside it")
+    names = f"{arguments.prompt or start.name} {out / 'prompt.yaml'}"
+    console.print(f"next: python -m run.prompts --compare {names} --runs {arguments.run}")
+
+
+def check_engine(arguments: Namespace) -> None:
+    from src.prompt_search import is_local
+
+    if "://" not in arguments.engine:
+        return
+    if not arguments.engine_model:
+        raise UserError(f"--engine {arguments.engine} needs --engine_model, the name of the model there.")
+    if is_local(arguments.engine):
+        return
+    if not os.environ.get(arguments.key_env):
+        raise UserError(
+            f"--engine {arguments.engine} is not on this machine, and {arguments.key_env} holds no key for it. Set it, "
+            "or name another variable with --key_env."
+        )
+    if not arguments.send_items:
+        raise UserError(
+            f"--engine {arguments.engine} is not on this machine: dialogues and options would be sent there. Where the "
+            "data's terms allow it, say so with --send_items; the official corpus may not be passed on."
+        )
+
+
+def make_ask(arguments: Namespace, settings: Any, device: Any) -> Any:
+    from src import prompt_search as searching
+
+    how = (arguments.temperature, arguments.answer_tokens, settings.seed)
+    if "://" in arguments.engine:
+        key = None if searching.is_local(arguments.engine) else os.environ[arguments.key_env]
+        return searching.endpoint(arguments.engine, arguments.engine_model, key, *how)
+    return searching.in_process(arguments.engine, device, *how)
+
+
+def start_prompt(arguments: Namespace, recipe: Any) -> Prompt:
+    if arguments.prompt:
+        return load_prompt(arguments.prompt)
+    folder = find_run(arguments.run)
+    if folder:
+        return parse_prompt(read_record(folder)["prompt"]["text"], f"{folder}: prompt")
+    return load_prompt(recipe.prompt)
+
+
+def check_folder(out: Path, asked: dict[str, Any]) -> None:
+    import json
+
+    file = out / "search.json"
+    if not file.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {out} holds something else than a search; name a new folder.")
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))
+    differing = [key for key, value in asked.items() if there.get(key) != value]
+    if differing:
+        told = ", ".join(f"{key} was {there.get(key)!r}, now {asked[key]!r}" for key in differing)
+        raise UserError(f"{out} holds another search: {told}. Delete it, or name another --out.")
+
+
+def ids(items: list[Item]) -> list[str]:
+    return [item.id for item in items]
+
+
+def step_line(step: Any) -> str:
+    found = step.accuracy
+    share = f"held-out accuracy {found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]" if found else "no held-out accuracy"
+    verdict = "start" if step.number == 0 else "kept" if step.kept else "refused"
+    return f"step {step.number}, {verdict}: {step.reason}; {share}; {step.calls} calls, {step.seconds:.1f} s"
+
+
+def accuracy_words(what: str, step: Any) -> str:
+    right = step.right["held"]
+    low, high = wilson(sum(right), len(right))
+    share = f"{sum(right) / len(right):.1%} (95 % {low:.1%} to {high:.1%})"
+    return f"{what}: {sum(right)}/{len(right)} held-out items, {share}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

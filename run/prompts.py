@@ -1,0 +1,292 @@
+"""Prompts: what there is, how an item looks under one, and which is better.
+
+    python -m run.prompts                                                   # list them
+    python -m run.prompts korean+persona+cot --runs polar --item train-3    # one item, and where its tokens go
+    python -m run.prompts --compare korean korean+cot korean+3shots --runs Qwen/Qwen2-7B-Instruct polar
+
+RUN is a trained run, by name or folder; or an untrained model, by a recipe's file, a backbone's short name, a hub id or
+a folder. Showing an item takes its tokenizer only. A comparison scores the same items of a labelled split under each
+prompt, and holds each against the first by McNemar's exact test. The test split has no labels outside NIKL.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.cli import Parser, UserError, run_main
+from src.data import Item, load_data, sha256
+from src.metrics import evaluate, mcnemar
+from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
+from src.records import find_run, read_record, write_json
+
+SAMPLE = Path("resource/data/sample.json")
+LETTERS_SHOWN = 12
+"""Tokens in front of the letters that are shown."""
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.prompts")
+    parser.add_argument("prompt", nargs="?", help="show an item under this one (default: list all prompts)")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="PROMPT", help="score these, the first is what others are held to"
+    )
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="trained runs or untrained models")
+    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("resource/data"),
+        help="folder of data_SPLIT.json, where examples come from, too (default: %(default)s)",
+    )
+    parser.add_argument("--item", metavar="ID", help="the item to show (default: the first)")
+    parser.add_argument("--reasoning", action="store_true", help="show the prompt as reasoning is generated behind it")
+    parser.add_argument("--orders", type=int, default=1, choices=(1, 6), help="orders of the options to average over")
+    parser.add_argument("--limit", type=int, metavar="N", help="compare on N items only")
+    parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison here, the answers included")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    from rich.console import Console
+
+    arguments = make_parser().parse_args(argv)
+    console = Console(markup=False, highlight=False)
+    if arguments.compare:
+        if not arguments.runs or arguments.prompt:
+            raise UserError("--compare takes the prompts itself, and needs at least one of --runs.")
+        compare(arguments, console)
+    elif arguments.prompt:
+        show(arguments, console)
+    else:
+        console.print(listing(), soft_wrap=True)
+
+
+# List
+
+
+def listing() -> str:
+    """Every prompt that the files make: a paragraph for each file, a line for each of its strategies."""
+    lines = []
+    for name in available():
+        base = load_prompt(name)
+        lines.append(f"{name}: {base.description} ({len(base.system)} characters of system text)")
+        together = []
+        for combination in combinations(name)[1:]:
+            prompt, added = load_prompt(combination), combination.removeprefix(name)
+            if added.count("+") > 1:
+                together.append(added)
+                continue
+            told = prompt.description.removeprefix(base.description).strip()
+            lines.append(f"    {added:<14}{told} ({len(prompt.system) - len(base.system):+} characters)")
+        lines += [f"    together      {', '.join(together)}"] if together else []
+        lines += ["    --reasoning   can be generated before the letter (run.test)"] if base.bridge else []
+        lines.append("")
+    lines.append(
+        "Examples go with any of them: +3shots (the same ones for a category), +3near (the nearest to the item)."
+    )
+    return "\n".join(lines)
+
+
+# Show
+
+
+def show(arguments: Namespace, console: Any) -> None:
+    """One item as a backbone sees it; without a backbone as messages."""
+    prompt = load_prompt(arguments.prompt)
+    item = one_item(arguments)
+    if len(arguments.runs) > 1:
+        raise UserError(f"an item is shown for one of --runs; found {', '.join(arguments.runs)}.")
+    if not arguments.runs:
+        if prompt.examples:
+            raise UserError(f"prompt {prompt.name} has examples; name a model with --runs to see them in place.")
+        for message in prompt.render(item, reasoning=arguments.reasoning).messages:
+            console.print(f"[{message['role']}]\n{message['content']}\n", soft_wrap=True)
+        console.print(f"answer: {prompt.render(item).answers[item.label or 0]}")
+        console.print("Its tokens: add --runs and a run, a backbone's name or a model's folder.")
+        return
+
+    from src import runs
+
+    name, recipe, folder = runs.named_model(arguments.runs[0])
+    recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
+    library = runs.find_library(prompt, arguments.data, arguments.reasoning)
+    encoder = runs.make_encoder(recipe, prompt, runs.models.weights_folder(folder) if folder else None, library)
+    (example,) = encoder.for_scoring([item])
+    console.print(encoder.tokenizer.decode(list(example.ids)), soft_wrap=True)
+    letters = zip("ABC", encoder.letter_ids or (), strict=True)
+    end = [encoder.tokenizer.decode([id]) for id in example.ids[-LETTERS_SHOWN:]]
+    console.print(f"\n{name}, prompt {prompt.name}, item {item.id}: {len(example.ids)} tokens", soft_wrap=True)
+    console.print(counts_table(encoder, item))
+    told = ", ".join(f"{letter} {id} {encoder.tokenizer.decode([id])!r}" for letter, id in letters)
+    console.print(f"the letters are read behind {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
+
+
+def one_item(arguments: Namespace) -> Item:
+    data = arguments.data if (arguments.data / f"data_{arguments.split}.json").is_file() else SAMPLE
+    items, path = load_data(data, arguments.split)
+    if arguments.item is None:
+        return items[0]
+    found = next((item for item in items if item.id == arguments.item), None)
+    if found is None:
+        raise UserError(f"{path} has no item {arguments.item}; its first is {items[0].id}.")
+    return found
+
+
+def counts_table(encoder: Any, item: Item) -> Any:
+    from rich.table import Table
+
+    table = Table("part", "tokens")
+    for part, count in part_tokens(encoder, item).items():
+        table.add_row(part, f"{count}")
+    return table
+
+
+def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
+    """Part → its tokens; a token belongs to the part in which it starts. The rest is the chat template's."""
+    text = encoder.prompt_text(item)
+    end = encoder.prompt.reasoned("") if encoder.reasoning else ""
+    offsets = encoder.tokenizer(text + end, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    kinds = ["chat template"] * len(text) + ["bridge"] * len(end)
+
+    def mark(words: str, part: str, start: int) -> int:
+        place = text.find(words.strip(), start)
+        if place >= 0 and words.strip():
+            kinds[place : place + len(words.strip())] = [part] * len(words.strip())
+        return max(place, start)
+
+    messages = encoder.prompt.render(item, reasoning=encoder.reasoning).messages
+    own = text.rfind(messages[-1]["content"])
+    if len(messages) > 1:
+        mark(messages[0]["content"], "system", 0)
+    if encoder.library:
+        first = encoder.prompt.render(encoder.library.choose(item)[0], reasoning=encoder.reasoning).messages[-1]
+        start = text.find(first["content"])
+        kinds[start:own] = ["examples"] * (own - start)
+    place = own
+    for part, words in encoder.prompt.parts(item, reasoning=encoder.reasoning):
+        place = mark(words, part, place)
+    found = [kinds[min(start, len(kinds) - 1)] for start, _ in offsets]
+    parts = ["system", "examples", *MARKS, "bridge", "chat template"]
+    total = len(encoder.for_scoring([item])[0].ids)
+    found += ["chat template"] * (total - len(found))  # a BOS of its own
+    return {part: found.count(part) for part in parts if part in found}
+
+
+# Compare
+
+
+def compare(arguments: Namespace, console: Any) -> None:
+    """One table a run: every prompt on the same items, each against the first."""
+    if len(set(arguments.compare)) < len(arguments.compare):
+        raise UserError("--compare: a prompt is named twice.")
+    prompts = [load_prompt(name) for name in arguments.compare]
+    items, path = load_data(arguments.data, arguments.split)
+    if missing := [item.id for item in items if item.label is None]:
+        raise UserError(
+            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
+        )
+
+    from src import model as models
+    from src import runs
+
+    device = models.pick_device(arguments.device)
+    chosen = [(given, *runs.named_model(given)) for given in arguments.runs]
+    items = runs.sample_items(items, arguments.limit, seed=0)
+    # Every prompt must fit every model, before the first model is loaded.
+    encoders = {
+        given: [encoder_for(prompt, recipe, folder, arguments.data) for prompt in prompts]
+        for given, _, recipe, folder in chosen
+    }
+    for some in encoders.values():
+        for encoder in some:
+            encoder.for_scoring(items, ORDERS[: arguments.orders])
+    console.print(f"{len(items)} items of {path}, {arguments.orders} order(s) of the options")
+    results = []
+    for given, name, recipe, folder in chosen:
+        network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)
+        rows = [score_prompt(network, encoder, items, ORDERS[: arguments.orders]) for encoder in encoders[given]]
+        results.append({"run": name, "trained_with": trained_with(given), "prompts": rows})
+        for row in rows:
+            hits, first = row["right"], rows[0]["right"]
+            row["gained"] = sum(one and not other for one, other in zip(hits, first, strict=True))
+            row["lost"] = sum(other and not one for one, other in zip(hits, first, strict=True))
+            row["p"] = mcnemar(row["gained"], row["lost"])
+        console.print(comparison(results[-1]))
+        del network
+    console.print(
+        "against first: items that this prompt alone (+), and the first alone (−) gets right; p: McNemar's exact test, "
+        "two-sided, not corrected for how many prompts are compared. tokens: of a prompt, and the share of them that "
+        "prompts with the same beginning save.",
+        soft_wrap=True,
+    )
+    if arguments.json:
+        given = {"path": path, "sha256": sha256(path), "ids": [item.id for item in items], "orders": arguments.orders}
+        write_json(arguments.json, {"data": given, "runs": results})
+        console.print(f"written: {arguments.json}")
+
+
+def encoder_for(prompt: Prompt, recipe: Any, folder: Path | None, data: Path) -> Any:
+    from src import model, runs
+
+    recipe = recipe.replace(prompt=prompt.name, reasoning=False)
+    weights = model.weights_folder(folder) if folder else None
+    return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data))
+
+
+def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:
+    from src import rows as layouts
+    from src import scores
+    from src.progress import stage
+
+    started = time.monotonic()
+    examples = encoder.for_scoring(items, orders)
+    with stage(encoder.prompt.name, len(examples)) as bar:
+        found = scores.score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
+    seconds = time.monotonic() - started
+    answers = [row.prediction for row in found]
+    worth = evaluate(items, answers)
+    ids = [one.ids for one in examples]
+    tokens = sum(map(len, ids))
+    unique = sum(layouts.sizes(ids, layouts.Layout("tree", scores.GPU_SCORING, encoder.pad_id)))
+    return {
+        "prompt": encoder.prompt.name,
+        "sha256": encoder.prompt.sha256,
+        "correct": worth.correct,
+        "accuracy": worth.accuracy,
+        "interval": worth.interval,
+        "tokens": tokens / len(examples),
+        "shared": 1 - unique / tokens,
+        "seconds": seconds,
+        "answers": answers,
+        "right": [item.label == answer for item, answer in zip(items, answers, strict=True)],
+    }
+
+
+def trained_with(given: str) -> str | None:
+    folder = find_run(given)
+    return read_record(folder)["prompt"]["name"] if folder else None
+
+
+def comparison(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
+    table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    table.columns[0].overflow = "fold"
+    for place, row in enumerate(result["prompts"]):
+        low, high = row["interval"]
+        p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+        against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
+        costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
+        table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
