@@ -1,8 +1,11 @@
-"""What the commands in `run/` import. Data flows one way: file → items → messages → tokens → scores → vote."""
+"""What the commands in `run/` import. Data flows one way: file → items → messages → tokens → tree → scores → vote."""
 
 import logging
 import os
 import warnings
+
+# Nothing leaves the machine: not even which tools ask the hub.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Optional parts of libraries that are not there (kernels for other GPUs, a hub of kernels) are no news to the user.
 for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
