@@ -102,7 +102,7 @@ def scoring_layout(
 ) -> Layout:
     """How prompts are read: as trees where that saves enough, in rows of one length."""
     if not compiled:
-        tree = Layout("tree", CPU_TREE, pad_id)
+        tree = Layout("tree", max(CPU_TREE, max(map(len, prompts))), pad_id)
         padded = Layout("padded", CPU_BATCH, pad_id)
         shares = _pays(shape, [(prompts, None)], tree, padded) and device.type == "cpu"
         return tree if shares else padded

@@ -239,7 +239,7 @@ def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, 
     several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
     alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
-    while (compared := _compared(trainer, probes, (trainer.layout, alone))) is None:
+    while (compared := _compared(trainer, probes, alone)) is None:
         shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
         if shorter is None:
             raise UserError(
@@ -272,10 +272,13 @@ def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, 
     return found
 
 
-def _compared(trainer: "LetterTrainer", probes: Sequence[Example], compared: Sequence[Layout]) -> "list[Probe] | None":
-    """`compare_layouts`, or None when memory is short; whatever was made is then gone."""
+def _compared(trainer: "LetterTrainer", probes: Sequence[Example], alone: Layout) -> "list[Probe] | None":
+    """`compare_layouts` of the trainer's rows at their greatest length, where memory is shortest, and of items alone;
+    None when it does not suffice, with whatever was made gone.
+    """
+    rows = dataclasses.replace(trainer.layout, lengths=trainer.layout.lengths[-1:])
     try:
-        return trainer.compare_layouts(probes, compared)
+        return trainer.compare_layouts(probes, (rows, alone))
     except torch.OutOfMemoryError:
         trainer.network.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
