@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ from src import corpus, layouts, miniature, plan
 from src import model as models
 from src.data import Item, parse_items
 from src.encode import Encoder, Example
+from src.guard import guarded
 from src.pairs import text_pairs
 from src.prompts import ORDERS, Prompt
 from src.recipes import ORPO, Recipe, backbones, make_recipe
-from src.rows import rows_on_gpu, sizes
+from src.rows import Layout, rows_on_gpu, sizes
 from src.scores import score
-from src.trainer import LetterTrainer, guarded, make_trainer, training_examples
+from src.trainer import LetterTrainer, make_trainer, training_examples
 
 SEED = 0
 
@@ -539,18 +541,24 @@ class Setting:
         return plan.FAMILIES[self.config.model_type].attention
 
     @property
-    def short_of_memory(self) -> bool:
-        """Whether weights in bf16 leave too little of the GPU to score with."""
-        if self.device.type == "cpu":
-            return False
-        return 2 * plan.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device)
-
-    @property
     def dtype(self) -> torch.dtype:
         return models.compute_dtype(self.device)
 
     def model(self, dtype: torch.dtype, attention: str, nf4: torch.dtype | None = None, double: bool = False) -> Any:
         return make_model(self.config, self.device, dtype, attention, nf4, double)
+
+    @cached_property
+    def kept_for_scoring(self) -> str:
+        """ "NF4" where weights in bf16 leave too little of the GPU to score with, else ""."""
+        if self.device.type == "cpu":
+            return ""
+        return (
+            "NF4" if 2 * plan.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device) else ""
+        )
+
+    def for_scoring(self) -> Any:
+        nf4 = self.dtype if self.kept_for_scoring else None
+        return self.model(self.dtype, self.fastest, nf4=nf4, double=True).eval()
 
 
 def measure(row: Row, setting: Setting, seconds: float) -> dict[str, Any]:
@@ -602,8 +610,8 @@ def entry_training(row: Row, setting: Setting, clock: Clock) -> str:
 
 
 def entry_scoring(row: Row, setting: Setting, clock: Clock) -> str:
-    """One item a forward, the logits of every token, three of them read."""
-    network = setting.model(setting.dtype, setting.fastest).eval()
+    """One item a forward, the logits of every token, three of them read. In NF4 where bf16 would not fit."""
+    network = setting.for_scoring()
     clock.watch(network)
     clock.begin()
     with torch.no_grad():
@@ -613,7 +621,7 @@ def entry_scoring(row: Row, setting: Setting, clock: Clock) -> str:
             [logits[letter].item() for letter in setting.encoder.letter_ids]
             if clock.lap():
                 break
-    return ""
+    return setting.kept_for_scoring
 
 
 def spread(examples: Sequence[Example]) -> list[Example]:
@@ -826,9 +834,8 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
         trainer.add_callback(_Steps(clock, trainer))
         clock.begin()
         trainer.train()
-    lengths = "/".join(map(str, layout.lengths))
     ways = [
-        f"{trainer.layout.kind} rows{f' of {lengths}' if lengths else ''}",
+        f"{trainer.layout.kind} rows{_of(trainer.layout)}",
         way.optimizer if row.method == "full" else "",
         "dequantised once" if way.dequantised else "",
         "checkpointing" if way.checkpointing else "",
@@ -839,8 +846,7 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
 
 def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     """The test split in `row.orders` orders; a step is one pass over it."""
-    nf4 = setting.dtype if setting.short_of_memory else None
-    network = setting.model(setting.dtype, setting.fastest, nf4=nf4, double=True).eval()
+    network = setting.for_scoring()
     items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
     examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
     prompts = [one.ids for one in examples]
@@ -854,13 +860,18 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
         clock.count(len(items), raw, unique, len(examples))
         if clock.lap():
             break
-    kept = ", NF4" if nf4 else ""
-    return f"{len(items)} items, {layout.kind} rows{f' of {layout.lengths}' if layout.lengths else ''}{kept}"
+    ways = [f"{len(items)} items, {layout.kind} rows{_of(layout)}", setting.kept_for_scoring]
+    return ", ".join(text for text in ways if text)
+
+
+def _of(layout: Layout) -> str:
+    """The rows' lengths, as words behind `rows`."""
+    return f" of {'/'.join(map(str, layout.lengths))}" if layout.lengths else ""
 
 
 def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
     """Ever more test splits of other dialogues, each scored twice and timed the second time; `clock.points`."""
-    network = setting.model(setting.dtype, setting.fastest).eval()
+    network = setting.for_scoring()
     prompts: list[Example] = []
     shape, ready, pad_id = plan.Shape.of_config(setting.config), rows_on_gpu(setting.device), setting.encoder.pad_id
     clock.warm, clock.least, clock.limit = 1, len(GROWTH), 0.0

@@ -234,6 +234,11 @@ def usually(model: Any) -> Iterator[None]:
         causal.set_attn_implementation(before)
 
 
+def totals(rows: Sequence[Row]) -> torch.Tensor:
+    """(1,) or (2,): sums of the rows' loss weights, of terms and, where there are pairs, of pairs."""
+    return torch.stack([sum(row[key].sum() for row in rows) for key in ("weight", "pair_weight") if key in rows[0]])
+
+
 def to_device(row: Row, device: torch.device) -> Row:
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

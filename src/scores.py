@@ -7,13 +7,11 @@ from typing import Any
 import torch
 
 from src.encode import Example
+from src.guard import GAP, gap
 from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout
 from src.plan import Shape
 from src.records import ItemScores
 from src.rows import Layout, Term, lay_out, logits_at, make_ready, to_device, usually
-
-TOLERANCE = {"cpu": 1e-3, "cuda": 0.5}
-"""By how much letter logits may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
 
 
 class LetterHead(torch.nn.Module):
@@ -84,11 +82,12 @@ def score(
         logits = _read(model, prompts, layout, update)
         if layout.kind != "padded" and not getattr(model, "rows_agree", False):
             probes = _probes(examples)
-            gap = (_read(model, [prompts[place] for place in probes], alone) - logits[probes]).abs().max().item()
-            if gap > TOLERANCE[model.device.type]:
+            theirs = _read(model, [prompts[place] for place in probes], alone)
+            apart = gap(logits[probes].flatten().tolist(), theirs.flatten().tolist())
+            if apart > GAP[model.device.type]:
                 print(
                     f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
-                    f"{gap:.3f}; reading all one by one, which is slower",
+                    f"{apart:.3f}; reading all one by one, which is slower",
                     flush=True,
                 )
                 logits = _read(model, prompts, alone, update)

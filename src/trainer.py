@@ -30,29 +30,15 @@ from src import model as models
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder, Example
+from src.guard import CHECKPOINTING, guarded
 from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
 from src.records import ItemScores
-from src.rows import (
-    Layout,
-    Row,
-    Term,
-    lay_out,
-    logits_at,
-    logprobs_at,
-    make_ready,
-    make_usual,
-    rows_on_gpu,
-    to_device,
-    usually,
-)
-from src.scores import TOLERANCE, score
+from src.rows import Layout, Row, Term, lay_out, logits_at, logprobs_at, make_ready, rows_on_gpu, totals
+from src.scores import score
 
 CHECKPOINTS = "checkpoints"
-CHECKPOINTING = {"use_reentrant": False}
-GUARD = {"cpu": 1e-3, "cuda": 0.05}
-"""By which share loss and gradient norm may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
 
 OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
@@ -223,68 +209,6 @@ def make_trainer(
     )
 
 
-def guarded(trainer: "LetterTrainer", checkpointing: bool = False) -> dict[str, Any] | None:
-    """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
-
-    Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
-    Rows that do not fit into memory after all become shorter. checkpointing: as it is wanted one by one, too.
-    """
-    if trainer.layout.kind == "padded":
-        return None
-    dialogues: dict[str, list[Example]] = {}
-    for one in trainer.examples:
-        dialogues.setdefault(one.dialogue, []).append(one)
-    several = [items for items in dialogues.values() if len(items) > 1] or list(dialogues.values())
-    # The shortest: one by one, memory holds less of an item than of a row.
-    several = sorted(several, key=lambda items: max(len(one.ids) for one in items[:2]))[:2]
-    probes = [one for items in several for one in items[:2]]
-    alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
-    while (compared := _compared(trainer, probes, alone)) is None:
-        shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
-        if shorter is None:
-            raise UserError(
-                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
-                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
-            )
-        print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
-        trainer.layout = shorter
-    ours, theirs = compared
-    kind = trainer.args.device.type
-    gap = max(abs(a - b) for a, b in zip(ours.letters, theirs.letters, strict=True))
-    agree = (
-        abs(ours.loss - theirs.loss) <= GUARD[kind] * abs(theirs.loss)
-        and abs(ours.norm - theirs.norm) <= GUARD[kind] * theirs.norm
-        and gap <= TOLERANCE[kind]
-    )
-    found = {
-        "loss": [ours.loss, theirs.loss],
-        "gradient_norm": [ours.norm, theirs.norm],
-        "letter_logits_gap": gap,
-        "agree": agree,
-    }
-    if not agree:
-        print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
-        trainer.layout = alone
-        make_usual(trainer.network)
-        # Several answers of an item side by side are more than memory was planned for.
-        if checkpointing or trainer.recipe.objective == ORPO:
-            trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
-    return found
-
-
-def _compared(trainer: "LetterTrainer", probes: Sequence[Example], alone: Layout) -> "list[Probe] | None":
-    """`compare_layouts` of the trainer's rows at their greatest length, where memory is shortest, and of items alone;
-    None when it does not suffice, with whatever was made gone.
-    """
-    rows = dataclasses.replace(trainer.layout, lengths=trainer.layout.lengths[-1:])
-    try:
-        return trainer.compare_layouts(probes, (rows, alone))
-    except torch.OutOfMemoryError:
-        trainer.network.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    return None
-
-
 def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
     """Labelled items as the recipe's objective has them learned, with wrong answers where it compares."""
     return objective_of(recipe, encoder.for_training(items, lambda item: wrong_options(item, recipe)))
@@ -308,11 +232,6 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str) -> dict[
     return {"rows": list(lay_out([one.ids for one in examples], terms, layout))}
 
 
-def totals(rows: Sequence[Row]) -> torch.Tensor:
-    """(1,) or (2,): sums of the rows' loss weights, of terms and, where there are pairs, of pairs."""
-    return torch.stack([sum(row[key].sum() for row in rows) for key in ("weight", "pair_weight") if key in rows[0]])
-
-
 class ByDialogue(torch.utils.data.Sampler[int]):
     """Dialogues in a random order, and their items in a random order, other ones in each epoch."""
 
@@ -327,17 +246,6 @@ class ByDialogue(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(layouts.by_dialogue(self.examples, f"{self.seed}-{self.epoch}"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """What some items give in one layout: their loss, its gradient's norm, and the letters' logits of each (with
-    objective orpo the log-probability of each answer's letter).
-    """
-
-    loss: float
-    norm: float
-    letters: list[float]
 
 
 class LetterTrainer(Trainer):
@@ -432,47 +340,6 @@ class LetterTrainer(Trainer):
             logits, targets = logits[:, letters], (targets[:, None] == letters).int().argmax(1)
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         return (losses * row["weight"]).sum()
-
-    def compare_layouts(self, examples: Sequence[Example], compared: Sequence[Layout]) -> list[Probe]:
-        """What `examples` give in each layout, on the real device and in its dtype, without dropout."""
-        network = self.accelerator.unwrap_model(self.model)
-        device = network.device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.args.bf16)
-        letter_ids = list(self.encoder.letter_ids or ())
-        found = []
-        network.train()  # checkpointing is for training only
-        for module in network.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.eval()
-        for layout in compared:
-            total = 0.0
-            letters: dict[int, list[float]] = {}
-            # An item's answers side by side must not take more memory than the rows do.
-            sparing = layout.kind == "padded" and self.recipe.objective == ORPO
-            sparing = sparing and not network.is_gradient_checkpointing
-            if sparing:
-                network.gradient_checkpointing_enable(CHECKPOINTING)
-            with usually(network) if layout.kind == "padded" else contextlib.nullcontext():
-                rows = self.collate(examples, layout)["rows"]
-                whole = totals(rows).to(device)
-                for row in rows:
-                    with autocast:
-                        loss, outputs = self.row_loss(network, to_device(row, device), whole)
-                    loss.backward()
-                    total += loss.item()
-                    if self.recipe.objective == ORPO:
-                        letters |= preference.letter_logprobs(outputs, row)
-                        continue
-                    for number, values in zip(row["sequence"].tolist(), outputs[:, letter_ids].tolist(), strict=True):
-                        letters.setdefault(number, values)  # an item's first term is its letter
-            squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
-            norm = torch.stack(squares).sum().sqrt().item()
-            found.append(Probe(total, norm, [value for number in sorted(letters) for value in letters[number]]))
-            network.zero_grad(set_to_none=True)
-            if sparing:
-                network.gradient_checkpointing_disable()
-        network.train()
-        return found
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

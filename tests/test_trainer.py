@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from src import guard as guard_room
 from src import layouts, rows, trainer, tree
 from src.cli import UserError
 from src.data import Item
@@ -199,7 +200,7 @@ def with_trained_adapters(network: Any, recipe: Recipe) -> Any:
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                parameter.normal_(0, 0.1, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.1, generator=generator))
     return adapted
 
 
@@ -632,7 +633,7 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     monkeypatch.setattr(trainer.models, "add_adapter", with_trained_adapters)
     recipe = shares(backbone_folder("qwen2"), objective=objective, loss_per=loss_per, epoch=1, lora_dropout=0.3)
     probed: list[Any] = []
-    compare = trainer.LetterTrainer.compare_layouts
+    compare = guard_room.compare
 
     def noted(self: Any, examples: Any, compared: Any) -> Any:
         probed.extend([examples, compare(self, examples, compared), self.model])
@@ -640,7 +641,7 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
         assert all(module.training for module in self.model.modules() if isinstance(module, torch.nn.Dropout))
         return probed[1]
 
-    monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", noted)
+    monkeypatch.setattr(guard_room, "compare", noted)
     guard = train(recipe, tmp_path).training["rows"]["guard"]
     examples, (ours, theirs), _ = probed
     assert len(examples) == len({one.id for one in examples}) == 4
@@ -811,7 +812,7 @@ def test_rows_that_do_not_fit_into_memory_become_shorter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     left = [failures]
-    whole = trainer.LetterTrainer.compare_layouts
+    whole = guard_room.compare
 
     def crowded(self: Any, *args: Any) -> Any:
         if left[0]:
@@ -822,7 +823,7 @@ def test_rows_that_do_not_fit_into_memory_become_shorter(
         assert all(parameter.grad is None for parameter in self.network.parameters())
         return whole(self, *args)
 
-    monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", crowded)
+    monkeypatch.setattr(guard_room, "compare", crowded)
     found = train(shares(backbone_folder("qwen2"), epoch=1), tmp_path).training["rows"]
     assert (found["kind"], found["tokens"], found["lengths"]) == ("tree", tokens, (tokens,)) and found["guard"]["agree"]
     assert {row["input_ids"].shape[1] for row in recorder.rows} == {tokens}
@@ -835,7 +836,7 @@ def test_when_not_even_the_shortest_rows_fit(
     def crowded(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.LetterTrainer, "compare_layouts", crowded)
+    monkeypatch.setattr(guard_room, "compare", crowded)
     # The longest item has 134 tokens.
     with pytest.raises(
         UserError, match=r"not even rows of 256 tokens fit into the GPU's memory. .*gradient_checkpointing"
