@@ -108,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> int:
     words = gpus[int(number or 0)].name if kind == "cuda" else "CPU, one thread"
     arguments.layers = arguments.layers or LAYERS[kind]
 
-    from src import bench
+    from src import bench, standins
 
     rows = choose(arguments.rows, bench.ROWS, kind)
     path = arguments.json or RESULTS / f"bench_{slug(words if kind == 'cuda' else 'cpu')}.json"
@@ -118,8 +118,8 @@ def compare(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with tempfile.TemporaryDirectory() as folder:
         facts = write_corpus(Path(folder))
-        config = bench.model_config(arguments.backbone, kind, arguments.layers)
-        whole = bench.model_config(arguments.backbone, kind).num_hidden_layers
+        config = standins.model_config(arguments.backbone, kind, arguments.layers)
+        whole = standins.model_config(arguments.backbone, kind).num_hidden_layers
         record: dict[str, Any] = {
             "device": words,
             "backbone": arguments.backbone,
@@ -160,15 +160,15 @@ def choose(asked: Sequence[str] | None, known: Mapping[str, Any], kind: str) -> 
 
 def write_corpus(folder: Path) -> dict[str, Any]:
     """Leaves the splits and the tokenizer in `folder` for the rows, and returns what they are like."""
-    from src import bench
+    from src import standins
 
-    for split, items in bench.make_corpus().items():
+    for split, items in standins.make_corpus().items():
         write_text(folder / f"{split}.json", dump_items(items))
     train, test = (load_items(folder / f"{split}.json") for split in ("train", "test"))
     prompt = load_prompt(PROMPT)
-    tokenizer = bench.train_tokenizer(train, prompt)
+    tokenizer = standins.train_tokenizer(train, prompt)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
-    return bench.corpus_statistics(bench.make_encoder(tokenizer, prompt), train, test)
+    return standins.corpus_statistics(standins.make_encoder(tokenizer, prompt), train, test)
 
 
 def run_row(
@@ -205,15 +205,15 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from tokenizers import Tokenizer
 
-    from src import bench, model
+    from src import bench, model, standins
 
     device = model.pick_device(arguments.device)
     if arguments.cap:
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.cap * plan.GIB / total), device)
-    config = bench.model_config(arguments.backbone, device.type, arguments.layers)
+    config = standins.model_config(arguments.backbone, device.type, arguments.layers)
     tokenizer = Tokenizer.from_file(str(arguments.corpus / "tokenizer.json"))
-    encoder = bench.make_encoder(tokenizer, load_prompt(PROMPT), model.context_length(config))
+    encoder = standins.make_encoder(tokenizer, load_prompt(PROMPT), model.context_length(config))
     train, test = (load_items(arguments.corpus / f"{split}.json") for split in ("train", "test"))
     setting = bench.Setting(arguments.backbone, config, device, encoder, train, test)
     row = bench.ROWS[arguments.row]

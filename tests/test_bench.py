@@ -1,4 +1,4 @@
-"""run.bench on a CPU: the lengthened corpus, models made layer by layer, the clock, the rows, the table."""
+"""run.bench on a CPU: the clock, the rows, the table."""
 
 import dataclasses
 import io
@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 from rich.console import Console
-from transformers import AutoModelForCausalLM
 
 from run import bench as command
-from src import bench, plan
+from src import bench, standins
 from src.cli import UserError, run_main
 from src.data import dump_items, parse_items
 from src.prompts import load_prompt
@@ -21,88 +19,20 @@ from src.records import write_text
 from tests import toys  # one thread
 
 CPU = torch.device("cpu")
-FAMILIES = ("bllossom", "kogemma", "qwen2")
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, list[dict[str, Any]]]:
-    return bench.make_corpus()
-
-
-@pytest.fixture(scope="module")
-def train(splits: dict[str, list[dict[str, Any]]]) -> list[Any]:
-    found, problems = parse_items(json.dumps(splits["train"]).encode(), "train")
-    assert not problems
-    return found
+def train() -> list[Any]:
+    return parse_items(json.dumps(standins.make_corpus()["train"]).encode(), "train")[0]
 
 
 @pytest.fixture(scope="module")
 def setting(train: list[Any]) -> bench.Setting:
     """A few short items and the smallest model."""
     prompt = load_prompt("entry")
-    encoder = bench.make_encoder(bench.train_tokenizer(train, prompt), prompt)
+    encoder = standins.make_encoder(standins.train_tokenizer(train, prompt), prompt)
     few = sorted(train, key=lambda item: sum(len(turn.text) for turn in item.dialogue))[:16]
-    return bench.Setting("bllossom", bench.model_config("bllossom", "cpu", 1), CPU, encoder, few, few[:3])
-
-
-def test_lengthened_dialogues_have_the_official_lengths(train: list[Any]) -> None:
-    turns = [len(item.dialogue) for item in train]
-    characters = [sum(len(turn.text) for turn in item.dialogue) for item in train]
-    assert sum(turns) / len(turns) == pytest.approx(20.8, abs=0.5) and max(turns) <= 30 and min(turns) >= 10
-    assert sum(characters) / len(characters) == pytest.approx(393, rel=0.05) and 900 < max(characters) < 1100
-
-
-def test_lengthened_items_of_a_dialogue_still_share_it_and_know_their_targets(train: list[Any]) -> None:
-    assert len(train) == 758 and len({item.dialogue_key for item in train}) == 163
-    assert all(len(item.target_utterances) == len(item.targets) > 0 for item in train)
-
-
-def test_the_corpus_is_the_same_each_time(splits: dict[str, list[dict[str, Any]]]) -> None:
-    assert bench.make_corpus() == splits
-
-
-def test_the_tokenizer_makes_the_wanted_tokens(train: list[Any], setting: bench.Setting) -> None:
-    facts = bench.corpus_statistics(setting.encoder, train[:100], train[:10])
-    assert facts["characters_per_token"] == pytest.approx(1.5, abs=0.15)
-    assert 400 < facts["shared_prompt_tokens"] < 500 and 900 < facts["tokens_mean"] < 1200
-    tokenizer = setting.encoder.tokenizer
-    assert tokenizer.bos_token_id > 0
-    text = train[0].dialogue[0].text
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-@pytest.mark.parametrize("short", FAMILIES)
-def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> None:
-    config = bench.model_config(short, "cpu", 2)
-    attention = plan.FAMILIES[config.model_type].attention
-    made = bench.make_model(config, CPU, torch.float32, attention)
-    whole = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    shapes = {name: value.shape for name, value in made.state_dict().items()}
-    assert shapes == {name: value.shape for name, value in whole.state_dict().items()}
-    assert made.config.num_hidden_layers == config.num_hidden_layers == 2
-    ids = torch.arange(1, 40)[None]
-    logits = made(input_ids=ids).logits
-    assert logits.isfinite().all()
-    whole.load_state_dict(made.state_dict())
-    torch.testing.assert_close(whole(input_ids=ids).logits, logits)
-
-
-@pytest.mark.parametrize("short", FAMILIES)
-def test_nf4_packs_every_linear_layer_but_the_head(short: str) -> None:
-    config = bench.model_config(short, "cpu", 1)
-    made = bench.make_model(config, CPU, torch.float32, "eager", nf4=torch.float32, double=True)
-    packed = sum(2 * m.weight.numel() for m in made.modules() if isinstance(m, Linear4bit))
-    assert packed == plan.Shape.of_config(config).linear_parameters
-    assert type(made.lm_head) is torch.nn.Linear
-    assert made(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("short", FAMILIES)
-def test_on_a_gpu_the_config_is_the_table_of_backbones(short: str) -> None:
-    shape = plan.Shape.of_config(bench.model_config(short, "cuda"))
-    facts = plan.backbones()[short]
-    assert shape.parameters == pytest.approx(facts.parameters, rel=0.005)
-    assert bench.model_config(short, "cuda", 3).num_hidden_layers == 3
+    return bench.Setting("bllossom", standins.model_config("bllossom", "cpu", 1), CPU, encoder, few, few[:3])
 
 
 def test_the_clock_leaves_the_warm_up_out() -> None:
@@ -187,7 +117,7 @@ def test_one_failing_row_is_a_line_and_the_others_go_on(
     """The whole command, its rows in this process instead of one each."""
     few = sorted(train, key=lambda item: sum(len(turn.text) for turn in item.dialogue))[:10]
     make_corpus = {split: [item.source for item in few] for split in ("train", "test")}
-    monkeypatch.setattr(bench, "make_corpus", lambda: make_corpus)
+    monkeypatch.setattr(standins, "make_corpus", lambda: make_corpus)
     monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
 
     def run_job(job: list[str], log: Path, *rest: Any) -> str:
@@ -216,7 +146,7 @@ def test_the_table_takes_rows_without_a_base(setting: bench.Setting) -> None:
     rows = {"lora-64": command.with_rates({**row, "note": "[odd] words"})}
     command.add_ratios(rows)
     assert rows["lora-64"]["ratio"] is None and rows["lora-64"]["items_per_second"] == 5
-    facts = bench.corpus_statistics(setting.encoder, setting.train, setting.test)
+    facts = standins.corpus_statistics(setting.encoder, setting.train, setting.test)
     record = {"device": "NVIDIA H200", "backbone": "polar", "weights": "random", "layers": 64, "of_layers": 64}
     output = Console(file=io.StringIO(), width=100)
     output.print(command.table({**record, "cap_gib": 24.0, "corpus": facts, "rows": rows}))
