@@ -91,7 +91,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.cap and arguments.device == "cpu":
         raise UserError("--cap is the GPU's; leave it out with --device cpu.")
     if arguments.row and not (arguments.json and arguments.corpus):
-        raise UserError("--row goes with --json and --corpus; to measure single rows give them as --rows.")
+        raise UserError(
+            f"--row: found {arguments.row!r}; --row is what this command starts for itself, with --json and --corpus; "
+            f"to measure single rows: --rows {arguments.row}"
+        )
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -105,7 +105,8 @@ def test_help_and_mistakes() -> None:
         (["--seconds", "0"], "above 0"),
         (["--device", "cpu", "--cap", "24"], "the GPU's"),
         (["--device", "gpu"], "allowed: cpu, cuda"),
-        (["--row", "entry"], "--rows"),
+        (["--row", "entry"], "^--row: found 'entry'; .* starts for itself, .* single rows: --rows entry$"),
+        (["--row", "entry", "--json", "x.json"], "single rows: --rows entry$"),
     ):
         with pytest.raises(UserError, match=words):
             command.main(argv)
