@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src import plan
+from src import plan, shapes
 from src.cli import Parser, UserError, nearest, run_main
 from src.data import dump_items, load_items
 from src.jobs import run_job
@@ -213,7 +213,7 @@ def measure(arguments: argparse.Namespace) -> None:
     device = model.pick_device(arguments.device)
     if arguments.cap:
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.cap * plan.GIB / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.cap * shapes.GIB / total), device)
     config = standins.model_config(arguments.backbone, device.type, arguments.layers)
     tokenizer = Tokenizer.from_file(str(arguments.corpus / "tokenizer.json"))
     encoder = standins.make_encoder(tokenizer, load_prompt(PROMPT), model.context_length(config))
@@ -306,7 +306,7 @@ def table(record: dict[str, Any]) -> "RenderableType":
             f"{one['unique_tokens_per_second']:,.0f}",
             f"{one['raw_tokens_per_second']:,.0f}",
             f"{one['share_of_peak']:.1%}",
-            f"{one['peak_memory_bytes'] / plan.GIB:.1f}",
+            f"{one['peak_memory_bytes'] / shapes.GIB:.1f}",
             f"{one['warm_seconds']:.1f}",
             escape(one["note"]),
         )

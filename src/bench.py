@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import is_flash_attn_2_available
 
-from src import corpus, layouts, plan
+from src import corpus, layouts, shapes
 from src import model as models
 from src.data import Item, parse_items
 from src.encode import Encoder, Example
@@ -227,7 +227,7 @@ class Setting:
     @property
     def fastest(self) -> str:
         """The fastest attention that transformers has for the backbone without further packages."""
-        return plan.FAMILIES[self.config.model_type].attention
+        return shapes.FAMILIES[self.config.model_type].attention
 
     @property
     def dtype(self) -> torch.dtype:
@@ -242,7 +242,7 @@ class Setting:
         if self.device.type == "cpu":
             return ""
         return (
-            "NF4" if 2 * plan.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device) else ""
+            "NF4" if 2 * shapes.Shape.of_config(self.config).parameters > 0.85 * layouts.free_bytes(self.device) else ""
         )
 
     def for_scoring(self) -> Any:
@@ -261,7 +261,7 @@ def measure(row: Row, setting: Setting, seconds: float) -> dict[str, Any]:
         **asdict(row),
         **clock.result(),
         "matmul_flops": peak,
-        "linear_parameters": plan.Shape.of_config(setting.config).linear_parameters,
+        "linear_parameters": shapes.Shape.of_config(setting.config).linear_parameters,
         "note": note,
     }
 
@@ -502,7 +502,7 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = ours_recipe(row, setting), setting.device
     examples = training_examples(recipe, setting.encoder, setting.train)
-    shape = plan.Shape.of_config(setting.config)
+    shape = shapes.Shape.of_config(setting.config)
     steps = layouts.epoch_steps(examples, recipe)
     layout, _, way = layouts.training_layout(
         recipe, shape, examples, steps, setting.encoder.pad_id, device, rows_on_gpu(device)
@@ -539,7 +539,7 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
     examples = setting.encoder.for_scoring(items, ORDERS[: row.orders])
     prompts = [one.ids for one in examples]
-    shape, ready = plan.Shape.of_config(setting.config), rows_on_gpu(setting.device)
+    shape, ready = shapes.Shape.of_config(setting.config), rows_on_gpu(setting.device)
     layout = layouts.scoring_layout(prompts, shape, setting.encoder.pad_id, setting.device, ready)
     raw = sum(map(len, prompts))
     unique = raw if layout.kind == "padded" else sum(sizes(prompts, layout))
@@ -562,7 +562,7 @@ def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
     """Ever more test splits of other dialogues, each scored twice and timed the second time; `clock.points`."""
     network = setting.for_scoring()
     prompts: list[Example] = []
-    shape, ready, pad_id = plan.Shape.of_config(setting.config), rows_on_gpu(setting.device), setting.encoder.pad_id
+    shape, ready, pad_id = shapes.Shape.of_config(setting.config), rows_on_gpu(setting.device), setting.encoder.pad_id
     clock.warm, clock.least, clock.limit = 1, len(GROWTH), 0.0
     clock.begin()
     clock.lap()

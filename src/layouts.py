@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from src import plan
+from src import plan, shapes
 from src.encode import Example
 from src.recipes import Recipe
 from src.rows import AT_ONCE, WORTHWHILE, Layout, lengths_for, sizes
@@ -35,13 +35,13 @@ Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 
 def training_layout(
     recipe: Recipe,
-    shape: plan.Shape,
+    shape: shapes.Shape,
     examples: Sequence[Example],
     steps: Sequence[Sequence[int]],
     pad_id: int,
     device: torch.device,
     compiled: bool,
-) -> tuple[Layout, float, plan.Settled]:
+) -> tuple[Layout, float, shapes.Settled]:
     """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
 
     steps: the examples' numbers, by optimizer step, of an epoch. compiled: whether rows are computed as
@@ -59,18 +59,18 @@ def training_layout(
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
     kind = "tree" if shares else "single"
     largest = max(map(max, whole)) if shares else longest
-    found: list[tuple[tuple[float, ...], Layout, plan.Settled]] = []
+    found: list[tuple[tuple[float, ...], Layout, shapes.Settled]] = []
     for tokens in _budgets(largest, longest):
         layout = Layout(kind, tokens, pad_id)
         computed = sum(sum(_sizes(step, layout)) for step in some)
         items = len(steps[0]) * tokens // largest + 1 if shares else 1
         # Of several answers the log-probabilities are compared, for which the head reads so many places at a time.
-        projected = items if answers == 1 else min(items * answers, -(-AT_ONCE // plan.ANSWER_TOKENS))
+        projected = items if answers == 1 else min(items * answers, -(-AT_ONCE // shapes.ANSWER_TOKENS))
         for way in row_ways(recipe, shape, tokens, projected, free_bytes(device)):
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
-            cost = computed * plan.flops(recipe.method, way.checkpointing) * slower
-            fits = (0, plan.OPTIMIZERS.index(way.optimizer), cost)
+            cost = computed * shapes.flops(recipe.method, way.checkpointing) * slower
+            fits = (0, shapes.OPTIMIZERS.index(way.optimizer), cost)
             found.append((fits if way.fits else (1, way.memory.total), layout, way))
     _, layout, way = min(found, key=lambda one: one[0])
     rows = [size for step in some for size in _sizes(step, layout)]
@@ -78,15 +78,15 @@ def training_layout(
     return Layout(kind, lengths[-1], pad_id, lengths), raw / sum(rows), way
 
 
-def row_ways(recipe: Recipe, shape: plan.Shape, tokens: int, answers: int, free: int | None) -> list[plan.Settled]:
+def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, answers: int, free: int | None) -> list[shapes.Settled]:
     """Ways to train in rows of `tokens` tokens whose logits are those of `answers` answers at a time."""
     keys: dict[str, Any] = {"attention": "tree", "sequences": answers, "dropout": recipe.lora_dropout > 0}
     choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
-    found = plan.ways(shape, recipe.method, *choices, **keys)
+    found = shapes.ways(shape, recipe.method, *choices, **keys)
     if recipe.method == "qlora":
-        for way in plan.ways(shape, "lora", *choices, **keys):
+        for way in shapes.ways(shape, "lora", *choices, **keys):
             fits = free is None or way.memory.total <= ROOM * free
-            found.append(plan.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
+            found.append(shapes.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
     return found
 
 
@@ -98,7 +98,7 @@ def shorter(layout: Layout, longest: int) -> Layout | None:
 
 
 def scoring_layout(
-    prompts: Sequence[Sequence[int]], shape: plan.Shape, pad_id: int, device: torch.device, compiled: bool
+    prompts: Sequence[Sequence[int]], shape: shapes.Shape, pad_id: int, device: torch.device, compiled: bool
 ) -> Layout:
     """How prompts are read: as trees where that saves enough, in rows of one length."""
     if not compiled:
@@ -115,9 +115,9 @@ def scoring_layout(
     return Layout(kind, tokens, pad_id, lengths_for(rows, compiling_tokens(shape, "scoring", device)))
 
 
-def scoring_tokens(shape: plan.Shape, free: int) -> int:
+def scoring_tokens(shape: shapes.Shape, free: int) -> int:
     """Tokens of a row whose activations fit into half of `free` bytes, which count what the weights leave."""
-    each = plan.scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
+    each = shapes.scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
 
@@ -129,10 +129,10 @@ def free_bytes(device: torch.device) -> int:
     return min(free + held, allowed) - torch.cuda.memory_allocated(device)
 
 
-def compiling_tokens(shape: plan.Shape, method: str, device: torch.device) -> int:
+def compiling_tokens(shape: shapes.Shape, method: str, device: torch.device) -> int:
     """Tokens that are computed in the time that compiling for another length takes, at half the GPU's peak."""
     peak = plan.peak_tflops(torch.cuda.get_device_name(device)) or 300
-    each = 2 if method == "scoring" else plan.flops(method, False)
+    each = 2 if method == "scoring" else shapes.flops(method, False)
     return int(COMPILING_SECONDS * peak * 1e12 / 2 / (each * shape.linear_parameters))
 
 
@@ -176,7 +176,7 @@ def _budgets(largest: int, longest: int) -> list[int]:
 
 def _usual_layout(
     recipe: Recipe,
-    shape: plan.Shape,
+    shape: shapes.Shape,
     some: list[Step],
     longest: int,
     widest: int,
@@ -184,12 +184,12 @@ def _usual_layout(
     raw: int,
     pad_id: int,
     device: torch.device,
-) -> tuple[Layout, float, plan.Settled]:
+) -> tuple[Layout, float, shapes.Settled]:
     on_cpu = device.type == "cpu"
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
     free = None if on_cpu else free_bytes(device)
-    way = plan.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences)
+    way = shapes.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)
@@ -200,7 +200,7 @@ def _usual_layout(
     return padded, 1.0, way
 
 
-def _pays(shape: plan.Shape, steps: Sequence[Step], tree: Layout, padded: Layout) -> bool:
+def _pays(shape: shapes.Shape, steps: Sequence[Step], tree: Layout, padded: Layout) -> bool:
     """Whether a CPU computes the tree's rows in less multiplications than the padded batches, of which those of masked
     attention count more.
     """

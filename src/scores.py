@@ -9,9 +9,9 @@ import torch
 from src.encode import Example
 from src.guard import GAP, gap
 from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout
-from src.plan import Shape
 from src.records import ItemScores
 from src.rows import Layout, Term, lay_out, logits_at, make_ready, to_device, usually
+from src.shapes import Shape
 
 
 class LetterHead(torch.nn.Module):

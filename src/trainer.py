@@ -25,7 +25,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from src import layouts, plan, preference, progress
+from src import layouts, plan, preference, progress, shapes
 from src import model as models
 from src.cli import UserError
 from src.data import Item
@@ -67,7 +67,7 @@ def fine_tune(
     Goes on from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
     """
     set_seed(recipe.seed)
-    shape = plan.Shape.of_config(models.load_config(recipe))
+    shape = shapes.Shape.of_config(models.load_config(recipe))
     examples = training_examples(recipe, encoder, train)
     dev_answers = training_examples(recipe, encoder, dev) if recipe.objective == ORPO else []
     dev_examples = encoder.for_scoring(dev)
@@ -78,7 +78,9 @@ def fine_tune(
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     plan.check_disk(
-        folder, plan.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r), f"the run {recipe.name}"
+        folder,
+        shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
+        f"the run {recipe.name}",
     )
     network = load_for_training(recipe, settled, device)
     before = sample_weights(network) if recipe.method == "full" else {}
@@ -136,7 +138,7 @@ def fine_tune(
     return Outcome(trainable, total, training)
 
 
-def load_for_training(recipe: Recipe, settled: plan.Settled, device: torch.device) -> Any:
+def load_for_training(recipe: Recipe, settled: shapes.Settled, device: torch.device) -> Any:
     """The recipe's model with what is trained in the dtype of `settled`."""
     if recipe.method == "full":
         return models.load_base(recipe, device, dtype=torch.float32 if _mixed(recipe, settled) else torch.bfloat16)
@@ -152,7 +154,7 @@ def make_trainer(
     dev_examples: Sequence[Example],
     folder: Path,
     layout: Layout,
-    settled: plan.Settled,
+    settled: shapes.Settled,
     dev_answers: Sequence[Example] = (),
 ) -> "LetterTrainer":
     """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints. dev_answers: as `examples`, of
@@ -487,7 +489,7 @@ def share_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     return moved / sum(values.numel() for values in before.values())
 
 
-def _mixed(recipe: Recipe, settled: plan.Settled) -> bool:
+def _mixed(recipe: Recipe, settled: shapes.Settled) -> bool:
     """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 

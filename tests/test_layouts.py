@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import layouts, plan
+from src import layouts, shapes
 from src.encode import Example
 from src.layouts import (
     CPU_BATCH,
@@ -25,9 +25,9 @@ from src.layouts import (
     scoring_tokens,
     training_layout,
 )
-from src.plan import GIB, Shape
 from src.recipes import Recipe, backbones, make_recipe
 from src.rows import WORTHWHILE, Layout, lay_out, sizes
+from src.shapes import GIB, Shape
 from src.tree import BLOCK
 from tests import toys
 
@@ -79,7 +79,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def settled(
     one: Recipe, examples: Sequence[Example] = CORPUS, shape: Shape = BLLOSSOM, device: torch.device = GPU
-) -> tuple[Layout, float, plan.Settled]:
+) -> tuple[Layout, float, shapes.Settled]:
     steps = epoch_steps(examples, one)
     return training_layout(one, shape, examples, steps, PAD, device, compiled=device.type == "cuda")
 
@@ -120,7 +120,7 @@ def test_a_small_card_keeps_nf4_and_computes_again_or_in_short_rows(card: Card) 
         card(gib)
         layout, _, way = settled(recipe(method="qlora"))
         assert way.fits and not way.dequantised and layout.kind == "tree"
-        assert way.memory.total <= plan.USABLE * gib * GIB
+        assert way.memory.total <= shapes.USABLE * gib * GIB
         assert way.checkpointing or layout.tokens < 4096
     card(4)
     layout, _, way = settled(recipe(method="qlora"))
@@ -148,8 +148,8 @@ def test_of_the_optimizers_the_first_that_fits(card: Card) -> None:
         found.append((way.optimizer, way.fits))
     assert found == [("fp32", True), ("fp32-8bit", True), ("bf16-stochastic", True), ("bf16-stochastic", False)]
     # However short rows make it dearer than the next optimizer would be, and with checkpointing if need be.
-    least = plan.training_memory(BLLOSSOM, "full", "fp32", 1408, 6, True, "tree", sequences=10)
-    card(least.total / plan.USABLE / GIB)
+    least = shapes.training_memory(BLLOSSOM, "full", "fp32", 1408, 6, True, "tree", sequences=10)
+    card(least.total / shapes.USABLE / GIB)
     _, _, way = settled(recipe(method="full"))
     assert (way.optimizer, way.checkpointing) == ("fp32", True)
 
@@ -362,7 +362,7 @@ def test_scoring_on_a_gpu(card: Card) -> None:
         assert layout.kind == ("tree" if gib >= 1 else "single") and layout.tokens <= GPU_SCORING
         assert layout.lengths[-1] >= max(rows) and all(length % BLOCK == 0 for length in layout.lengths)
         assert layout.tokens >= max(map(len, PROMPTS)), "each prompt fits"
-        memory = plan.scoring_memory(BLLOSSOM, "lora", layout.tokens, "tree").activations
+        memory = shapes.scoring_memory(BLLOSSOM, "lora", layout.tokens, "tree").activations
         assert memory <= gib * GIB / 2 or layout.tokens == max(map(len, PROMPTS))
     assert scoring_tokens(BLLOSSOM, 120 * GIB) > GPU_SCORING > scoring_tokens(BLLOSSOM, GIB) >= BLOCK
     assert scoring_tokens(BLLOSSOM, 0) == BLOCK

@@ -8,14 +8,16 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM
 
-from src import plan, standins
+from src import standins
 from src.data import parse_items
 from src.encode import Encoder
 from src.prompts import load_prompt
+from src.recipes import backbones
+from src.shapes import FAMILIES, Shape
 from tests import toys  # one thread
 
 CPU = torch.device("cpu")
-FAMILIES = ("bllossom", "kogemma", "qwen2")
+SHORTS = ("bllossom", "kogemma", "qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,10 @@ def test_the_tokenizer_makes_the_wanted_tokens(train: list[Any], encoder: Encode
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize("short", FAMILIES)
+@pytest.mark.parametrize("short", SHORTS)
 def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> None:
     config = standins.model_config(short, "cpu", 2)
-    attention = plan.FAMILIES[config.model_type].attention
+    attention = FAMILIES[config.model_type].attention
     made = standins.make_model(config, CPU, torch.float32, attention)
     whole = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     shapes = {name: value.shape for name, value in made.state_dict().items()}
@@ -78,20 +80,20 @@ def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> Non
     torch.testing.assert_close(whole(input_ids=ids).logits, logits)
 
 
-@pytest.mark.parametrize("short", FAMILIES)
+@pytest.mark.parametrize("short", SHORTS)
 def test_nf4_packs_every_linear_layer_but_the_head(short: str) -> None:
     config = standins.model_config(short, "cpu", 1)
     made = standins.make_model(config, CPU, torch.float32, "eager", nf4=torch.float32, double=True)
     packed = sum(2 * m.weight.numel() for m in made.modules() if isinstance(m, Linear4bit))
-    assert packed == plan.Shape.of_config(config).linear_parameters
+    assert packed == Shape.of_config(config).linear_parameters
     assert type(made.lm_head) is torch.nn.Linear
     assert made(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("short", FAMILIES)
+@pytest.mark.parametrize("short", SHORTS)
 def test_on_a_gpu_the_config_is_the_table_of_backbones(short: str) -> None:
-    shape = plan.Shape.of_config(standins.model_config(short, "cuda"))
-    facts = plan.backbones()[short]
+    shape = Shape.of_config(standins.model_config(short, "cuda"))
+    facts = backbones()[short]
     assert shape.parameters == pytest.approx(facts.parameters, rel=0.005)
     assert standins.model_config(short, "cuda", 3).num_hidden_layers == 3
 
