@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from run import bench as command
-from src import bench, standins
+from src import bench, scores, standins
 from src.cli import UserError, run_main
 from src.data import dump_items, parse_items
 from src.prompts import load_prompt
@@ -72,6 +72,22 @@ def test_a_row_counts_what_it_computes(name: str, setting: bench.Setting, monkey
     assert 500 < found["raw_tokens"] / found["sequences"] < 1000
     assert 0 < found["unique_tokens"] <= found["raw_tokens"]
     assert found["items_per_second"] > 0 and 0 < found["share_of_peak"] < 1
+
+
+def test_growth_is_that_of_trees(setting: bench.Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "GROWTH", (1, 2))
+    monkeypatch.setattr(bench, "SCORED_ON_CPU", 3)
+    kinds = []
+    lay_out = scores.lay_out
+    monkeypatch.setattr(scores, "lay_out", lambda *given: kinds.append(given[2].kind) or lay_out(*given))
+    found = bench.measure(bench.ROWS["growth"], setting, 0.0)
+    assert kinds == ["tree", "padded", "tree", "tree", "tree"], "once held against prompts one by one"
+    (one, _), (two, _) = found["points"]
+    assert one < two < 2 * one + 1 and found["unique_tokens"] == one + two < found["raw_tokens"] / 1.3
+    assert found["items"] == 3 + 6
+    command.draw_growth(found["points"], "heading", tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", ["trl-orpo", "orpo-16"])
