@@ -36,7 +36,7 @@ from src.recipes import ORPO, Recipe, make_recipe
 from src.rows import Layout, rows_on_gpu, sizes
 from src.scores import score
 from src.standins import SEED, lengthened, make_model
-from src.trainer import LetterTrainer, make_trainer, training_examples
+from src.trainer import LetterTrainer, make_trainer, mixed, training_examples
 
 LORA = {"lora_r": 6, "lora_alpha": 8}
 """The entry's published shape, in every row with adapters."""
@@ -507,10 +507,11 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     layout, _, way = layouts.training_layout(
         recipe, shape, examples, steps, setting.encoder.pad_id, device, rows_on_gpu(device)
     )
-    mixed = row.method == "full" and way.optimizer != "bf16-stochastic"
     # Dequantised once, NF4 is weights in bf16: any will do.
     nf4 = setting.dtype if row.method == "qlora" and not way.dequantised else None
-    network = setting.model(torch.float32 if mixed else setting.dtype, setting.fastest, nf4=nf4, double=True)
+    network = setting.model(
+        torch.float32 if mixed(recipe, way) else setting.dtype, setting.fastest, nf4=nf4, double=True
+    )
     if row.method != "full":
         network = models.add_adapter(network, recipe)
     with tempfile.TemporaryDirectory() as folder:

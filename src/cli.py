@@ -56,3 +56,12 @@ def run_main(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
+            raise
+        print(
+            f"error: the GPU's memory does not suffice. An untrained model takes a third of it with --method qlora; "
+            f"else a larger GPU is needed. ({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        return 2

@@ -47,8 +47,8 @@ def training_layout(
     steps: the examples' numbers, by optimizer step, of an epoch. compiled: whether rows are computed as
     `rows.make_ready` has it. The cheapest way that fits, in multiplications; of the optimizers, the first that fits.
     """
-    some = [_sequences([examples[number] for number in step]) for step in steps[: max(1, SEEN // len(steps[0]))]]
-    raw = sum(len(ids) for step in some for ids in step[0])
+    some = _some(examples, steps)
+    raw = _raw(some)
     longest = max(one.tokens for one in examples)
     answers = max(len(one.sequences) for one in examples)
     if not compiled:
@@ -78,6 +78,12 @@ def training_layout(
     return Layout(kind, lengths[-1], pad_id, lengths), raw / sum(rows), way
 
 
+def sharing(examples: Sequence[Example], steps: Sequence[Sequence[int]], layout: Layout) -> float:
+    """Tokens of the steps' items to one that is computed in the layout, over the first steps."""
+    some = _some(examples, steps)
+    return _raw(some) / sum(size for step in some for size in _sizes(step, layout))
+
+
 def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, answers: int, free: int | None) -> list[shapes.Settled]:
     """Ways to train in rows of `tokens` tokens whose logits are those of `answers` answers at a time."""
     keys: dict[str, Any] = {"attention": "tree", "sequences": answers, "dropout": recipe.lora_dropout > 0}
@@ -98,18 +104,26 @@ def shorter(layout: Layout, longest: int) -> Layout | None:
 
 
 def scoring_layout(
-    prompts: Sequence[Sequence[int]], shape: shapes.Shape, pad_id: int, device: torch.device, compiled: bool
+    prompts: Sequence[Sequence[int]],
+    shape: shapes.Shape,
+    pad_id: int,
+    device: torch.device,
+    compiled: bool,
+    share: str = "auto",
 ) -> Layout:
-    """How prompts are read: as trees where that saves enough, in rows of one length."""
+    """How prompts are read: as trees where that saves enough, or as `share` ("auto", "on", "off") has it, in rows of
+    few lengths.
+    """
     if not compiled:
         tree = Layout("tree", max(CPU_TREE, max(map(len, prompts))), pad_id)
         padded = Layout("padded", CPU_BATCH, pad_id)
-        shares = _pays(shape, [(prompts, None)], tree, padded) and device.type == "cpu"
-        return tree if shares else padded
+        pays = share == "auto" and device.type == "cpu" and _pays(shape, [(prompts, None)], tree, padded)
+        return tree if share == "on" or pays else padded
     tokens = min(GPU_SCORING, scoring_tokens(shape, free_bytes(device)))
     tokens = max(tokens, max(map(len, prompts)))
     rows = sizes(prompts, Layout("tree", tokens, pad_id))
-    kind = "tree" if sum(map(len, prompts)) >= WORTHWHILE * sum(rows) else "single"
+    pays = share == "auto" and sum(map(len, prompts)) >= WORTHWHILE * sum(rows)
+    kind = "tree" if share == "on" or pays else "single"
     if kind == "single":
         rows = list(map(len, prompts))
     return Layout(kind, tokens, pad_id, lengths_for(rows, compiling_tokens(shape, "scoring", device)))
@@ -155,6 +169,14 @@ def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
         groups.setdefault(one.dialogue, []).append(number)
     dialogues = list(groups.values())
     return [number for group in rng.sample(dialogues, len(dialogues)) for number in rng.sample(group, len(group))]
+
+
+def _some(examples: Sequence[Example], steps: Sequence[Sequence[int]]) -> list[Step]:
+    return [_sequences([examples[number] for number in step]) for step in steps[: max(1, SEEN // len(steps[0]))]]
+
+
+def _raw(steps: Sequence[Step]) -> int:
+    return sum(len(ids) for sequences, _ in steps for ids in sequences)
 
 
 def _sequences(examples: Sequence[Example]) -> Step:

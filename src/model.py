@@ -98,6 +98,11 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     return config
 
 
+def class_of(config: Any) -> Any:
+    """The class that a config's model is loaded as; None when its code comes with the weights."""
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
 def load_base(
     recipe: Recipe,
     device: torch.device,
@@ -117,7 +122,7 @@ def load_base(
         check_download(recipe)
     arguments: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": usual_attention(transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)),
+        "attn_implementation": usual_attention(class_of(config)),
         "device_map": {"": device},
         "use_safetensors": True,
         "trust_remote_code": recipe.trust_remote_code,
@@ -218,7 +223,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def context_length(config: Any) -> int | None:
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_download(recipe: Recipe) -> None:

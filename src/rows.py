@@ -14,6 +14,7 @@ of row; so there are few lengths.
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ SPREAD = 24
 8.1 ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12."""
 AT_ONCE = 1024
 """Places that the head reads at a time where log-probabilities are asked for: 1.6 GB for a vocabulary of 152,064."""
+COMPILATIONS = 1024
+"""Of one process, at the most; one more is an error."""
 WORTHWHILE = 1.3
 """Tokens of the sequences to tokens of their rows below which a tree is not worth it (unsloth's threshold, too)."""
 
@@ -136,17 +139,18 @@ def _headless(model: Any) -> Iterator[tuple[Any, float | None]]:
 
     What else a model does to its logits is a factor, which may as well come in front of the head.
     """
-    causal = _causal(model)
-    head, softcap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
+    causal = causal_of(model)
+    config, head = causal.config.get_text_config(), causal.get_output_embeddings()
+    softcap = getattr(config, "final_logit_softcapping", None)
     causal.set_output_embeddings(torch.nn.Identity())
     if softcap is not None:
-        causal.config.final_logit_softcapping = None
+        config.final_logit_softcapping = None
     try:
         yield head, softcap
     finally:
         causal.set_output_embeddings(head)
         if softcap is not None:
-            causal.config.final_logit_softcapping = softcap
+            config.final_logit_softcapping = softcap
 
 
 def sizes(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[int]:
@@ -185,19 +189,36 @@ def rows_on_gpu(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
+def obstacle(model_class: Any, config: Any, device: torch.device) -> str:
+    """Why models of this class cannot compute rows of a tree on `device`; "" when they can.
+
+    model_class: None for code that comes with the weights and is not loaded yet.
+    """
+    name = config.model_type
+    if getattr(model_class, "_is_stateful", False):
+        return f"{name} carries a state along the sequence, which cannot branch"
+    if model_class is not None and "position_ids" not in inspect.signature(model_class.forward).parameters:
+        return f"{name} takes no positions of tokens"
+    if device.type == "cuda" and not getattr(model_class, "_supports_flex_attn", False):
+        return f"{name} has no flex attention in transformers"
+    if device.type == "cuda" and (getattr(config.get_text_config(), "attention_dropout", None) or 0) > 0:
+        return f"{name} has dropout in its attention, which flex attention has not"
+    return tree.obstacle(config)
+
+
 def make_ready(model: Any, checkpointing: bool = False) -> bool:
     """Has `model` compute rows by flex attention in compiled layers, where there is a GPU for it; whether there is.
 
     checkpointing: of a layer only the input is kept for the backward pass. The model's own must be off then: it would
     be compiled with the layer, where it is the compiler's word what is kept.
     """
-    causal = _causal(model)
+    causal = causal_of(model)
     if not rows_on_gpu(causal.device):
         return False
     if causal.config._attn_implementation != ATTENTION:
-        # A layer that is not compiled would go on uncompiled past the limit: slow, and flex attention's gradients are
-        # wrong then under checkpointing.
-        torch._dynamo.config.recompile_limit = 64
+        # A layer would go on uncompiled past a limit: slow, and flex attention's gradients are wrong then under
+        # checkpointing. Layers of all models count together, and a search for prompts has many lengths of rows.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         causal.set_attn_implementation(ATTENTION)
         for layer in causal.get_decoder().layers:
@@ -210,7 +231,7 @@ def make_ready(model: Any, checkpointing: bool = False) -> bool:
 
 def make_usual(model: Any) -> None:
     """Takes `make_ready` back."""
-    causal = _causal(model)
+    causal = causal_of(model)
     if causal.config._attn_implementation == ATTENTION:
         causal.set_attn_implementation(usual_attention(type(causal)))
         for layer in causal.get_decoder().layers:
@@ -221,7 +242,7 @@ def make_usual(model: Any) -> None:
 @contextlib.contextmanager
 def usually(model: Any) -> Iterator[None]:
     """Within, `model` computes as Hugging Face's models do, uncompiled, with its usual attention."""
-    causal = _causal(model)
+    causal = causal_of(model)
     before = causal.config._attn_implementation
     if before != ATTENTION:
         yield
@@ -276,7 +297,8 @@ def _wanting_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.
     return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
-def _causal(model: Any) -> Any:
+def causal_of(model: Any) -> Any:
+    """The Hugging Face model below peft's wrapper, where there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

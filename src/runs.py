@@ -24,7 +24,7 @@ from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
 from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.records import ItemScores
-from src.scores import score
+from src.scores import how_read, score
 from src.trainer import CHECKPOINTS, fine_tune
 
 RECIPE, INPUTS = "recipe.yaml", "inputs.json"
@@ -203,7 +203,8 @@ def score_run(
         records.write_jsonl(folder / f"reasoning_{split}.jsonl", map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split}", len(examples)) as bar:
-            rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
+            share = Recipe(**record["recipe"]).share_prefixes
+            rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update, share=share)
     answers = [row.prediction for row in rows]
     records.write_scores(records.scores_path(folder, split), rows)
     records.write_text(records.predictions_path(folder, split), data.dump_items(data.predictions(items, answers)))
@@ -212,6 +213,7 @@ def score_run(
         "orders": len(orders),
         "seconds": time.monotonic() - started,
         "data_sha256": data_record["sha256"],
+        "rows": how_read(network),
     }
     if all(item.label is not None for item in items):
         evaluation = evaluate(items, answers)

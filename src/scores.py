@@ -1,17 +1,21 @@
 """Scoring: the logits of the three letters behind each prompt, in fp32."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from src.encode import Example
-from src.guard import GAP, gap
+from src.guard import allowed, gap, rounding
 from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout
 from src.records import ItemScores
-from src.rows import Layout, Term, lay_out, logits_at, make_ready, to_device, usually
+from src.rows import Layout, Term, causal_of, lay_out, logits_at, make_ready, obstacle, to_device, usually
 from src.shapes import Shape
+
+PROBES = 4
+"""Prompts that are compared before a model's rows are trusted."""
 
 
 class LetterHead(torch.nn.Module):
@@ -39,7 +43,7 @@ def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
     """Within, `model(...).logits` has three columns, A, B and C; what the model does behind its head (softcap)
     still happens, and dropout does not.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     head = causal.get_output_embeddings()
     was_training = model.training
     model.eval()
@@ -59,40 +63,47 @@ def score(
     batch_tokens: int | None = None,
     update: Callable[[int], None] = lambda done: None,
     kind: str | None = None,
+    share: str = "auto",
 ) -> list[ItemScores]:
     """Letter logits of `examples` (prompts, from `Encoder.for_scoring`), one `ItemScores` per item, in the order
     they came.
 
     batch_tokens: at most so many tokens at a time, padding counted; by default what suits the device. update: gets
-    the count done. kind: of the rows (`rows.Layout`); by default trees where what prompts share is worth it. Such rows
-    are compared, once for a model, with prompts one by one; should they differ, all are read one by one.
+    the count done. kind: of the rows (`rows.Layout`); by default trees where what prompts share is worth it, or as
+    `share` (a recipe's `share_prefixes`) has it. The first such row is compared, once for a model, with prompts one by
+    one; should they differ, all are read one by one. `how_read` tells what it was.
     """
     prompts = [example.ids for example in examples]
     alone = Layout("padded", batch_tokens or CPU_BATCH, pad_id, sequences=1)
-    if kind == "padded" or not prompts:
+    why = ""
+    if kind is None and batch_tokens is None and prompts:
+        causal = causal_of(model)
+        why = obstacle(type(causal), causal.config, model.device)
+    if kind == "padded" or why or not prompts:
         layout = Layout("padded", batch_tokens or (CPU_BATCH if model.device.type == "cpu" else GPU_SCORING), pad_id)
     elif kind or batch_tokens:
         layout = Layout(kind or "padded", batch_tokens or CPU_TREE, pad_id)
     else:
-        layout = scoring_layout(prompts, Shape.of_config(model.config), pad_id, model.device, make_ready(model))
+        shape = Shape.of_config(model.config)
+        layout = scoring_layout(prompts, shape, pad_id, model.device, make_ready(model), share)
     # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
     mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
+    guard = None
     with torch.inference_mode(), letters_only(model, letter_ids), autocast:
-        logits = _read(model, prompts, layout, update)
-        if layout.kind != "padded" and not getattr(model, "rows_agree", False):
-            probes = _probes(examples)
-            theirs = _read(model, [prompts[place] for place in probes], alone)
-            apart = gap(logits[probes].flatten().tolist(), theirs.flatten().tolist())
-            if apart > GAP[model.device.type]:
+        if layout.kind != "padded":
+            guard = getattr(model, "rows_guard", None) or _compared(model, examples, layout, alone)
+            if guard["agree"]:
+                model.rows_guard = guard
+            else:
                 print(
                     f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
-                    f"{apart:.3f}; reading all one by one, which is slower",
+                    f"{guard['letter_logits_gap']:.3f}; reading all one by one, which is slower",
                     flush=True,
                 )
-                logits = _read(model, prompts, alone, update)
-            else:
-                model.rows_agree = True
+                layout = alone
+        logits = _read(model, prompts, layout, update)
+    model.read = {"kind": layout.kind, "guard": guard} | ({"obstacle": why} if why else {})
     by_item: dict[str, list[tuple[str, tuple[float, float, float]]]] = {}
     for example, (a, b, c) in zip(examples, logits.tolist(), strict=True):
         by_item.setdefault(example.id, []).append((example.order, (a, b, c)))
@@ -102,11 +113,34 @@ def score(
     ]
 
 
+def how_read(model: Any) -> dict[str, Any]:
+    """How `score` last had `model` read: the rows' kind, what the comparison found, the obstacle to sharing if any."""
+    return dict(model.read)
+
+
+def _compared(model: Any, examples: Sequence[Example], layout: Layout, alone: Layout) -> dict[str, Any]:
+    """Letter logits of the first rows against those of up to two examples each of two dialogues in them alone."""
+    prompts = [example.ids for example in examples]
+    some = 1 if layout.kind == "tree" else PROBES
+    found: dict[int, list[float]] = {}
+    for row in itertools.islice(lay_out(prompts, _terms(prompts), layout), some):
+        found |= zip(row["target"].tolist(), logits_at(model, to_device(row, model.device)).tolist(), strict=True)
+    probes = _probes(examples, found)
+    chosen = [prompts[number] for number in probes]
+    theirs = _read(model, chosen, alone).flatten()
+    with rounding(model):
+        rounded = _read(model, chosen, alone).flatten()
+    apart = gap([value for number in probes for value in found[number]], theirs.tolist())
+    limit = allowed(gap(rounded.tolist(), theirs.tolist()), model.device.type)
+    # Where the prompts alone give no numbers either, the weights are at fault.
+    agree = apart <= limit or not bool(theirs.isfinite().all())
+    return {"letter_logits_gap": apart, "letter_logits_allowed": limit, "agree": agree}
+
+
 def _read(
     model: Any, prompts: Sequence[Sequence[int]], layout: Layout, update: Callable[[int], None] = lambda done: None
 ) -> torch.Tensor:
     """(prompts, 3): the letters' logits behind each prompt."""
-    terms = [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
     logits = torch.full((len(prompts), 3), float("nan"))
     done = 0
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -120,7 +154,7 @@ def _read(
         before.clear()
 
     with usually(model) if layout.kind == "padded" else contextlib.nullcontext():
-        for row in lay_out(prompts, terms, layout):
+        for row in lay_out(prompts, _terms(prompts), layout):
             found = logits_at(model, to_device(row, model.device))
             # The GPU works on this row while the one before is fetched and the next laid out.
             fetch()
@@ -129,9 +163,14 @@ def _read(
     return logits
 
 
-def _probes(examples: Sequence[Example]) -> list[int]:
-    """Places of up to two examples of each of the first two dialogues."""
-    places: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
-        places.setdefault(example.dialogue, []).append(place)
-    return [place for some in list(places.values())[:2] for place in some[:2]]
+def _terms(prompts: Sequence[Sequence[int]]) -> list[Term]:
+    """Behind each prompt one, whose target is the prompt's number."""
+    return [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
+
+
+def _probes(examples: Sequence[Example], places: Iterable[int]) -> list[int]:
+    """Of the examples at `places`, up to two each of the two dialogues with the longest ones."""
+    dialogues: dict[str, list[int]] = {}
+    for place in sorted(places, key=lambda place: -len(examples[place].ids)):
+        dialogues.setdefault(examples[place].dialogue, []).append(place)
+    return [place for some in list(dialogues.values())[:2] for place in some[:2]]

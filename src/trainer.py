@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from src import layouts, plan, preference, progress, shapes
 from src import model as models
@@ -35,7 +35,7 @@ from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
 from src.records import ItemScores
-from src.rows import Layout, Row, Term, lay_out, logits_at, logprobs_at, make_ready, rows_on_gpu, totals
+from src.rows import Layout, Row, Term, lay_out, logits_at, logprobs_at, make_ready, obstacle, rows_on_gpu, totals
 from src.scores import score
 
 CHECKPOINTS = "checkpoints"
@@ -67,14 +67,25 @@ def fine_tune(
     Goes on from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
     """
     set_seed(recipe.seed)
-    shape = shapes.Shape.of_config(models.load_config(recipe))
+    config = models.load_config(recipe)
+    shape = shapes.Shape.of_config(config)
     examples = training_examples(recipe, encoder, train)
     dev_answers = training_examples(recipe, encoder, dev) if recipe.objective == ORPO else []
     dev_examples = encoder.for_scoring(dev)
     _show(recipe, encoder, examples, dev_examples)
     steps = layouts.epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
-    rows = layouts.training_layout(recipe, shape, examples, steps, encoder.pad_id, device, rows_on_gpu(device))
-    layout, saved, settled = rows
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    planned = recipe
+    if checkpoint and recipe.method == "full":  # its moments are of one kind
+        planned = recipe.replace(optimizer=optimizer_of(checkpoint))
+    if why := obstacle(models.class_of(config), config, device):
+        if recipe.share_prefixes == "on":
+            raise UserError(f"{recipe.name}: share_prefixes is on, but {why}. Leave it at auto.")
+        print(f"no prefixes are shared: {why}")
+        planned = planned.replace(share_prefixes="off")
+    compiled = rows_on_gpu(device) and not why
+    given = planned, shape, examples, steps, encoder.pad_id, device, compiled
+    layout, saved, settled = layouts.training_layout(*given)
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     plan.check_disk(
@@ -84,8 +95,8 @@ def fine_tune(
     )
     network = load_for_training(recipe, settled, device)
     before = sample_weights(network) if recipe.method == "full" else {}
-    given = recipe, encoder, examples, dev, dev_examples, folder, layout, settled
-    trainer = make_trainer(network, *given, dev_answers=dev_answers)
+    made_of = recipe, encoder, examples, dev, dev_examples, folder, layout, settled
+    trainer = make_trainer(network, *made_of, dev_answers=dev_answers)
     trainable, total = models.count_parameters(network)
     print(
         f"training {trainable:,} of {total:,} parameters, {recipe.method}"
@@ -100,7 +111,6 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(best)
         trainer.add_callback(_Report(bar))
-        checkpoint = last_checkpoint(folder / CHECKPOINTS)
         if checkpoint:
             print(f"going on from {checkpoint}")
             trainer.state = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
@@ -112,9 +122,11 @@ def fine_tune(
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
     shares, drops = trainer.layout.kind == "tree", recipe.method != "full" and recipe.lora_dropout > 0
+    if shares and trainer.layout != layout:  # shorter rows share less
+        saved = layouts.sharing(examples, steps, trainer.layout)
     training: dict[str, Any] = {
         "optimizer": settled.optimizer if recipe.method == "full" else "fp32",
-        "gradient_checkpointing": settled.checkpointing,
+        "gradient_checkpointing": settled.checkpointing or network.is_gradient_checkpointing,
         "dequantised": settled.dequantised,
         "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
         "rows": {
@@ -124,6 +136,7 @@ def fine_tune(
             "sharing": saved if shares else 1.0,
             "dropout": "one mask for each shared token" if shares and drops else "usual",
             "guard": guard,
+            **({"obstacle": why} if why else {}),
         },
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
@@ -141,7 +154,7 @@ def fine_tune(
 def load_for_training(recipe: Recipe, settled: shapes.Settled, device: torch.device) -> Any:
     """The recipe's model with what is trained in the dtype of `settled`."""
     if recipe.method == "full":
-        return models.load_base(recipe, device, dtype=torch.float32 if _mixed(recipe, settled) else torch.bfloat16)
+        return models.load_base(recipe, device, dtype=torch.float32 if mixed(recipe, settled) else torch.bfloat16)
     return models.add_adapter(models.load_base(recipe, device, dequantised=settled.dequantised), recipe)
 
 
@@ -175,7 +188,7 @@ def make_trainer(
         optim=optimizer[0],
         optim_args=optimizer[1],
         # Adapters are cast where they are used; only fp32 weights need autocast.
-        bf16=device.type == "cuda" and _mixed(recipe, settled),
+        bf16=device.type == "cuda" and mixed(recipe, settled),
         use_cpu=device.type == "cpu",
         eval_strategy="steps" if recipe.eval_steps else "epoch",
         save_strategy="steps" if recipe.eval_steps else "epoch",
@@ -352,6 +365,7 @@ class LetterTrainer(Trainer):
             self.encoder.letter_ids or (),
             self.encoder.pad_id,
             kind="padded" if self.layout.kind == "padded" else None,
+            share=self.recipe.share_prefixes,
         )
         found = dev_metrics(self.dev, rows)
         if self.dev_answers:
@@ -473,6 +487,12 @@ def last_checkpoint(folder: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def optimizer_of(checkpoint: str) -> str:
+    """The optimizer whose moments a checkpoint keeps, as in a recipe."""
+    arguments = torch.load(f"{checkpoint}/{TRAINING_ARGS_NAME}", weights_only=False)
+    return next(name for name, (optim, _) in OPTIMIZERS.items() if optim == arguments.optim)
+
+
 def sample_weights(network: Any, per_tensor: int = 65536) -> dict[str, torch.Tensor]:
     """Up to `per_tensor` evenly spaced values of every trainable tensor, on the CPU."""
     sample = {}
@@ -489,7 +509,7 @@ def share_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     return moved / sum(values.numel() for values in before.values())
 
 
-def _mixed(recipe: Recipe, settled: shapes.Settled) -> bool:
+def mixed(recipe: Recipe, settled: shapes.Settled) -> bool:
     """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 

@@ -20,7 +20,25 @@ k, exactly when it lies in that subtree:
     approximation. A sliding window counts depths:        f   ■ · · · · ■
     depth[q] - depth[k] < window.
 
-Needs torch and numpy only. It knows token sequences; what they mean is its callers' business.
+Needs torch and numpy only. It knows token sequences; what they mean is its callers' business. A loss over chosen
+tokens of the sequences, with a Hugging Face model, is all of this, and its gradient that of the sequences alone:
+
+    row = build(sequences)
+    chosen = [(s, p) for s, one in enumerate(sequences) for p in range(len(one) - 2, len(one))]
+    source = torch.tensor([row.paths[s][p - 1] for s, p in chosen])  # where token p of sequence s is predicted
+    target = torch.tensor([sequences[s][p] for s, p in chosen])
+    ids, depth, end = (torch.from_numpy(one) for one in (row.ids, row.depth, row.end))
+    out = model(
+        input_ids=ids[None],
+        position_ids=depth[None],
+        attention_mask=attention_mask(model.config, depth, end),
+        logits_to_keep=source,
+        use_cache=False,
+    )
+    loss = torch.nn.functional.cross_entropy(out.logits[0].float(), target)
+
+`pack` splits many sequences over several rows, and `pad` fills a row up to a length, of which flex attention wants
+whole tiles.
 """
 
 import bisect
@@ -197,14 +215,12 @@ def attention_mask(
     whatever the config's attention is called.
 
     One mask, or one by layer type where the config has them; bool for sdpa, added scores in `dtype` for eager, a
-    `BlockMask` for flex attention. ValueError for layers that carry a state along the row, which a tree cannot branch.
+    `BlockMask` for flex attention. ValueError for layers that a tree cannot branch (`obstacle`).
     """
+    if why := obstacle(config):
+        raise ValueError(why)
+    config = _text(config)
     types = set(getattr(config, "layer_types", None) or ())
-    strange = sorted(types - set(LAYER_TYPES))
-    if strange:
-        raise ValueError(
-            f"{config.model_type}: layers of type {', '.join(strange)} cannot branch; {', '.join(LAYER_TYPES)} can"
-        )
     window = getattr(config, "sliding_window", None)
     if not types:
         return _one_mask(config, depth, end, dtype, window, copies)
@@ -212,6 +228,14 @@ def attention_mask(
         kind: _one_mask(config, depth, end, dtype, window if kind == "sliding_attention" else None, copies)
         for kind in types
     }
+
+
+def obstacle(config: Any) -> str:
+    """Why layers of a config cannot branch, as those that carry a state along the row cannot; "" when all can."""
+    strange = sorted(set(getattr(_text(config), "layer_types", None) or ()) - set(LAYER_TYPES))
+    if not strange:
+        return ""
+    return f"{config.model_type}: layers of type {', '.join(strange)} cannot branch; {', '.join(LAYER_TYPES)} can"
 
 
 def pad(tree: Tree, length: int, pad_id: int) -> Tree:
@@ -223,6 +247,11 @@ def pad(tree: Tree, length: int, pad_id: int) -> Tree:
         np.concatenate([tree.end, fill + 1]),
         tree.paths,
     )
+
+
+def _text(config: Any) -> Any:
+    """The config of the layers that read text, where a model has others, too."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _one_mask(

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from src.cli import INTERRUPTED, Parser, UserError, nearest, run_main
 
@@ -47,4 +48,18 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: what was wrong\n"
     assert run_main(interrupted) == INTERRUPTED
     with pytest.raises(ValueError, match="traceback"):
+        run_main(ours)
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def crowded() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore words")
+
+    def ours() -> None:
+        raise RuntimeError("a bug keeps its traceback")
+
+    assert run_main(crowded) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: the GPU's memory") and "Tried to allocate 2 GiB.)" in said
+    with pytest.raises(RuntimeError, match="traceback"):
         run_main(ours)

@@ -12,6 +12,7 @@ import transformers.integrations.flex_attention as hf_flex
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from src import rows, tree
 from src.adapters import quicken
@@ -384,6 +385,17 @@ def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypa
         assert (got[parameter] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-6, parameter
 
 
+def test_one_length_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "COMPILATIONS", 2)
+    model, made = network("llama").train(), alike()
+    with toys.compiled_on_a_cpu(monkeypatch):
+        make_ready(model)
+        for length in (384, 512):
+            read(model, made, Layout("tree", 10**4, PAD, (length,)), train=True)
+        with pytest.raises(Exception, match="recompile_limit"):
+            read(model, made, Layout("tree", 10**4, PAD, (640,)), train=True)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled on a CPU, which needs a C++ compiler")
 def test_repeated_keys_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
@@ -395,6 +407,39 @@ def test_repeated_keys_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = lay_out(*made, layout)
     assert row["copies"] == (256, 2)
     torch.testing.assert_close(read(model, made, layout), expected, atol=1e-4, rtol=1e-4)
+
+
+# What can and what cannot
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "why"),
+    [
+        ("llama", "cuda", ""),
+        ("gemma2", "cuda", ""),
+        ("mistral", "cpu", ""),
+        ("rwkv", "cpu", "rwkv carries a state"),
+        ("mamba", "cuda", "mamba carries a state"),
+        ("bloom", "cpu", "bloom takes no positions"),
+        ("lfm2", "cpu", "lfm2: layers of type conv cannot branch"),
+        ("llama4_text", "cuda", "layers of type chunked_attention cannot branch"),
+        ("gptj", "cuda", "gptj has no flex attention"),
+        ("gptj", "cpu", ""),
+    ],
+)
+def test_who_can_compute_rows(kind: str, device: str, why: str) -> None:
+    more = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if kind == "lfm2" else {}
+    config = CONFIG_MAPPING[kind](**more)
+    found = rows.obstacle(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, torch.device(device))
+    assert why in found and bool(why) == bool(found)
+
+
+def test_dropout_in_attention_and_code_of_its_own_are_obstacles_on_a_gpu() -> None:
+    config = CONFIG_MAPPING["llama"](attention_dropout=0.1)
+    llama = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert "dropout in its attention" in rows.obstacle(llama, config, torch.device("cuda"))
+    assert "no flex attention" in rows.obstacle(None, CONFIG_MAPPING["llama"](), torch.device("cuda"))
+    assert rows.obstacle(llama, config, CPU) == rows.obstacle(None, config, CPU) == ""
 
 
 # On a GPU and back
@@ -411,7 +456,7 @@ def test_on_a_cpu_nothing_is_made_ready() -> None:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`make_ready` serves; what it sets in torch is set back."""
     monkeypatch.setattr(rows, "rows_on_gpu", lambda device: True)
-    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+    with toys.limits():
         yield
 
 
@@ -426,7 +471,7 @@ def test_what_is_made_ready_is_taken_back(name: str, wrap: Callable[[Any], Any])
     model, made = wrap(network(name)), alike()
     usual = model.config._attn_implementation
     expected = read(model, made, Layout("padded", 10**4, PAD))
-    layers = rows._causal(model).model.layers
+    layers = rows.causal_of(model).model.layers
     assert make_ready(model)
     compiled = [layer._compiled_call_impl for layer in layers]
     assert model.config._attn_implementation == ATTENTION and None not in compiled
@@ -443,7 +488,7 @@ def test_what_is_made_ready_is_taken_back(name: str, wrap: Callable[[Any], Any])
 def test_the_first_layer_is_like_the_others() -> None:
     # LoRA's embeddings want no gradient; the layers are compiled for one kind of input.
     model = adapted(network("llama"))
-    embeddings = rows._causal(model).get_input_embeddings()
+    embeddings = rows.causal_of(model).get_input_embeddings()
     ids = torch.arange(5)[None]
     assert not embeddings(ids).requires_grad
     assert make_ready(model) and embeddings(ids).requires_grad
@@ -456,7 +501,7 @@ def test_the_first_layer_is_like_the_others() -> None:
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_taken_back_the_embeddings_are_as_they_were() -> None:
     model = adapted(network("llama"))
-    embeddings = rows._causal(model).get_input_embeddings()
+    embeddings = rows.causal_of(model).get_input_embeddings()
     for _ in range(2):
         make_ready(model)
         make_usual(model)
@@ -468,7 +513,7 @@ def test_the_usual_way_for_a_while(name: str, wrap: Callable[[Any], Any]) -> Non
     model, made = wrap(network(name)), alike()
     usual, layout = model.config._attn_implementation, Layout("padded", 10**4, PAD)
     expected = read(model, made, layout)
-    causal = rows._causal(model)
+    causal = rows.causal_of(model)
     with usually(model):
         assert causal.config._attn_implementation == usual
 
@@ -503,7 +548,7 @@ def test_moving_a_row_leaves_what_is_no_tensor() -> None:
 def compiler() -> Iterator[None]:
     """Nothing compiled before, and nothing set for good."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+    with toys.limits():
         yield
     torch._dynamo.reset()
 

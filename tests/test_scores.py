@@ -12,7 +12,7 @@ from src.encode import Encoder, Example
 from src.prompts import ORDERS, parse_prompt
 from src.recipes import backbones
 from src.records import ItemScores
-from src.scores import LetterHead, letters_only, score
+from src.scores import LetterHead, how_read, letters_only, score
 from tests import toys
 
 SHORT = parse_prompt(toys.SHORT, "short")
@@ -141,17 +141,48 @@ def test_a_large_model_reads_trees_by_itself(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(layouts, "CPU_MASKED", 0.01)  # as if masks cost nothing, which large layers make so
     asked.clear()
     found = values(scored(network, "qwen2", ORDERS))
-    # The second time for four prompts, one by one.
-    assert [(layout.kind, layout.sequences) for layout in asked] == [("tree", None), ("padded", 1)]
+    # First one row, held against four of its prompts one by one.
+    kinds = [("tree", None), ("padded", 1), ("padded", 1), ("tree", None)]
+    assert [(layout.kind, layout.sequences) for layout in asked] == kinds
+    read = how_read(network)
+    assert read["kind"] == "tree" and read["guard"]["agree"] and read["guard"]["letter_logits_gap"] < 1e-4
     torch.testing.assert_close(found, usual, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("share", "kind"), [("auto", "padded"), ("on", "tree"), ("off", "padded")])
+def test_a_recipe_decides_whether_prompts_share(share: str, kind: str) -> None:
+    network = toys.network("qwen2")
+    scored(network, "qwen2", share=share)
+    assert how_read(network)["kind"] == kind and (how_read(network)["guard"] is None) == (kind == "padded")
+
+
+def test_a_model_that_cannot_branch_reads_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = toys.network("qwen2")
+    right = values(scored(network, "qwen2"))
+    monkeypatch.setattr(type(network), "_is_stateful", True)
+    torch.testing.assert_close(values(scored(network, "qwen2", share="on")), right)
+    assert how_read(network) == {
+        "kind": "padded",
+        "guard": None,
+        "obstacle": scores.obstacle(type(network), network.config, network.device),
+    }
+    assert "qwen2 carries a state" in how_read(network)["obstacle"]
+
+
+def test_rows_without_numbers_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, whole = toys.network("qwen2"), scores.logits_at
+    right = values(scored(network, "qwen2"))
+    monkeypatch.setattr(scores, "logits_at", lambda model, row: whole(model, row) * (torch.nan if "end" in row else 1))
+    torch.testing.assert_close(values(scored(network, "qwen2", kind="tree")), right, atol=1e-4, rtol=0)
+    assert how_read(network)["kind"] == "padded" and not how_read(network)["guard"]["agree"]
 
 
 def test_rows_are_compared_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     network, compared = toys.network("qwen2"), []
     whole = scores._probes
 
-    def noted(examples: Any) -> list[int]:
-        places = whole(examples)
+    def noted(examples: Any, places: Any) -> list[int]:
+        places = whole(examples, places)
         compared.append([examples[place].id for place in places])
         return places
 
@@ -159,7 +190,9 @@ def test_rows_are_compared_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(2):
         scored(network, "qwen2", kind="tree")
     # Two of each of two dialogues.
-    assert compared == [["made-0000", "made-0001", "made-0003", "made-0004"]]
+    (ids,) = compared
+    dialogues = {item.id: item.dialogue_key for item in ITEMS}
+    assert sorted(ids.count(one) for one in set(ids)) == [1] * 4 and len({dialogues[one] for one in ids}) == 2
     scored(toys.network("qwen2"), "qwen2", kind="single")
     assert len(compared) == 2
 

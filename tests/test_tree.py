@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -409,6 +410,39 @@ def test_layers_with_a_state_are_refused_by_name() -> None:
     config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2"):
         attention_mask(config, ones, ones, torch.float32)
+
+
+def test_what_a_model_of_pictures_and_texts_reads_of_texts() -> None:
+    # Its config keeps the layers' types and windows with the part that reads text.
+    shape: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16}
+    pictures = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=shape | {"sliding_window": WINDOW, "initializer_range": 0.2}, vision_config=pictures
+    )
+    assert "sliding_attention" in config.text_config.layer_types
+    torch.manual_seed(0)
+    models = [AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    logits = one_by_one(models[0], examples(), True)
+    assert_same(*models, logits, as_a_row(models[1], examples(), True))
+
+
+def test_the_example_is_true() -> None:
+    assert tree.__doc__ is not None
+    lines = tree.__doc__[tree.__doc__.index("    row = build(") :].split("\n\n")[0]
+    code = "\n".join(line.removeprefix("    ") for line in lines.splitlines())
+    sequences = [ids for ids, _ in examples()]
+    one, other = network("qwen2-window", "sdpa", lora=True), network("qwen2-window", "sdpa", lora=True)
+    names = {**vars(tree), "torch": torch, "model": one, "sequences": sequences}
+    exec(code, names)
+    names["loss"].backward()
+    logits = [other(input_ids=torch.tensor([ids])).logits[0, -3:-1] for ids in sequences]
+    targets = torch.tensor([token for ids in sequences for token in ids[-2:]])
+    loss = torch.nn.functional.cross_entropy(torch.cat(logits), targets)
+    loss.backward()
+    assert names["loss"].item() == pytest.approx(loss.item(), abs=1e-6)
+    assert_same(one, other, names["out"].logits[0].detach(), torch.cat(logits).detach())
 
 
 def test_the_drawing_is_true() -> None:

@@ -200,6 +200,13 @@ def recipe(folder: Path, short: str, **changes: Any) -> Recipe:
     return make_recipe({**values, **changes}, "toy")
 
 
+def limits() -> Any:
+    """Within, torch's own limits of recompiling, and after it again."""
+    return torch._dynamo.config.patch(
+        recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False
+    )
+
+
 @contextlib.contextmanager
 def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within, a CPU counts as a GPU that rows are computed on by flex attention in compiled layers. torch refuses its
@@ -215,8 +222,7 @@ def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return compiled(query, key, value, **keys)
 
     torch._dynamo.reset()
-    limits = torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)
-    with monkeypatch.context() as patch, limits, torch.compiler.set_stance("default"):
+    with monkeypatch.context() as patch, limits(), torch.compiler.set_stance("default"):
         for room in (rows, trainer):
             patch.setattr(room, "rows_on_gpu", lambda device: True)
         patch.setattr(layouts, "free_bytes", lambda device: 2**37)
