@@ -9,4 +9,5 @@ use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# Tests compute on one thread each.
+python -m pytest --numprocesses 2 "$@"

@@ -39,6 +39,8 @@ from src.rows import Layout, Row, Term, lay_out, logits_at, logprobs_at, make_re
 from src.scores import score
 
 CHECKPOINTS = "checkpoints"
+HINTED = 16
+"""Items of a step for which it is said what they would share."""
 
 OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
@@ -86,6 +88,10 @@ def fine_tune(
     compiled = rows_on_gpu(device) and not why
     given = planned, shape, examples, steps, encoder.pad_id, device, compiled
     layout, saved, settled = layouts.training_layout(*given)
+    if compiled and layout.kind != "tree" and recipe.share_prefixes == "auto":
+        print(_hint(recipe, examples, layout))
+    elif device.type == "cuda" and not compiled and not why:
+        print("no prefixes are shared: triton, which compiles for the GPU, is missing. pip install triton")
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     plan.check_disk(
@@ -522,6 +528,17 @@ def _of_pairs(entry: dict[str, Any]) -> str:
         f"\n    dev pairs: loss {entry['eval_loss']:.4f} = right answer {entry['eval_nll']:.4f} + beta · odds ratio "
         f"{entry['eval_odds_ratio']:.4f}, log-odds {entry['eval_log_odds']:.3f}, right one preferred in "
         f"{entry['eval_reward_accuracy']:.1%}, margin {entry['eval_reward_margin']:.4f}"
+    )
+
+
+def _hint(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> str:
+    """What larger optimizer steps would share."""
+    larger = recipe.replace(batch_size=HINTED, gradient_accumulation_steps=1, order="dialogue")
+    steps = layouts.epoch_steps(examples, larger)
+    shared = layouts.sharing(examples, steps, dataclasses.replace(layout, kind="tree", tokens=layouts.GPU_ROW))
+    return (
+        f"steps of {recipe.batch_size * recipe.gradient_accumulation_steps} item(s) share too little. --batch_size "
+        f"{HINTED} --order dialogue would compute {shared:.1f} times fewer tokens, in fewer steps of another gradient"
     )
 
 

@@ -597,7 +597,8 @@ def test_the_record_says_how_rows_were_made(
         "sharing": pytest.approx(raw / computed),
         "dropout": "one mask for each shared token",
     }
-    assert guard.keys() == {"loss", "gradient_norm", "letter_logits_gap", "agree"} and guard["agree"]
+    keys = {"loss", "gradient_norm", "letter_logits_gap", "letter_logits_allowed", "agree"}
+    assert guard.keys() == keys and guard["agree"]
     said = capsys.readouterr().out
     assert f"rows that hold shared prefixes once, {raw / computed:.2f} tokens for each that is computed" in said
     assert "WARNING" not in said
@@ -838,6 +839,20 @@ def test_compiled_rows_and_the_way_back_from_them(
     assert recorder.losses == [pytest.approx(expected.item(), abs=1e-4)]
     for name, gradient in recorder.gradients[0].items():
         torch.testing.assert_close(gradient, gradients[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_larger_steps_would_share_is_said(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", batch_size=1, epoch=1)
+    with toys.compiled_on_a_cpu(monkeypatch):
+        assert train(recipe, tmp_path).training["rows"]["kind"] == "single"
+    sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
+    fewer = sum(map(len, sequences)) / len(tree.build(sequences))
+    said = (
+        f"steps of 1 item(s) share too little. --batch_size 16 --order dialogue would compute {fewer:.1f} times fewer"
+    )
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("failures", "tokens"), [(1, 768), (2, 512), (4, 256)])
