@@ -79,6 +79,8 @@ def score(
     if kind is None and batch_tokens is None and prompts:
         causal = causal_of(model)
         why = obstacle(type(causal), causal.config, model.device)
+        if why and getattr(model, "read", {}).get("obstacle") != why:
+            print(f"no prefixes are shared: {why}", flush=True)
     if kind == "padded" or why or not prompts:
         layout = Layout("padded", batch_tokens or (CPU_BATCH if model.device.type == "cpu" else GPU_SCORING), pad_id)
     elif kind or batch_tokens:

@@ -156,7 +156,9 @@ def test_a_recipe_decides_whether_prompts_share(share: str, kind: str) -> None:
     assert how_read(network)["kind"] == kind and (how_read(network)["guard"] is None) == (kind == "padded")
 
 
-def test_a_model_that_cannot_branch_reads_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_branch_reads_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = toys.network("qwen2")
     right = values(scored(network, "qwen2"))
     monkeypatch.setattr(type(network), "_is_stateful", True)
@@ -167,6 +169,8 @@ def test_a_model_that_cannot_branch_reads_side_by_side(monkeypatch: pytest.Monke
         "obstacle": scores.obstacle(type(network), network.config, network.device),
     }
     assert "qwen2 carries a state" in how_read(network)["obstacle"]
+    scored(network, "qwen2")
+    assert capsys.readouterr().out.count("no prefixes are shared: qwen2 carries a state") == 1
 
 
 def test_rows_without_numbers_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
