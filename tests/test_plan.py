@@ -135,7 +135,7 @@ def test_peaks_are_found_by_name(device: str, peak: float | None) -> None:
     if peak is None:
         assert seconds is None and plan.scoring_seconds(BLLOSSOM, 605, 1133, device) is None
     else:
-        assert seconds == pytest.approx(758 * 18 / 7.80 * 989 / peak)
+        assert seconds == pytest.approx(758 * 1133 * 18 / 6765 * 989 / peak)
 
 
 def test_gpus_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
