@@ -60,8 +60,8 @@ def run_main(main: Callable[[], int | None]) -> int:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
             raise
         print(
-            f"error: the GPU's memory does not suffice. An untrained model takes a third of it with --method qlora; "
-            f"else a larger GPU is needed. ({str(error).splitlines()[0]})",
+            "error: the GPU's memory does not suffice. An untrained model takes about a third of it with --method "
+            f"qlora; else a larger GPU is needed. ({str(error).splitlines()[0]})",
             file=sys.stderr,
         )
         return 2

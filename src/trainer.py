@@ -35,7 +35,19 @@ from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
 from src.records import ItemScores
-from src.rows import Layout, Row, Term, lay_out, logits_at, logprobs_at, make_ready, obstacle, rows_on_gpu, totals
+from src.rows import (
+    WORTHWHILE,
+    Layout,
+    Row,
+    Term,
+    lay_out,
+    logits_at,
+    logprobs_at,
+    make_ready,
+    obstacle,
+    rows_on_gpu,
+    totals,
+)
 from src.scores import score
 
 CHECKPOINTS = "checkpoints"
@@ -89,7 +101,7 @@ def fine_tune(
     given = planned, shape, examples, steps, encoder.pad_id, device, compiled
     layout, saved, settled = layouts.training_layout(*given)
     if compiled and layout.kind != "tree" and recipe.share_prefixes == "auto":
-        print(_hint(recipe, examples, layout))
+        _hint(recipe, examples, layout)
     elif device.type == "cuda" and not compiled and not why:
         print("no prefixes are shared: triton, which compiles for the GPU, is missing. pip install triton")
     if not settled.fits:
@@ -531,15 +543,17 @@ def _of_pairs(entry: dict[str, Any]) -> str:
     )
 
 
-def _hint(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> str:
-    """What larger optimizer steps would share."""
+def _hint(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> None:
+    """Says what larger optimizer steps would share, where it is worth it."""
     larger = recipe.replace(batch_size=HINTED, gradient_accumulation_steps=1, order="dialogue")
     steps = layouts.epoch_steps(examples, larger)
     shared = layouts.sharing(examples, steps, dataclasses.replace(layout, kind="tree", tokens=layouts.GPU_ROW))
-    return (
-        f"steps of {recipe.batch_size * recipe.gradient_accumulation_steps} item(s) share too little. --batch_size "
-        f"{HINTED} --order dialogue would compute {shared:.1f} times fewer tokens, in fewer steps of another gradient"
-    )
+    if shared >= WORTHWHILE:
+        step = recipe.batch_size * recipe.gradient_accumulation_steps
+        print(
+            f"steps of {step} item(s) share too little. --batch_size {HINTED} --order dialogue would compute "
+            f"{shared:.1f} times fewer tokens, in fewer steps of another gradient"
+        )
 
 
 def _words(layout: Layout, saved: float) -> str:

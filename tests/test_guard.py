@@ -1,12 +1,29 @@
 """What rounding does to a model, which the guard measures; what the guard does with it is in tests/test_trainer.py."""
 
+import contextlib
+
 import pytest
 import torch
 
+from src import guard
 from src.guard import LEAST, TIMES, allowed, gap, rounding
 from src.rows import Layout, make_ready, usually
 from tests import toys
 from tests.test_rows import PAD, alike, network, read
+
+
+def test_one_by_one_is_with_checkpointing_and_undone_whatever_happens() -> None:
+    model = network("llama").train()
+    for error in (None, torch.OutOfMemoryError("CUDA out of memory")):
+        with contextlib.suppress(torch.OutOfMemoryError), guard._one_by_one(model):
+            assert model.is_gradient_checkpointing
+            if error:
+                raise error
+        assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable(guard.CHECKPOINTING)
+    with guard._one_by_one(model):
+        pass
+    assert model.is_gradient_checkpointing, "as it was"
 
 
 def test_gap_by_hand() -> None:

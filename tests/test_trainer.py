@@ -846,7 +846,10 @@ def test_what_larger_steps_would_share_is_said(
 ) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", batch_size=1, epoch=1)
     with toys.compiled_on_a_cpu(monkeypatch):
-        assert train(recipe, tmp_path).training["rows"]["kind"] == "single"
+        assert train(recipe, tmp_path / "little").training["rows"]["kind"] == "single"
+        assert "share too little" not in capsys.readouterr().out, "these would share little in larger steps, too"
+        monkeypatch.setattr(trainer, "WORTHWHILE", 1.1)
+        assert train(recipe, tmp_path / "enough").training["rows"]["kind"] == "single"
     sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
     fewer = sum(map(len, sequences)) / len(tree.build(sequences))
     said = (
