@@ -34,7 +34,7 @@ from src.pairs import text_pairs
 from src.prompts import ORDERS
 from src.recipes import ORPO, Recipe, make_recipe
 from src.rows import Layout, rows_on_gpu, sizes
-from src.scores import score
+from src.scores import how_read, score
 from src.standins import SEED, lengthened, make_model
 from src.trainer import LetterTrainer, make_trainer, mixed, training_examples
 
@@ -128,6 +128,8 @@ class Clock:
         self.counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
         self.points: list[tuple[int, float]] = []
         """Of the row that measures how time grows: (tokens computed, seconds)."""
+        self.guard: dict[str, Any] | None = None
+        """What the guard of our rows found."""
 
     def begin(self) -> None:
         """Starts the warm-up. Peak memory counts from here, so that it is of training and not of making weights."""
@@ -190,6 +192,7 @@ class Clock:
             "warm_seconds": self.warm_seconds,
             "peak_memory_bytes": peak,
             **({"points": self.points} if self.points else {}),
+            **({"guard": self.guard} if self.guard else {}),
         }
 
     def _wait(self) -> None:
@@ -519,7 +522,7 @@ def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
         for name, value in _never_ending(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)
-        guard = guarded(trainer, way.checkpointing)
+        clock.guard = guard = guarded(trainer, way.checkpointing)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(clock, trainer))
         clock.begin()
@@ -550,7 +553,9 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
         clock.count(len(items), raw, unique, len(examples))
         if clock.lap():
             break
-    ways = [f"{len(items)} items, {layout.kind} rows{_of(layout)}", setting.kept_for_scoring]
+    read = how_read(network)
+    clock.guard = read["guard"]
+    ways = [f"{len(items)} items, {read['kind']} rows{_of(layout)}", setting.kept_for_scoring]
     return ", ".join(text for text in ways if text)
 
 
@@ -589,6 +594,7 @@ def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
         clock.count(len(prompts), sum(map(len, ids)), unique)
         clock.lap()
     clock.seconds = sum(seconds for _, seconds in clock.points)
+    clock.guard = how_read(network)["guard"]
     return ", ".join(f"{tokens:,} tokens {seconds:.1f} s" for tokens, seconds in clock.points)
 
 

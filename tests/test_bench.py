@@ -83,6 +83,7 @@ def test_growth_is_that_of_trees(setting: bench.Setting, monkeypatch: pytest.Mon
     monkeypatch.setattr(scores, "lay_out", lambda *given: kinds.append(given[2].kind) or lay_out(*given))
     found = bench.measure(bench.ROWS["growth"], setting, 0.0)
     assert kinds == ["tree", "padded", "padded", *["tree"] * 4], "once held against prompts one by one"
+    assert found["guard"]["agree"]
     (one, _), (two, _) = found["points"]
     assert one < two < 2 * one + 1 and found["unique_tokens"] == one + two < found["raw_tokens"] / 1.3
     assert found["items"] == 3 + 6
