@@ -93,13 +93,13 @@ def test_what_the_cache_holds_whole_is_not_downloaded(empty_hub_cache: Path) -> 
 
 @pytest.mark.parametrize(
     ("method", "checkpointing", "per_second"),
-    [("qlora", False, 6765), ("lora", False, 6765), ("full", True, 1988)],
+    [("qlora", False, 7142), ("lora", False, 7142), ("full", True, 2024)],
 )
 def test_time_gives_back_what_was_measured(method: str, checkpointing: bool, per_second: float) -> None:
     recipe = load_recipe(PUBLISHED / "bllossom.yaml", {"method": method})
     seconds = plan.training_seconds(BLLOSSOM, recipe, 758, 1133, "NVIDIA H200", checkpointing)
     assert seconds == pytest.approx(758 * 1133 * 15 / per_second)
-    assert plan.scoring_seconds(BLLOSSOM, 605, 1133, "NVIDIA H200") == pytest.approx(605 * 1133 / 153_000)
+    assert plan.scoring_seconds(BLLOSSOM, 605, 1133, "NVIDIA H200") == pytest.approx(605 * 1133 / 152_000)
 
 
 def test_time_of_a_pair_that_was_not_measured() -> None:
@@ -135,7 +135,7 @@ def test_peaks_are_found_by_name(device: str, peak: float | None) -> None:
     if peak is None:
         assert seconds is None and plan.scoring_seconds(BLLOSSOM, 605, 1133, device) is None
     else:
-        assert seconds == pytest.approx(758 * 1133 * 18 / 6765 * 989 / peak)
+        assert seconds == pytest.approx(758 * 1133 * 18 / 7142 * 989 / peak)
 
 
 def test_gpus_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
