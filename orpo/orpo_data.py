@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_file, run_main
 from src.data import load_split
 from src.pairs import FORMS, plainly, text_pairs
 from src.prompts import load_prompt
@@ -32,7 +32,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--split", default="train", choices=("train", "dev"), help="default: %(default)s")
     parser.add_argument("--form", default="chat", choices=FORMS, help="of the prompts (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write them there instead of printing them")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write them there instead of printing them")
     parser.add_argument("--limit", type=int, metavar="N", help="only the pairs of the first N items")
     add_flags(parser)
     return parser

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import plan, shapes
-from src.cli import Parser, UserError, nearest, run_main
+from src.cli import Parser, UserError, nearest, new_file, run_main
 from src.data import dump_items, load_items
 from src.jobs import run_job
 from src.prompts import load_prompt
@@ -61,7 +61,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--cap", type=float, metavar="GIB", help="let each row use only so much of the GPU's memory")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="where the numbers go")
     child = parser.add_argument_group("what the command starts for each row")
     child.add_argument("--row", metavar="NAME", help="measure this row in this process and write its numbers to --json")
     child.add_argument("--corpus", type=Path, metavar="DIR", help="the lengthened corpus and its tokenizer")
@@ -108,7 +108,8 @@ def compare(arguments: argparse.Namespace) -> int:
     device = arguments.device or ("cuda" if gpus else "cpu")
     kind, _, number = device.partition(":")
     if kind == "cuda" and int(number or 0) >= len(gpus):
-        raise UserError(f"--device {device}: there are {len(gpus)} GPUs here, numbered from 0.")
+        found = f"there are {len(gpus)} GPUs here, numbered from 0" if gpus else "there is no GPU here"
+        raise UserError(f"--device {device}: {found}.")
     if arguments.cap and not gpus:
         raise UserError("--cap is the GPU's, and there is none here.")
     words = gpus[int(number or 0)].name if kind == "cuda" else "CPU, one thread"
@@ -117,6 +118,9 @@ def compare(arguments: argparse.Namespace) -> int:
     from src import bench, standins
 
     rows = choose(arguments.rows, bench.ROWS, kind)
+    whole = standins.model_config(arguments.backbone, kind).num_hidden_layers
+    if (arguments.layers or 0) > whole:
+        raise UserError(f"--layers: found {arguments.layers}, but {arguments.backbone} has {whole} here.")
     path = arguments.json or RESULTS / f"bench_{slug(words if kind == 'cuda' else 'cpu')}.json"
     log = path.with_suffix(".log")
     log.unlink(missing_ok=True)
@@ -125,7 +129,6 @@ def compare(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         facts = write_corpus(Path(folder))
         config = standins.model_config(arguments.backbone, kind, arguments.layers)
-        whole = standins.model_config(arguments.backbone, kind).num_hidden_layers
         record: dict[str, Any] = {
             "device": words,
             "backbone": arguments.backbone,

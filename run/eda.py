@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_folder, run_main
 
 
 def make_parser() -> Parser:
@@ -28,7 +28,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data", type=Path, default=Path("resource/data"), help="the corpus' folder; default: %(default)s"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: see above")
+    parser.add_argument("--out", type=new_folder, metavar="DIR", help="where to write; default: see above")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--sample", action="store_true", help="the sample corpus, whatever is in --data")
     modes.add_argument("--check", action="store_true", help="run nothing: name outputs that may not be committed")

@@ -13,7 +13,7 @@ from typing import Any
 
 from src import records
 from src.ballots import read_sources
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_file, run_main
 from src.data import OUTPUTS, SPLITS, Item, load_data, sha256
 from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
 
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything here, all missed items included")
+    parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     return parser
 
 

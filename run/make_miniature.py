@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, nearest, run_main
+from src.cli import Parser, UserError, nearest, new_folder, run_main
 from src.data import SPLITS, dump_items, split_path
 from src.records import write_text, write_texts
 
@@ -25,7 +25,11 @@ from src.records import write_text, write_texts
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.make_miniature")
     parser.add_argument(
-        "--out", type=Path, default=Path("resource/miniature"), metavar="DIR", help="folder (default: %(default)s)"
+        "--out",
+        type=new_folder,
+        default=Path("resource/miniature"),
+        metavar="DIR",
+        help="folder (default: %(default)s)",
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these backbones, and those they start from")
     return parser

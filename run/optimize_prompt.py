@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_folder, run_main
 from src.data import Item, load_data, sha256
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
@@ -93,7 +93,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json")
     parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
+    parser.add_argument("--out", type=new_folder, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     return parser
 
@@ -275,4 +275,4 @@ def accuracy_words(what: str, step: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, resumes=True))

@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli import Parser, UserError, nearest, run_main
+from src.cli import Parser, UserError, nearest, new_folder, run_main
 from src.data import (
     CATEGORIES,
     OUTPUTS,
@@ -86,15 +86,13 @@ def make_parser() -> argparse.ArgumentParser:
         "paths", nargs="+", type=Path, metavar="PATH", help="the official zip, a folder, or the JSON files"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("resource/data"), help="folder to write (default: %(default)s)"
+        "--out", type=new_folder, default=Path("resource/data"), help="folder to write (default: %(default)s)"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int | None:
     args = make_parser().parse_args(argv)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: found a file; allowed: a folder, which may be new")
     chosen, left_aside = choose(args.paths, args.out)
     splits = check(chosen)
     write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})

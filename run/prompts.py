@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_file, run_main
 from src.data import Item, load_data, sha256
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
@@ -46,7 +46,7 @@ def make_parser() -> Parser:
     parser.add_argument("--orders", type=int, default=1, choices=(1, 6), help="orders of the options to average over")
     parser.add_argument("--limit", type=int, metavar="N", help="compare on N items only")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison here, the answers included")
+    parser.add_argument("--json", type=new_file, metavar="OUT", help="write the comparison here, the answers included")
     return parser
 
 

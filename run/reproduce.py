@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     arguments = make_parser().parse_args(argv)
+    if arguments.name is not None and Path(arguments.name).name != arguments.name:
+        raise UserError(f"--name: found {arguments.name!r}, allowed: the name of one folder, without slashes.")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster ends a job: the runs end with it
@@ -259,4 +261,4 @@ def _sha(data: Path, split: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, resumes=True))

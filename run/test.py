@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_file, new_folder, run_main
 from src.data import SPLITS, dump_items, load_data, predictions, sha256
 from src.prompts import ORDERS
 from src.recipes import FIELDS, add_flags, read_recipe
@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json, or one such file"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the predictions here")
+    parser.add_argument("--output", type=new_file, metavar="FILE", help="also write the predictions here")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument(
         "--orders", type=int, default=1, choices=(1, 6), help="orders of the options to average over (default: 1)"
@@ -51,7 +51,7 @@ def make_parser() -> Parser:
     parser.add_argument("--sampling_seed", type=int, metavar="N", help="of the chains (default: the recipe's seed)")
     parser.add_argument(
         "--merge",
-        type=Path,
+        type=new_folder,
         metavar="DIR",
         help="also save the adapter merged into its base there, after comparing answers",
     )
@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     for split, items in kept.items():
         path = splits[split][1]
         data_record = {"path": str(path), "sha256": sha256(path), "items": len(items)}
+        before = record["splits"].get(split, {})
+        if before.get("data_sha256", data_record["sha256"]) != data_record["sha256"]:
+            print(f"{split}: the scores of {before['items']} items of another file in {folder} are replaced")
         rows = runs.score_run(folder, record, split, items, data_record, encoder, network, orders, sampling)
         write_json(record_path(folder), record)
         print(runs.result_line(record["run"], split, record["splits"][split]))

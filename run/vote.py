@@ -15,7 +15,7 @@ from typing import Any
 
 from src import records
 from src.ballots import Source, absence, join_experts, read_sources, started_runs
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, new_folder, run_main
 from src.data import OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
 from src.metrics import evaluate
 from src.voting import RULE, Agreement, Verdict, agreement, hard_vote
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
-    parser.add_argument("--out", type=Path, help="default: the folder vote in --results")
+    parser.add_argument("--out", type=new_folder, help="default: the folder vote in --results")
     expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"
     parser.add_argument("--expect", nargs="+", default=[], metavar="NAME", help=expect)
     return parser

@@ -52,7 +52,7 @@ def read_sources(
     files = [source.file.resolve() for source in sources]
     twice = [source.file for place, source in enumerate(sources) if files[place] in files[:place]]
     if twice:
-        raise UserError(f"{twice[0]} was given more than once; each run may vote once.")
+        raise UserError(f"{twice[0]} was given more than once; each run counts once.")
     ids = [item.id for item in items]
     problems = [line for source in sources if (line := id_problem(str(source.file), source.ballot.answers, ids))]
     if problems:
@@ -127,7 +127,8 @@ def _read(argument: str, split: str, results: Path, items: Sequence[Item], data_
     elif (file := predictions_path(run, split)).is_file():
         ballot = _read_predictions(name, file, items, dev_accuracy)
     else:
-        there = sorted(entry.name for kind in ("scores_*.jsonl", "predictions_*.json") for entry in run.glob(kind))
+        files = [entry.stem for kind in ("scores_*.jsonl", "predictions_*.json") for entry in run.glob(kind)]
+        there = sorted({stem.partition("_")[2] for stem in files})
         raise UserError(
             f"{run} has answers for {', '.join(there) or 'no split'}, not for {split}. "
             f"Score it: python -m run.test --model_id {run} --split {split}"

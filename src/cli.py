@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -46,15 +48,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def run_main(main: Callable[[], int | None]) -> int:
-    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, or 130 after Ctrl-C."""
+def new_folder(text: str) -> Path:
+    """A folder that will be written to, as the `type` of an argument: what cannot be is known before all work."""
+    path = Path(text)
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file, where a folder is needed; give another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there} may not be written to; give another path")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A file that will be written, as the `type` of an argument."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, where a file is needed; give another path")
+    new_folder(str(path.parent))
+    return path
+
+
+def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
+    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, or 130 after Ctrl-C.
+
+    resumes: whether the command, given again, goes on where it was interrupted.
+    """
     try:
         return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this

@@ -367,6 +367,8 @@ def _found(value: Any) -> str:
 
 
 def _listing(folder: Path) -> str:
+    if folder.is_file():
+        return f"{folder} is a file, where the folder of the splits is needed."
     if not folder.is_dir():
         return f"There is no folder {folder} either."
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

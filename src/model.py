@@ -19,12 +19,14 @@ import torch
 import transformers
 from huggingface_hub import constants, errors
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from src import plan
 from src.adapters import quicken
-from src.cli import UserError
+from src.cli import UserError, nearest
 from src.recipes import Recipe, backbones
+from src.records import RESULTS
 from src.rows import usual_attention
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
@@ -242,7 +244,7 @@ def _hub_messages(source: str) -> Iterator[None]:
     page = f"https://huggingface.co/{source}"
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         chain: list[BaseException] = [error]
         while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
             chain.append(below)
@@ -251,20 +253,31 @@ def _hub_messages(source: str) -> Iterator[None]:
             message = f"{source} needs Python code of its own. Read it; if you trust it, add --trust_remote_code."
         elif Path(source).is_dir():
             message = f"{source} holds no complete model: {str(error).splitlines()[0]}"
+        elif source.startswith(("/", "./", "../", "~")):
+            message = f"there is no folder {source}."
         elif errors.GatedRepoError in kinds:
             message = f"{source} is gated: accept its terms at {page}, then log in with `hf auth login`."
         elif any(issubclass(kind, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for kind in kinds):
             message = (
                 f"{source} is not on this machine and the hub cannot be reached. Where there is a network run "
                 f"`hf download {source}` "
-                "and copy the cache, or give a local folder as --model_id."
+                "and copy the cache, or give a local folder as --model_id." + _runs_like(source)
             )
         elif errors.RepositoryNotFoundError in kinds or errors.HFValidationError in kinds:
-            message = f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
+            message = (
+                f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
+                + _runs_like(source)
+            )
         elif errors.RevisionNotFoundError in kinds:
             message = f"{source} has no such revision; see {page}/commits/main."
-        elif isinstance(error, OSError):
+        elif isinstance(error, OSError | SafetensorError):
             message = f"{source} cannot be loaded: {str(error).splitlines()[0]}"
         else:
             raise
         raise UserError(message) from error
+
+
+def _runs_like(name: str) -> str:
+    """Which runs there are, for a name that may have been meant as one's."""
+    runs = sorted(path.parent.name for path in RESULTS.glob("*/record.json")) if "/" not in name else []
+    return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

@@ -311,9 +311,10 @@ def _combined(raw: dict[str, Any], known: Any, chosen: Sequence[str], where: str
                 )
     for name in chosen:
         if name not in known or chosen.count(name) > 1:
+            fault, hint = ("given twice", "") if name in known else ("not there", nearest(name, known))
             raise UserError(
-                f"{where}: strategy {name!r} is {'given twice' if name in known else 'not there'}. Known: "
-                f"{', '.join(known) or 'none'}, and Nshots or Nnear for N examples.{nearest(name, known)}"
+                f"{where}: strategy {name!r} is {fault}. Known: {', '.join(known) or 'none'}, and Nshots or Nnear for "
+                f"N examples.{hint}"
             )
     some = [known[name] for name in known if name in chosen]
     replaced = [key for keys in some for key in keys if key not in ("before", "after", "description")]

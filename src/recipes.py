@@ -249,15 +249,33 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
     """The recipe in the YAML file at `path`, with `flags` on top."""
     path = Path(path)
     if not path.is_file():
-        known = sorted(str(file) for file in RECIPES.rglob("*.yaml"))
-        raise UserError(f"there is no recipe {path}.{nearest(str(path), known)} Known: {', '.join(known) or 'none'}.")
+        folder = path if path.is_dir() else path.parent
+        known = [str(file) for file in sorted(folder.glob("*.yaml")) or sorted(RECIPES.rglob("*.yaml"))]
+        what = f"there is no recipe {path}.{nearest(str(path), known)}"
+        if path.is_dir():
+            what = f"{path} is a folder, not a recipe."
+        raise UserError(f"{what} Known: {', '.join(known) or 'none'}.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
-    return make_recipe({"name": path.stem, **spelled_out(raw), **spelled_out(flags or {})}, str(path))
+    of_file = {"name": path.stem, **spelled_out(raw)}
+    try:
+        return make_recipe({**of_file, **spelled_out(flags or {})}, str(path))
+    except UserError:
+        if not flags or not _is_sound(of_file):
+            raise
+        return make_recipe({**of_file, **spelled_out(flags)}, "command line")
+
+
+def _is_sound(values: Mapping[str, Any]) -> bool:
+    try:
+        make_recipe(values, "")
+    except UserError:
+        return False
+    return True
 
 
 def load_recipes(

@@ -3,13 +3,15 @@
 Files are written whole or not at all, and a file that is not whole is never read.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,38 @@ def write_texts(texts: Mapping[Path, str]) -> None:
                 os.fsync(file.fileno())
         for temporary, path in written.items():
             os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. Make room, or give another place.") from error
     finally:
         for temporary in written:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process is in `folder`, which is made; UserError when one is. Ends with the process, too."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}. Give another place.") from error
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being trained by another process. Wait for it, or give another --name."
+            ) from None
+        except OSError:  # some network file systems lock no folders
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # one in which nothing came to be
+                folder.rmdir()
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, obj: Any) -> None:

@@ -351,10 +351,21 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
                 + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
                 + ". Delete the folder, or give another --name."
             )
-        if json.loads((folder / INPUTS).read_text(encoding="utf-8")) != inputs:
+        before = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        changed = [key for key in inputs if before.get(key) != inputs[key]]
+        if changed:
+            words = {
+                "prompt": "the prompt's text is another",
+                **{
+                    split: f"{split} had {before[split][1]} items, now {inputs[split][1]}"
+                    if before[split][1] != inputs[split][1]
+                    else f"{split} is another file"
+                    for split in ("train", "dev")
+                },
+            }
             raise UserError(
-                f"{folder} holds an unfinished run on other data or with another prompt. Delete it, or give "
-                f"another --name."
+                f"{folder} holds an unfinished run on other inputs: {'; '.join(words[key] for key in changed)}. "
+                "Start it with the same --data and --limit as before, delete it, or give another --name."
             )
     taken = [name for name in (models.MODEL, models.ADAPTER, CHECKPOINTS) if (folder / name).exists()]
     if taken and not (folder / RECIPE).is_file():

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from src.cli import Parser, UserError
+from src.cli import Parser, UserError, new_folder
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS
 
@@ -14,7 +14,7 @@ def make_parser(doc: str | None, prog: str) -> Parser:
         "--data", type=Path, default=Path("resource/data"), help="folder of data_train.json and data_dev.json"
     )
     parser.add_argument(
-        "--save_dir", type=Path, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
+        "--save_dir", type=new_folder, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
     )
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument(
@@ -52,10 +52,12 @@ def train(
 
     import torch
 
+    from src.records import alone_in
     from src.runs import result_line, train_run
 
     try:
-        record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+        with alone_in(folder):
+            record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "

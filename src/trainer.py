@@ -122,6 +122,12 @@ def fine_tune(
         f"{' dequantised once' if settled.dequantised else ''}, {device}, "
         f"gradient checkpointing {'on' if settled.checkpointing else 'off'}; {_words(layout, saved)}"
     )
+    whole = len(steps) * recipe.epoch
+    if recipe.lr_scheduler != "constant" and trainer.args.get_warmup_steps(whole) >= whole:
+        print(
+            f"the warm-up takes all {whole} optimizer steps, and the first one's learning rate is 0: next to nothing "
+            "is learned. More items or epochs, or --warmup_steps 0, end that"
+        )
     guard = guarded(trainer, settled.checkpointing)
     best = KeepBest(folder, trainer, recipe)
     started = time.monotonic()

@@ -132,7 +132,7 @@ def test_runs_that_cannot_answer(data: Path, results: Path) -> None:
     for argument, message in (
         ("alhpa", "no such run; runs there: alpha, beta, gamma. Did you mean 'alpha'"),
         ("beta", "not finished"),
-        ("gamma", "has answers for scores_dev.jsonl, not for test"),
+        ("gamma", "has answers for dev, not for test"),
         ("missing.json", "missing.json: no such file"),
     ):
         with pytest.raises(UserError, match=message):

@@ -122,6 +122,7 @@ def test_help_and_mistakes() -> None:
         (["--seconds", "0"], "above 0"),
         (["--device", "cpu", "--cap", "24"], "the GPU's"),
         (["--device", "gpu"], "allowed: cpu, cuda"),
+        (["--device", "cpu", "--layers", "8"], "--layers: found 8, but bllossom has 4 here"),
         (["--row", "entry"], "^--row: found 'entry'; .* starts for itself, .* single rows: --rows entry$"),
         (["--row", "entry", "--json", "x.json"], "single rows: --rows entry$"),
     ):

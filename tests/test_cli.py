@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from src.cli import INTERRUPTED, Parser, UserError, nearest, run_main
+from src.cli import INTERRUPTED, Parser, UserError, nearest, new_file, new_folder, run_main
 
 
 def test_nearest_names_a_close_word_only() -> None:
@@ -23,6 +25,31 @@ def test_unknown_arguments_end_with_2_and_one_line(
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_known_before_all_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = Parser("doc", "run.thing")
+    parser.add_argument("--out", type=new_folder)
+    parser.add_argument("--json", type=new_file)
+    found = parser.parse_args(["--out", str(tmp_path / "a" / "b"), "--json", "x.json"])
+    assert (found.out, found.json) == (tmp_path / "a" / "b", Path("x.json")) and not found.out.parent.exists()
+    (tmp_path / "file").write_text("")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != locked)  # root may write anywhere
+    for flag, path, said in (
+        ("--out", tmp_path / "file", "file is a file, where a folder is needed"),
+        ("--out", tmp_path / "file" / "under", "file is a file, where a folder is needed"),
+        ("--json", tmp_path / "file" / "x.json", "file is a file, where a folder is needed"),
+        ("--json", tmp_path, "is a folder, where a file is needed"),
+        ("--out", locked / "new", "locked may not be written to"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([flag, str(path)])
+        message = capsys.readouterr().err
+        assert f"argument {flag}: " in message and said in message and message.count("\n") == 1
 
 
 def test_files_may_stand_on_both_sides_of_a_flag() -> None:
@@ -47,6 +74,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(mistake) == 2
     assert capsys.readouterr().err == "error: what was wrong\n"
     assert run_main(interrupted) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+    assert run_main(interrupted, resumes=True) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
     with pytest.raises(ValueError, match="traceback"):
         run_main(ours)
 

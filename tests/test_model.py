@@ -252,7 +252,7 @@ def test_a_model_that_is_not_on_this_machine(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(model_id: str, backbone_folder: Folder) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", model_id=model_id)
     for load in (load_config, load_tokenizer):
-        with pytest.raises(UserError, match=rf"{model_id} is neither a local folder nor a model"):
+        with pytest.raises(UserError, match=rf"^there is no folder {model_id}\.$"):
             load(recipe)
 
 

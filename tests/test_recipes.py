@@ -245,6 +245,11 @@ def test_a_model_in_the_folder_at_hand_takes_its_name(tmp_path: Path, monkeypatc
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no recipe resource/recipes/published/pola\.yaml.*Did you mean .*polar\.yaml"):
         load_recipe(PUBLISHED / "pola.yaml")
+    with pytest.raises(UserError, match=r"published is a folder, not a recipe\. Known: .*published/polar\.yaml"):
+        load_recipe(PUBLISHED)
+    write(tmp_path / "mini-polar.yaml", "backbone: polar")
+    with pytest.raises(UserError, match=r"Did you mean '.*/mini-polar\.yaml'\? Known: [^,]*$"):
+        load_recipe(tmp_path / "polar.yaml")
     with pytest.raises(UserError, match="this is not YAML"):
         load_recipe(write(tmp_path / "a.yaml", "lr: [1"))
     (tmp_path / "korean.yaml").write_bytes("name: 이름".encode("cp949"))
@@ -323,9 +328,15 @@ def test_there_is_a_flag_for_every_setting() -> None:
     assert read_recipe(parsed("--backbone", "polar", "--no-trust_remote_code")).trust_remote_code is False
 
 
-def test_a_flag_with_a_wrong_value() -> None:
+def test_a_flag_with_a_wrong_value(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"command line: epoch: found 'many', allowed: a whole number"):
         read_recipe(parsed("--backbone", "polar", "--epoch", "many"))
+    polar = str(PUBLISHED / "polar.yaml")
+    with pytest.raises(UserError, match=r"^command line: batch_size: found 0"):
+        read_recipe(parsed("--recipe", polar, "--batch_size", "0"))
+    wrong = write(tmp_path / "wrong.yaml", "backbone: polar\nlr: -1\n")
+    with pytest.raises(UserError, match=r"wrong\.yaml: lr: found"):
+        read_recipe(parsed("--recipe", str(wrong), "--batch_size", "1"))
     with pytest.raises(SystemExit):
         parsed("--method", "qlorra")
 

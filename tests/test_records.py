@@ -255,10 +255,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(records.os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="second cannot be written: No space left"):
         write_texts({first: "new", second: "new"})
     assert first.read_text() == second.read_text() == "old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "run"
+    with records.alone_in(folder):
+        with pytest.raises(UserError, match="run is being trained by another process"), records.alone_in(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists(), "nothing came to be in it"
+    with records.alone_in(folder):
+        write_text(folder / "record.json", "{}")
+    assert folder.is_dir()
+    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), records.alone_in(folder / "record.json"):
+        pass
 
 
 def test_nobody_sees_a_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

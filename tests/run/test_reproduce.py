@@ -96,6 +96,12 @@ def call(*more: str) -> int:
     return reproduce.main(["--recipes", "recipes", "--data", "data", "--name", "try", *more])
 
 
+def test_a_name_is_one_folder(commands: Commands) -> None:
+    with pytest.raises(UserError, match=r"--name: found 'a/b', allowed: the name of one folder"):
+        call("--name", "a/b")
+    assert commands.seen == []
+
+
 def test_all_of_it_then_nothing(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 0
     assert commands.modules() == ["run.train"] * 3 + ["run.vote"] * 2

@@ -79,7 +79,7 @@ def test_a_run_by_its_name_scores_as_in_training(method: str, place: Path, capsy
     ]
 
 
-def test_a_run_by_its_path_and_a_file_of_its_own(place: Path) -> None:
+def test_a_run_by_its_path_and_a_file_of_its_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = place / "results" / "lora"
     # The official test file lacks the key; it may be elsewhere, and the answer too.
     mine = place / "official.json"
@@ -91,7 +91,14 @@ def test_a_run_by_its_path_and_a_file_of_its_own(place: Path) -> None:
     assert answers == json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
     assert [one["id"] for one in answers] == ["made-0002", "made-0001"]
     assert all(one["output"] in ("inference_1", "inference_2", "inference_3") for one in answers)
-    assert "splits" in read_record(run)
+    # Scores of other data go with a word.
+    scored(place, run, "--split", "test")
+    assert "test: the scores of 2 items of another file in" in capsys.readouterr().out
+    scored(place, run, "--split", "test")
+    assert "of another file" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        scored(place, run, "--output", str(mine / "answer.json"))
+    assert "official.json is a file, where a folder is needed" in capsys.readouterr().err
     assert "--output and a --data file go with one --split" in problem_of(
         place, run, "--split", "dev", "test", "--output", "x.json"
     )
@@ -187,14 +194,16 @@ def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
     assert "has lost its weights" in problem_of(place, "lora")
     with pytest.raises(UserError, match=r"give a --recipe .* or a --model_id"):
         main(["--data", str(place / "data")])
-    assert "neither a local folder nor" in problem_of(place, tmp_path / "no" / "such")
+    assert f"there is no folder {tmp_path / 'no' / 'such'}." in problem_of(place, tmp_path / "no" / "such")
+    (place / "results" / "full" / "model" / "model.safetensors").write_bytes(b"")
+    assert "full/model holds no complete model" in problem_of(place, "full")
 
 
 def test_the_base_of_an_adapter_that_is_gone(place: Path) -> None:
     record = read_record(place / "results" / "lora")
     record["recipe"]["model_id"] = str(place / "gone")
     write_json(place / "results" / "lora" / "record.json", record)
-    assert f"{place / 'gone'} is neither a local folder" in problem_of(place, "lora")
+    assert f"there is no folder {place / 'gone'}." in problem_of(place, "lora")
     # All of a fully trained model is in its run.
     record = read_record(place / "results" / "full")
     record["recipe"]["model_id"] = str(place / "gone")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from run.train import main
 from run.train_base import main as main_base
 from src.cli import UserError, run_main
 from src.data import load_items, sha256
 from src.recipes import load_recipe
-from src.records import read_record, read_scores
+from src.records import alone_in, read_record, read_scores
 from tests.made_runs import make_split
 
 SMALL = ("--epoch", "2", "--batch_size", "2", "--lr", "3e-3", "--device", "cpu")
@@ -171,12 +172,12 @@ def test_what_does_not_go_on(
     ):
         main(arguments(place, model, "--method", "lora", "--lr", "0.1", "--seed", "7"))
     # Other data, and other items of the same.
-    with pytest.raises(UserError, match="unfinished run on other data or with another prompt"):
+    with pytest.raises(UserError, match=r"other inputs: train had 8 items, now 4; dev had 6 items, now 4\. .*--limit"):
         main(arguments(place, model, "--method", "lora", "--limit", "4"))
     prompt = place / "short.yaml"
     text = prompt.read_text(encoding="utf-8")
     prompt.write_text(text.replace("고르세요", "고르시오"), encoding="utf-8")
-    with pytest.raises(UserError, match="other data or with another prompt"):
+    with pytest.raises(UserError, match="on other inputs: the prompt's text is another"):
         main(arguments(place, model, "--method", "lora"))
     prompt.write_text(text, encoding="utf-8")
     # Nothing of it was touched.
@@ -243,10 +244,28 @@ def test_mistakes_end_in_one_message(place: Path, backbone_folder: Folder, capsy
         assert "--device cuda: there is no GPU" in fails(capsys, arguments(place, model, "--device", "cuda"))
     assert "no prompt 'enrty'" in fails(capsys, arguments(place, model, "--prompt", "enrty"))
     assert "no chat template" in fails(capsys, arguments(place, backbone_folder("polar")))
-    assert "neither a local folder" in fails(capsys, arguments(place, place / "nowhere"))
+    assert f"there is no folder {place / 'nowhere'}." in fails(capsys, arguments(place, place / "nowhere"))
+    busy = arguments(place, model, "--method", "lora")
+    with alone_in(place / "run"):
+        assert "run is being trained by another process" in fails(capsys, busy)
+    where = busy.index("--data") + 1
+    busy[where] = str(place / "short.yaml")
+    assert "short.yaml is a file, where the folder of the splits is needed" in fails(capsys, busy)
     (place / "data" / "data_dev.json").unlink()
     assert "data_dev.json" in fails(capsys, arguments(place, model))
     assert not (place / "run").exists()
+
+
+def test_a_warm_up_that_takes_all_steps_is_named(
+    place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--method", "lora", "--epoch", "1", "--batch_size", "8")
+    for warm_up, run in (("0.1", "warm"), ("0", "cold")):
+        main([*arguments(place, backbone_folder("qwen2"), *flags, run=run), "--warmup_steps", warm_up])
+        weights = load_file(place / run / "adapter" / "adapter_model.safetensors")
+        learned = any(bool(value.any()) for name, value in weights.items() if "lora_B" in name)
+        said = capsys.readouterr().out
+        assert ("the warm-up takes all 1 optimizer steps" in said) == (not learned) == (run == "warm")
 
 
 def test_items_that_do_not_fit_are_known_before_the_training(place: Path, backbone_folder: Folder) -> None:
