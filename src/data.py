@@ -87,6 +87,8 @@ def load_items(path: str | Path, *, labelled: bool | None = None) -> list[Item]:
 def load_split(folder: str | Path, split: str, labelled: bool | None = None) -> list[Item]:
     """`load_items` of `data_<split>.json`. UserError when it is missing: what lies in the folder, how to fill it."""
     path = split_path(folder, split)
+    if path.parent.is_file():
+        raise UserError(f"{folder} is a file, where the folder of data_{split}.json is needed.")
     if not path.is_file():
         raise UserError(
             f"{path}: no such file. {_listing(path.parent)}\n"
@@ -367,8 +369,6 @@ def _found(value: Any) -> str:
 
 
 def _listing(folder: Path) -> str:
-    if folder.is_file():
-        return f"{folder} is a file, where the folder of the splits is needed."
     if not folder.is_dir():
         return f"There is no folder {folder} either."
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

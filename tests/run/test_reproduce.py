@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import run.reproduce as reproduce
+from src.cli import UserError
 from src.data import load_split, sha256, split_path
 from src.recipes import load_recipe
 from src.records import read_record, record_path, write_json
