@@ -550,10 +550,10 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     clock.begin()
     for _ in itertools.count():
         score(network, examples, setting.encoder.letter_ids or (), setting.encoder.pad_id)
-        clock.count(len(items), raw, unique, len(examples))
+        read = how_read(network)
+        clock.count(len(items), raw, raw if read["kind"] == "padded" else unique, len(examples))
         if clock.lap():
             break
-    read = how_read(network)
     clock.guard = read["guard"]
     ways = [f"{len(items)} items, {read['kind']} rows{_of(layout)}", setting.kept_for_scoring]
     return ", ".join(text for text in ways if text)

@@ -147,7 +147,6 @@ def probe(trainer: Any, examples: Sequence[Example], layout: Layout, rounded: bo
     """
     network = trainer.accelerator.unwrap_model(trainer.model)
     device = network.device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16)
     letter_ids = list(trainer.encoder.letter_ids or ())
     network.train()  # checkpointing is for training only
     for module in network.modules():
@@ -163,8 +162,7 @@ def probe(trainer: Any, examples: Sequence[Example], layout: Layout, rounded: bo
         rows = trainer.collate(examples, layout)["rows"]
         whole = totals(rows).to(device)
         for row in rows:
-            with autocast:
-                loss, outputs = trainer.row_loss(network, to_device(row, device), whole)
+            loss, outputs = trainer.row_loss(network, to_device(row, device), whole)
             if not rounded:
                 loss.backward()
             total += loss.item()

@@ -5,7 +5,9 @@ pairs, so that short rows are best, and small models are quicker with padded bat
 """
 
 import dataclasses
+import math
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from src import plan, shapes
 from src.encode import Example
-from src.recipes import Recipe
+from src.recipes import ORPO, Recipe
 from src.rows import AT_ONCE, WORTHWHILE, Layout, lengths_for, sizes
 from src.tree import BLOCK
 
@@ -53,7 +55,8 @@ def training_layout(
     answers = max(len(one.sequences) for one in examples)
     if not compiled:
         widest = max(len(ids) for one in examples for ids in one.sequences)
-        return _usual_layout(recipe, shape, some, longest, widest * answers, answers, raw, pad_id, device)
+        places = _places(recipe, examples, recipe.batch_size)
+        return _usual_layout(recipe, shape, some, longest, widest * answers, answers, places, raw, pad_id, device)
     whole = [_sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
     saved = raw / sum(map(sum, whole))
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
@@ -64,9 +67,7 @@ def training_layout(
         layout = Layout(kind, tokens, pad_id)
         computed = sum(sum(_sizes(step, layout)) for step in some)
         items = len(steps[0]) * tokens // largest + 1 if shares else 1
-        # Of several answers the log-probabilities are compared, for which the head reads so many places at a time.
-        projected = items if answers == 1 else min(items * answers, -(-AT_ONCE // shapes.ANSWER_TOKENS))
-        for way in row_ways(recipe, shape, tokens, projected, free_bytes(device)):
+        for way in row_ways(recipe, shape, tokens, _places(recipe, examples, items), free_bytes(device)):
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
             cost = computed * shapes.flops(recipe.method, way.checkpointing) * slower
@@ -84,9 +85,18 @@ def sharing(examples: Sequence[Example], steps: Sequence[Sequence[int]], layout:
     return _raw(some) / sum(size for step in some for size in _sizes(step, layout))
 
 
-def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, answers: int, free: int | None) -> list[shapes.Settled]:
-    """Ways to train in rows of `tokens` tokens whose logits are those of `answers` answers at a time."""
-    keys: dict[str, Any] = {"attention": "tree", "sequences": answers, "dropout": recipe.lora_dropout > 0}
+def _places(recipe: Recipe, examples: Sequence[Example], items: int) -> int:
+    """Places of `items` items whose logits are made at a time. A row of several has about the mean of each."""
+    prompt = recipe.objective == ORPO and recipe.orpo_nll == "prompt"
+    found = [one.tokens - (0 if prompt else one.answer_start) for one in examples]
+    answers = max(len(one.sequences) for one in examples)
+    each = max(shapes.ANSWER_TOKENS * answers, max(found) if items == 1 else statistics.fmean(found))
+    return min(math.ceil(items * each), AT_ONCE) if recipe.objective == ORPO else math.ceil(items * each)
+
+
+def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, places: int, free: int | None) -> list[shapes.Settled]:
+    """Ways to train in rows of `tokens` tokens, the logits of `places` of which are made at a time."""
+    keys: dict[str, Any] = {"attention": "tree", "places": places, "dropout": recipe.lora_dropout > 0}
     choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
     found = shapes.ways(shape, recipe.method, *choices, **keys)
     if recipe.method == "qlora":
@@ -203,6 +213,7 @@ def _usual_layout(
     longest: int,
     widest: int,
     answers: int,
+    places: int,
     raw: int,
     pad_id: int,
     device: torch.device,
@@ -211,7 +222,7 @@ def _usual_layout(
     choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
     free = None if on_cpu else free_bytes(device)
-    way = shapes.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences)
+    way = shapes.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences, places=places)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)

@@ -198,6 +198,7 @@ def training_memory(
     attention: str | None = None,
     sequences: int = 1,
     dropout: bool = True,
+    places: int | None = None,
 ) -> Memory:
     """Memory of a training step over `tokens` tokens in `sequences` sequences of equal length, computed in bf16.
 
@@ -206,8 +207,8 @@ def training_memory(
     full, fp32-8bit         the same with moments in 8 bits, but the embeddings'
     full, bf16-stochastic   weights and gradients in bf16, moments in 8 bits
     Adam's step is taken to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
-    attention: "sdpa", "eager", or "tree" in compiled layers; by default the family's. sequences: also those whose
-    answers are projected. dropout: whether the adapters have any.
+    attention: "sdpa", "eager", or "tree" in compiled layers; by default the family's. dropout: whether the
+    adapters have any. places: those whose logits are made at a time; by default `ANSWER_TOKENS` of each sequence.
     """
     assert method in ("full", "lora", "qlora") and optimizer in OPTIMIZERS, (method, optimizer)
     adapters = shape.lora_parameters(lora_r)
@@ -228,7 +229,7 @@ def training_memory(
     kept = working * layer + inputs if checkpointing else shape.layers * layer
     activations = kept + _dequantised(shape, method)
     # bf16 logits, their fp32 copy, and the log-softmax that becomes the gradient.
-    logits = sequences * ANSWER_TOKENS * shape.vocab * (2 + 4 + 4)
+    logits = (sequences * ANSWER_TOKENS if places is None else places) * shape.vocab * (2 + 4 + 4)
     return Memory(weights, gradients, states, activations, logits)
 
 

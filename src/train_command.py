@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.cli import Parser, UserError, new_folder
 from src.recipes import add_flags, read_recipe
-from src.records import RESULTS
+from src.records import RESULTS, alone_in
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -52,7 +52,6 @@ def train(
 
     import torch
 
-    from src.records import alone_in
     from src.runs import result_line, train_run
 
     try:

@@ -145,7 +145,9 @@ def fine_tune(
     history = evaluations(trainer.state)
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
-    shares, drops = trainer.layout.kind == "tree", recipe.method != "full" and recipe.lora_dropout > 0
+    # The answers of an item come in one row and share its prompt, if nothing else.
+    shares = trainer.layout.kind == "tree" or (trainer.layout.kind == "single" and recipe.objective == ORPO)
+    drops = recipe.method != "full" and recipe.lora_dropout > 0
     if shares and trainer.layout != layout:  # shorter rows share less
         saved = layouts.sharing(examples, steps, trainer.layout)
     training: dict[str, Any] = {
@@ -346,8 +348,7 @@ class LetterTrainer(Trainer):
         for number, row in enumerate(inputs["rows"], 1):
             last = number == len(inputs["rows"])
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, self._prepare_inputs(row), num_items_in_batch=num_items_in_batch)
+                loss = self.compute_loss(model, self._prepare_inputs(row), num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -365,11 +366,13 @@ class LetterTrainer(Trainer):
 
     def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(the row's part of the step's loss, logits (terms, vocabulary) or log-probabilities (terms,) it is of)."""
-        if self.recipe.objective == ORPO:
-            logprobs = logprobs_at(model, row)
-            return preference.loss(logprobs, row, self.recipe.orpo_beta, totals), logprobs
-        logits = logits_at(model, row)
-        return self.weighted_loss(logits, row) / totals[0], logits
+        # Accelerate's own autocast ends with the model's forward; the head of `logprobs_at` comes after it.
+        with torch.autocast(row["input_ids"].device.type, torch.bfloat16, enabled=self.args.bf16):
+            if self.recipe.objective == ORPO:
+                logprobs = logprobs_at(model, row)
+                return preference.loss(logprobs, row, self.recipe.orpo_beta, totals), logprobs
+            logits = logits_at(model, row)
+            return self.weighted_loss(logits, row) / totals[0], logits
 
     def weighted_loss(self, logits: torch.Tensor, row: Row) -> torch.Tensor:
         """Sum of the weighted losses of a row's terms in nats, from their logits (terms, vocabulary)."""

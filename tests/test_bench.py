@@ -16,6 +16,7 @@ from src.cli import UserError, run_main
 from src.data import dump_items, parse_items
 from src.prompts import load_prompt
 from src.records import write_text
+from src.rows import Layout
 from tests import toys  # one thread
 
 CPU = torch.device("cpu")
@@ -89,6 +90,17 @@ def test_growth_is_that_of_trees(setting: bench.Setting, monkeypatch: pytest.Mon
     assert found["items"] == 3 + 6
     command.draw_growth(found["points"], "heading", tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_what_was_read_one_by_one_after_all_was_not_shared(
+    setting: bench.Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench.layouts, "scoring_layout", lambda *given: Layout("tree", 4096, 0))
+    for kind in ("tree", "padded"):
+        monkeypatch.setattr(bench, "how_read", lambda network, kind=kind: {"kind": kind, "guard": None})
+        found = bench.measure(bench.ROWS["score-6"], setting, 0.0)
+        assert (found["unique_tokens"] == found["raw_tokens"]) == (kind == "padded") and f"{kind} rows" in found["note"]
 
 
 @pytest.mark.parametrize("name", ["trl-orpo", "orpo-16"])

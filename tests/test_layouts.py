@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ from src.layouts import (
     training_layout,
 )
 from src.recipes import Recipe, backbones, make_recipe
-from src.rows import WORTHWHILE, Layout, lay_out, sizes
+from src.rows import AT_ONCE, WORTHWHILE, Layout, lay_out, sizes
 from src.shapes import GIB, Shape
 from src.tree import BLOCK
 from tests import toys
@@ -137,7 +138,10 @@ def test_quantised_weights_are_unpacked_once_where_there_is_room(card: Card) -> 
     card(24)
     assert not settled(recipe(method="qlora"))[2].dequantised
     for method in ("lora", "full"):
-        assert not any(one.dequantised for one in row_ways(recipe(method=method), BLLOSSOM, 4096, 20, 141 * GIB))
+        assert not any(
+            one.dequantised
+            for one in row_ways(recipe(method=method), BLLOSSOM, 4096, 20 * shapes.ANSWER_TOKENS, 141 * GIB)
+        )
 
 
 def test_of_the_optimizers_the_first_that_fits(card: Card) -> None:
@@ -163,6 +167,24 @@ def budgets(largest: float) -> list[int]:
     return [*found, -(-LONGEST // BLOCK) * BLOCK]
 
 
+def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
+    card(1000)
+    each = 10 * BLLOSSOM.vocab
+    supervised = 300
+    long = [replace(one, ids=one.ids[: one.answer_start] + (9,) * supervised) for one in CORPUS]
+    assert settled(recipe())[2].memory.logits >= 64 * shapes.ANSWER_TOKENS * each
+    assert settled(recipe(), long)[2].memory.logits >= 64 * supervised * each
+    # A row of one item may be that of the longest.
+    longer = [*long[1:], replace(long[0], ids=long[0].ids + (9,) * 200)]
+    assert settled(recipe(batch_size=1), longer)[2].memory.logits == 500 * each
+    # What compares answers reads the head in pieces; with the prompt learned, too, its places count. A row of shared
+    # prefixes is taken to hold an item more.
+    pairs = [replace(one, rejected=((*one.ids[:-1], 8),)) for one in CORPUS]
+    for nll, batch_size, places in (("answer", 1, 160), ("answer", 64, AT_ONCE), ("prompt", 1, AT_ONCE)):
+        one = recipe(objective="orpo", orpo_nll=nll, batch_size=batch_size)
+        assert settled(one, pairs)[2].memory.logits == places * each, (nll, batch_size)
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("gib", [16, 24, 32, 48, 80, 141])
 def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None:
@@ -173,7 +195,8 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     costs = []
     for tokens in budgets(largest):
         computed = sum(sum(sizes(step, Layout("tree", tokens, PAD))) for step in steps)
-        for way in row_ways(one, BLLOSSOM, tokens, 64 * tokens // largest + 1, gib * GIB):
+        places = shapes.ANSWER_TOKENS * (64 * tokens // largest + 1)
+        for way in row_ways(one, BLLOSSOM, tokens, places, gib * GIB):
             passes = (6 if method == "full" else 4) + 2 * way.checkpointing
             slower = 1.05 if method == "qlora" and not way.dequantised else 1
             order = ("fp32", "fp32-8bit", "bf16-stochastic").index(way.optimizer)

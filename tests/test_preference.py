@@ -16,6 +16,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src import preference, rows, trainer, tree
 from src.encode import Encoder, Example
+from src.layouts import training_layout
 from src.pairs import wrong_options
 from src.prompts import LETTERS
 from src.recipes import Recipe
@@ -344,6 +345,32 @@ def test_one_step_of_the_trainer(share: str, backbone_folder: Folder, tmp_path: 
             torch.testing.assert_close(gradient, theirs[name], atol=2e-6, rtol=1e-4)
         assert outcome.training["rows"]["kind"] == ("tree" if share == "on" else "padded")
         assert outcome.training["rows"]["sharing"] > (2 if share == "on" else 0.9)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_head_computes_in_the_dtype_of_the_layers(bf16: bool) -> None:
+    """Also with fp32 master weights, though Accelerate's autocast covers the model's forward alone."""
+    wanted, network = recipe(), toys.network("qwen2")
+    (row,) = preference.collate(
+        training_examples(wanted, encoder("qwen2"), TRAIN[:1]), Layout("tree", 4096, 0), wanted
+    )["rows"]
+    seen = []
+    network.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    ours: Any = SimpleNamespace(recipe=wanted, args=SimpleNamespace(bf16=bf16))
+    trainer.LetterTrainer.row_loss(ours, network, row, totals([row]))
+    assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
+
+
+def test_rows_of_one_item_share_its_prompt_and_the_record_says_so(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where larger rows would share too little more."""
+    monkeypatch.setattr(
+        trainer.layouts, "training_layout", lambda *given: (Layout("single", 4096, 0), 2.5, training_layout(*given)[2])
+    )
+    found = train(recipe(lora_dropout=0.05, model_id=str(backbone_folder("qwen2"))), tmp_path).training["rows"]
+    assert (found["kind"], found["sharing"]) == ("single", 2.5) and found["guard"]["agree"]
+    assert found["dropout"] == "one mask for each shared token"
 
 
 def test_what_an_evaluation_logs(backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
