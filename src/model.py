@@ -278,6 +278,6 @@ def _hub_messages(source: str) -> Iterator[None]:
 
 
 def _runs_like(name: str) -> str:
-    """Which runs there are, for a name that may have been meant as one's."""
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/record.json")) if "/" not in name else []
+    """Which trained runs there are, for a name that may have been meant as one's."""
+    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
     return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

@@ -235,6 +235,15 @@ def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
     assert find_run(str(tmp_path)) is None
 
 
+def test_a_mistyped_run_is_named_with_the_nearest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.model.RESULTS", place / "results")
+    (place / "results" / "vote").mkdir()
+    write_json(place / "results" / "vote" / "record.json", {})
+    said = problem_of(place, "qlroa")
+    assert "There is no run qlroa either; runs here: " in said and said.endswith("Did you mean 'qlora'?")
+    assert "vote" not in said
+
+
 def test_one_message(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
