@@ -63,16 +63,17 @@ def training_layout(
     kind = "tree" if shares else "single"
     largest = max(map(max, whole)) if shares else longest
     found: list[tuple[tuple[float, ...], Layout, shapes.Settled]] = []
-    for tokens in _budgets(largest, longest):
-        layout = Layout(kind, tokens, pad_id)
-        computed = sum(sum(_sizes(step, layout)) for step in some)
-        items = len(steps[0]) * tokens // largest + 1 if shares else 1
+    for budget in _budgets(largest, longest):
+        rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
+        # Rows are filled evenly, so the longest may be well below what was allowed.
+        tokens = -(-max(*rows, longest) // BLOCK) * BLOCK
+        items = len(steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
         for way in row_ways(recipe, shape, tokens, _places(recipe, examples, items), free_bytes(device)):
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
-            cost = computed * shapes.flops(recipe.method, way.checkpointing) * slower
+            cost = sum(rows) * shapes.flops(recipe.method, way.checkpointing) * slower
             fits = (0, shapes.OPTIMIZERS.index(way.optimizer), cost)
-            found.append((fits if way.fits else (1, way.memory.total), layout, way))
+            found.append((fits if way.fits else (1, way.memory.total), Layout(kind, tokens, pad_id), way))
     _, layout, way = min(found, key=lambda one: one[0])
     rows = [size for step in some for size in _sizes(step, layout)]
     lengths = lengths_for([*rows, longest], compiling_tokens(shape, recipe.method, device) // max(1, recipe.epoch))

@@ -228,8 +228,8 @@ def training_memory(
     inputs = checkpoint_bytes(shape, method, optimizer, tokens)
     kept = working * layer + inputs if checkpointing else shape.layers * layer
     activations = kept + _dequantised(shape, method)
-    # bf16 logits, their fp32 copy, and the log-softmax that becomes the gradient.
-    logits = (sequences * ANSWER_TOKENS if places is None else places) * shape.vocab * (2 + 4 + 4)
+    # All in fp32: the log-softmax, the gradient of the picked places in it, and that of the logits.
+    logits = (sequences * ANSWER_TOKENS if places is None else places) * shape.vocab * (4 + 4 + 4)
     return Memory(weights, gradients, states, activations, logits)
 
 
