@@ -2,11 +2,13 @@
 
     python -m run.prompts                                                   # list them
     python -m run.prompts korean+persona+cot --runs polar --item train-3    # one item, and where its tokens go
+    python -m run.prompts korean+3shots --lengths                           # how long the items are, by backbone
     python -m run.prompts --compare korean korean+cot korean+3shots --runs Qwen/Qwen2-7B-Instruct polar
 
 RUN is a trained run, by name or folder; or an untrained model, by a recipe's file, a backbone's short name, a hub id or
-a folder. Showing an item takes its tokenizer only. A comparison scores the same items of a labelled split under each
-prompt, and holds each against the first by McNemar's exact test. The test split has no labels outside NIKL.
+a folder. Showing an item takes its tokenizer only. Lengths are counted where the tokenizer is on this machine, else
+estimated, and nothing is downloaded. A comparison scores the same items of a labelled split under each prompt, and holds
+each against the first by McNemar's exact test. The test split has no labels outside NIKL.
 """
 
 import sys
@@ -33,6 +35,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--compare", nargs="+", metavar="PROMPT", help="score these, the first is what others are held to"
     )
+    parser.add_argument("--lengths", action="store_true", help="how long items are (default --runs: all backbones)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="trained runs or untrained models")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default: %(default)s")
     parser.add_argument(
@@ -55,7 +58,11 @@ def main(argv: list[str] | None = None) -> None:
 
     arguments = make_parser().parse_args(argv)
     console = Console(markup=False, highlight=False)
-    if arguments.compare:
+    if arguments.lengths:
+        if arguments.compare or not arguments.prompt:
+            raise UserError("--lengths takes one prompt: python -m run.prompts korean+3shots --lengths")
+        show_lengths(arguments, console)
+    elif arguments.compare:
         if not arguments.runs or arguments.prompt:
             raise UserError("--compare takes the prompts itself, and needs at least one of --runs.")
         compare(arguments, console)
@@ -134,6 +141,66 @@ def one_item(arguments: Namespace) -> Item:
     if found is None:
         raise UserError(f"{path} has no item {arguments.item}; its first is {items[0].id}.")
     return found
+
+
+# Lengths
+
+
+def show_lengths(arguments: Namespace, console: Any) -> None:
+    """A table of how long the items of every split here are for each of the runs, or for all backbones."""
+    splits = {split: load_data(path, split)[0] for split in SPLITS if (path := split_path(arguments.data, split)).is_file()}
+    if not splits:
+        raise UserError(
+            f"{arguments.data} holds no data_train.json, data_dev.json or data_test.json; python -m run.prepare_data "
+            "puts them there."
+        )
+    texts = lengths.Texts(splits)
+    chosen = [tokenizer_of(given) for given in arguments.runs or backbones()]
+    changes = {"prompt": arguments.prompt, "reasoning": arguments.reasoning}
+    gauges = {
+        name: lengths.Gauge(recipe.replace(**changes), texts, folder) for name, recipe, folder in chosen
+    }
+    found = {name: [gauge.whole(split) for split in splits] for name, gauge in gauges.items()}
+    console.print(lengths_table(found, gauges, load_prompt(arguments.prompt).name))
+    if any(one.too_long for some in found.values() for one in some):
+        console.print(lengths.ADVICE, soft_wrap=True)
+
+
+def tokenizer_of(given: str) -> tuple[str, Recipe, Path | None]:
+    """(name, recipe, folder of the tokenizer that a trained run keeps) of one of --runs."""
+    if given in backbones() and find_run(given) is None:
+        return given, make_recipe({"backbone": given}, given), None
+    from src import runs
+
+    name, recipe, folder = runs.named_model(given)
+    return name, recipe, runs.models.weights_folder(folder) if folder else None
+
+
+def lengths_table(
+    found: Mapping[str, Sequence[lengths.Lengths]], gauges: Mapping[str, lengths.Gauge], prompt: str
+) -> Any:
+    from rich.table import Table
+
+    table = Table("model", "context", "split", "items", "longest", "too long", "", title=f"Tokens with prompt {prompt}")
+    for name, some in found.items():
+        gauge = gauges[name]
+        context = f"{gauge.context:,}" if gauge.context else "?"
+        for one in some:
+            how = "counted" if one.counted else f"estimated, {gauge.kind.what}"
+            numbers = f"{one.items:,}", f"{one.longest:,}", f"{one.too_long:,}" if gauge.context else "?"
+            table.add_row(name, context, one.split, *numbers, how)
+            name = context = ""
+        table.add_section()
+    return table
+
+
+def lengths_line(encoder: Any, split: str, items: Sequence[Item]) -> str:
+    """How long all items of a split are for an encoder."""
+    answered = split == "train" and all(item.label is not None for item in items)
+    tokens = lengths.count(encoder, items, answered)
+    long = sum(one > encoder.context for one in tokens) if encoder.context else 0
+    limit = f" of a context of {encoder.context:,}" if encoder.context else ""
+    return f"{split}: {len(items)} items, the longest has {max(tokens):,} tokens{limit}; {long} too long"
 
 
 def counts_table(encoder: Any, item: Item) -> Any:

@@ -46,8 +46,18 @@ class Kind:
 
     def estimate(self, text: str) -> float:
         """Tokens of `text`, about."""
-        found = (_SYLLABLE, self.per_syllable), (_WORD, self.per_word), (_SIGN, self.per_sign)
-        return sum(each * len(pattern.findall(text)) for pattern, each in found)
+        return self.tokens(count_signs(text))
+
+    def tokens(self, counts: tuple[int, int, int]) -> float:
+        """Tokens, about, of a text with these `count_signs`."""
+        syllables, words, signs = counts
+        return self.per_syllable * syllables + self.per_word * words + self.per_sign * signs
+
+
+def count_signs(text: str) -> tuple[int, int, int]:
+    """(Hangul syllables, words in Latin letters, other signs but blanks) of a text."""
+    syllables, words, signs = (len(pattern.findall(text)) for pattern in (_SYLLABLE, _WORD, _SIGN))
+    return syllables, words, signs
 
 
 @functools.cache

@@ -113,9 +113,9 @@ PEAKS = {
     "RTX 3090": 71,
 }
 
-# Tokens a second that one GPU computes of an 8B Llama shape (bllossom), shared tokens once. By (what is done,
-# checkpointing); where a pair is not here, the FLOP rate of the other one is taken. From a card of the reference's peak,
-# the column "unique tok/s" of
+# Tokens a second that one GPU computes of an 8B Llama shape (bllossom), shared tokens once, by (what is done,
+# checkpointing). Where a pair is not here, the FLOP rate of the other one is taken. They are the column "unique tok/s",
+# on a card of the reference's peak, of
 #     python -m run.bench --rows lora-1 full-1 entry-full score-1
 # NF4 dequantised once is as fast as bf16. At one item a step the host decides: on other machines lora-1 made 6,765 and
 # 8,988. These are still those of items of 978 tokens.

@@ -186,7 +186,7 @@ def _fewest(
     return bisect.bisect_left(range(len(merges)), True, key=suffice)
 
 
-def _alike(sequences: Sequence[Sequence[Any]]) -> int:
+def _alike(sequences: Sequence[Any]) -> int:
     """How long all of them are alike from their beginning on: as long as the first and the last in sorted order."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
