@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
         folded = {"system_turn": "folded"} if arguments.form == "merged" else {}
         encoder = make_encoder(recipe.replace(**folded), prompt)
-        render, end = encoder.chat, encoder.turn_end
+        render, end = encoder.chat_text, encoder.turn_end
     lines = [json.dumps(pair, ensure_ascii=False) for pair in text_pairs(items, recipe, prompt, render, end)]
     if arguments.out:
         write_text(arguments.out, "".join(f"{line}\n" for line in lines))

@@ -22,6 +22,7 @@ from src.cli import Parser, UserError, new_file, run_main
 from src.data import Item, load_data, sha256
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
+from src.recipes import template_text
 from src.records import find_run, read_record, write_json
 
 SAMPLE = Path("resource/data/sample.json")
@@ -46,6 +47,9 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--item", metavar="ID", help="the item to show (default: the first)")
     parser.add_argument("--reasoning", action="store_true", help="show the prompt as reasoning is generated behind it")
+    parser.add_argument(
+        "--chat_template", metavar="FILE", help="show or compare untrained models under this one, a text or a file"
+    )
     parser.add_argument("--orders", type=int, default=1, choices=(1, 6), help="orders of the options to average over")
     parser.add_argument("--limit", type=int, metavar="N", help="compare on N items only")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
@@ -118,10 +122,13 @@ def show(arguments: Namespace, console: Any) -> None:
 
     from src import runs
 
-    name, recipe, folder = runs.named_model(arguments.runs[0])
+    name, recipe, folder = named(arguments.runs[0], arguments.chat_template)
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
     library = runs.find_library(prompt, arguments.data, arguments.reasoning)
-    encoder = runs.make_encoder(recipe, prompt, runs.models.weights_folder(folder) if folder else None, library)
+    weights = runs.models.weights_folder(folder) if folder else None
+    encoder = runs.make_encoder(recipe, prompt, weights, library, runs.frozen_in(folder))
+    for line in encoder.notes([item]):
+        console.print(line, soft_wrap=True)
     (example,) = encoder.for_scoring([item])
     console.print(encoder.tokenizer.decode(list(example.ids)), soft_wrap=True)
     letters = zip("ABC", encoder.letter_ids or (), strict=True)
@@ -243,6 +250,18 @@ def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
     return {part: found.count(part) for part in parts if part in found}
 
 
+def named(given: str, chat_template: str | None) -> tuple[str, Any, Path | None]:
+    """`runs.named_model`, an untrained model under another chat template when one is given."""
+    from src import runs
+
+    name, recipe, folder = runs.named_model(given)
+    if chat_template is None:
+        return name, recipe, folder
+    if folder is not None:
+        raise UserError(f"--chat_template: {given} is a trained run and keeps the template that it was trained with.")
+    return name, recipe.replace(chat_template=template_text(chat_template, "--chat_template")), None
+
+
 # Compare
 
 
@@ -261,7 +280,7 @@ def compare(arguments: Namespace, console: Any) -> None:
     from src import runs
 
     device = models.pick_device(arguments.device)
-    chosen = [(given, *runs.named_model(given)) for given in arguments.runs]
+    chosen = [(given, *named(given, arguments.chat_template)) for given in arguments.runs]
     items = runs.sample_items(items, arguments.limit, seed=0)
     # Every prompt must fit every model, before the first model is loaded.
     encoders = {
@@ -301,7 +320,7 @@ def encoder_for(prompt: Prompt, recipe: Any, folder: Path | None, data: Path) ->
 
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
     weights = model.weights_folder(folder) if folder else None
-    return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data))
+    return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data), runs.frozen_in(folder))
 
 
 def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:

@@ -384,7 +384,7 @@ def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     encoder, recipe = setting.encoder, ours_recipe(row, setting)
-    pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat, encoder.turn_end))
+    pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat_text, encoder.turn_end))
     longest = max(len(ids) for one in training_examples(recipe, encoder, setting.train) for ids in one.sequences)
 
     def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:

@@ -527,6 +527,7 @@ def prompt_parts(encoder: "Encoder", items: Sequence[Item]) -> list[Counter[str]
         prompt,
         name=encoder.name,
         chat_template=encoder.template,
+        override=True,
         system_turn=encoder.system_turn,
     )
     counts = []

@@ -6,14 +6,15 @@ really see.
 """
 
 import dataclasses
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
-
+from src.chat import ANOTHER, Chat, Frozen, choose_template
 from src.cli import UserError
-from src.data import Item
+from src.data import CATEGORIES, Item, Utterance
 from src.fewshot import Library
 from src.prompts import LETTERS, ORDERS, Message, Prompt, Rendered, reasoning_of
 
@@ -51,12 +52,14 @@ class Encoder:
     """Tokenises items for one backbone with one prompt.
 
     name            the backbone, for messages
-    chat_template   the template to use when the tokenizer ships none
+    chat_template   the recipe's; for a tokenizer that ships none, or, with `override`, in place of the shipped one
     system_turn     "auto" probes the template, "own" keeps a system message, "folded" puts it in front of the user's
     context         the model's longest input in tokens; longer items are refused, never cut
+    vocab           how many token ids the model has embeddings for; an item with another is refused
     library         where a prompt with examples takes them from
     reasoning       the letter stands behind reasoning and the prompt's bridge: behind the item's own in training,
                     behind none in `for_scoring`, behind what a model has generated in `for_chains`
+    frozen          of a run that is gone on with or scored: what its record keeps of rendering
     """
 
     def __init__(
@@ -66,10 +69,13 @@ class Encoder:
         *,
         name: str,
         chat_template: str | None = None,
+        override: bool = False,
         system_turn: str = "auto",
         context: int | None = None,
+        vocab: int | None = None,
         library: Library | None = None,
         reasoning: bool = False,
+        frozen: Frozen | None = None,
     ) -> None:
         self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
         self.library, self.reasoning = library, reasoning
@@ -82,30 +88,80 @@ class Encoder:
                 f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, the words between "
                 f"the reasoning and the letter; found {prompt.bridge!r}."
             )
-        shipped = tokenizer.chat_template
-        if isinstance(shipped, dict):  # several by name: for tools, for retrieval
-            shipped = shipped.get("default")
-        self.template_source = "tokenizer" if shipped else "recipe"
-        self.template = shipped or chat_template
-        if not self.template:
+        if frozen is not None and frozen.source is not None:
+            override = frozen.source == "recipe"
+        chosen = choose_template(tokenizer.chat_template, chat_template, override)
+        if chosen is None:
             raise UserError(
-                f"{name}: the tokenizer ships no chat template and the recipe gives none. Set `chat_template` "
-                f"in the recipe "
-                "(a Jinja2 text over messages, bos_token and add_generation_prompt)."
+                f"{name}: the tokenizer ships no chat template and the recipe gives none. Give one: --chat_template "
+                "FILE, or `chat_template` in the recipe (a Jinja2 text over messages, bos_token and "
+                "add_generation_prompt)."
             )
+        self.template, self.template_source = chosen
+        self.chat = Chat(
+            tokenizer, self.template, name=name, source=self.template_source, system_turn=system_turn, frozen=frozen
+        )
+        self.control = self.chat.control
+        if prompt.examples is not None:
+            self.chat.refuse_lost_answers()
         self.bos_id = self._own_bos()
-        self.pad_id = _pad_id(tokenizer)
-        self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
-        self.turn_end = self._turn_end()
+        self.vocab, self.pad_id = vocab, _pad_id(tokenizer, vocab)
+        self.lead = self._lead()
         self.letter_ids: tuple[int, int, int] | None = None
 
     @property
     def template_sha256(self) -> str:
-        return hashlib.sha256(str(self.template).encode()).hexdigest()
+        return hashlib.sha256(self.template.encode()).hexdigest()
+
+    @property
+    def system_turn(self) -> str:
+        return self.chat.system_turn
+
+    @property
+    def turn_end(self) -> str:
+        return self.chat.turn_end
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a generated turn."""
+        return self.chat.stop_ids
+
+    @functools.cached_property
+    def rendered_sha256(self) -> tuple[str, str]:
+        """Hashes of the text and of the token ids of invented items, one of every category, without examples: what
+        moves when a template, a date, a library or a tokenizer renders or reads otherwise.
+        """
+        texts = [self._open(self._chat(self.prompt.render(one, reasoning=self.reasoning))) for one in _probes()]
+        ids = [self._ids(text) for text in texts]
+        clean = [self.control.clean(text) for text in texts]
+        text_sha, ids_sha = (hashlib.sha256(json.dumps(found).encode()).hexdigest() for found in (clean, ids))
+        return text_sha, ids_sha
+
+    def notes(self, items: Sequence[Item]) -> list[str]:
+        """What is to be known of the prompt of `items` before it is used, a line each."""
+        lines = self.chat.notes(bool(self.prompt.system))
+        if self.lead:
+            lines.append(f"the chat template ends with a blank, so the letters are read with it: {self.lead + 'A'!r}")
+        spelled = {
+            item.id: word
+            for item in items
+            if (word := self.control.first_in((*(turn.text for turn in item.dialogue), *item.options)))
+        }
+        if spelled:
+            first, word = next(iter(spelled.items()))
+            lines.append(
+                f"{len(spelled)} of {len(items)} items spell a control token of this tokenizer ({first} is the first, "
+                f"with {word!r}); it is read as text"
+            )
+        return lines
 
     def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
         """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
-        return self.chat(self._render(item, order).messages)
+        return self.control.clean(self._chat(self._render(item, order)))
+
+    def chat_text(self, messages: Sequence[Message]) -> str:
+        """The messages in the backbone's chat template, up to where its answer begins."""
+        return self.control.clean(self.chat.render(messages))
 
     def for_training(
         self, items: Sequence[Item], wrong: Callable[[Item], Sequence[int]] = lambda item: ()
@@ -118,19 +174,20 @@ class Encoder:
         for item in items:
             assert item.label is not None, f"{item.id} has no label"
             rendered = self._render(item)
-            prompt = self.chat(rendered.messages)
-            before = prompt + self.prompt.reasoned(self._plain(_carried(item))) if self.reasoning else prompt
+            prompt = self._chat(rendered)
+            before = self._behind(prompt, _carried(item)) if self.reasoning else prompt
             prompts.append(before)
             prompt_ids = self._ids(prompt)
+            lead = "" if self.reasoning else self.lead
             ids, *rejected = (
-                tuple(self._ids(before + rendered.answers[place] + self.turn_end))
+                tuple(self._ids(before + lead + self.control.mark(rendered.answers[place]) + self.turn_end))
                 for place in (item.label, *wrong(item))
             )
             if any(answered[: len(prompt_ids)] != tuple(prompt_ids) for answered in (ids, *rejected)):
                 raise UserError(
-                    f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, "
-                    f"so no letter could "
-                    f"be read there. The prompt ends with {prompt[-20:]!r}; let the template end it with a line break."
+                    f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, so no "
+                    f"letter could be read there. The prompt ends with {prompt[-20:]!r}; let the prompt or the chat "
+                    "template (--chat_template FILE) end it with a line break."
                 )
             own = item.id, ORDERS[0], ids, len(prompt_ids), item.label, item.dialogue_key
             examples.append(Example(*own, tuple(rejected)))
@@ -155,8 +212,8 @@ class Encoder:
         """Prompts with what was generated behind them: for each (id of the example, item, order, generated text)."""
         examples, prompts = [], []
         for id, item, order, text in chains:
-            prompt = self.prompt_text(item, order)
-            prompts.append(prompt + self.prompt.reasoned(self._plain(text)) if self.reasoning else prompt)
+            prompt = self._chat(self._render(item, order))
+            prompts.append(self._behind(prompt, text) if self.reasoning else prompt)
             ids = self._ids(prompts[-1])
             letter = None if item.label is None else order.index(str(item.label))
             examples.append(Example(id, order, tuple(ids), len(ids), letter, item.dialogue_key))
@@ -165,15 +222,7 @@ class Encoder:
 
     def for_reasoning(self, item: Item, order: str = ORDERS[0]) -> list[int]:
         """The prompt behind which reasoning is generated."""
-        return self._ids(self.prompt_text(item, order))
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """The tokens that end a generated turn."""
-        end = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"] if self.turn_end else []
-        special = [id for id in end[:1] if id in self.tokenizer.all_special_ids or len(end) == 1]
-        eos = self.tokenizer.eos_token_id
-        return sorted({*special, *([] if eos is None else [eos])})
+        return self._ids(self._chat(self._render(item, order)))
 
     def show(self, example: Example) -> str:
         """The example as the model sees it, the supervised part between ⟦ and ⟧, rejected answers below it."""
@@ -185,35 +234,21 @@ class Encoder:
         examples = self.library.choose(item) if self.library else ()
         return self.prompt.render(item, order, reasoning=self.reasoning, examples=examples)
 
-    def _plain(self, text: str) -> str:
-        """Generated text without what would be read as special tokens: no chain may end its own turn."""
-        for special in self.tokenizer.all_special_tokens:
-            text = text.replace(special, "")
-        return text
+    def _chat(self, rendered: Rendered) -> str:
+        """The marked text up to where the answer begins; a blank at its end belongs to the answer (`lead`)."""
+        text = self.chat.render(rendered.messages)
+        return text.removesuffix(self.lead)
 
-    def chat(self, messages: Sequence[Message]) -> str:
-        """The messages in the backbone's chat template, up to where its answer begins."""
-        if self.system_turn == "folded" and messages[0]["role"] == "system":
-            system, user, *rest = messages
-            messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        return self._apply(messages)
+    def _open(self, prompt: str) -> str:
+        """The prompt up to where a letter comes at once: behind it, or, when reasoning, behind none and the bridge."""
+        return prompt + self.lead + self.prompt.reasoned("") if self.reasoning else prompt
 
-    def _apply(self, messages: Sequence[Message]) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=messages[-1]["role"] == "user",
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(
-                f"{self.name}: the {self.template_source}'s chat template does not take turns of {roles}: {error}"
-            ) from error
+    def _behind(self, prompt: str, reasoning: str) -> str:
+        """The prompt with reasoning, which is text whatever it says, and the bridge behind it."""
+        return prompt + self.lead + self.prompt.reasoned(self.control.mark(reasoning))
 
-    def _ids(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, marked: str) -> list[int]:
+        ids = self.control.encode(marked, self.name)
         return [self.bos_id, *ids] if self.bos_id is not None and ids[:1] != [self.bos_id] else ids
 
     def _own_bos(self) -> int | None:
@@ -222,22 +257,14 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         return bos if bos is not None and ids[0] == bos else None
 
-    def _system_turn(self) -> str:
-        probe = [{"role": "system", "content": "probe-system"}, {"role": "user", "content": "probe-user"}]
-        try:
-            return "own" if "probe-system" in self._apply(probe) else "folded"
-        except UserError:  # many templates refuse the role
-            return "folded"
-
-    def _turn_end(self) -> str:
-        """What the template writes behind an answer, up to the end-of-turn token: supervised, so that generation
-        would stop.
+    def _lead(self) -> str:
+        """Blanks at the end of a prompt that would make one token with the letter behind them ("Assistant: " and "A"
+        are " A" to most tokenizers); they go in front of the answer then.
         """
-        user, answer = {"role": "user", "content": "probe-user"}, "A. probe-answer"
-        before = self._apply([user]) + answer
-        whole = self._apply([user, {"role": "assistant", "content": answer}])
-        end = whole[len(before) :].strip() if whole.startswith(before) else ""
-        return end or self.tokenizer.eos_token or ""
+        text = self.chat.render([{"role": "user", "content": "probe"}])
+        lead = text[len(text.rstrip(" ")) :]
+        ids, longer = self._ids(text), self._ids(text + LETTERS[0])
+        return lead if longer[: len(ids)] != ids else ""
 
     def _check(self, examples: Sequence[Example], prompts: Sequence[str]) -> None:
         self._check_letters(prompts)
@@ -251,33 +278,40 @@ class Encoder:
                     f"tokens: {shown}"
                     f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
                 )
-        specials = {self.tokenizer.bos_token_id} - {None, self.tokenizer.eos_token_id}
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for one in examples:
-            prompt = one.ids[: one.answer_start]
-            if sum(prompt.count(id) for id in specials) > 1:
+            # A template may well write one in front of each turn, but no model was trained on two in a row.
+            if bos is not None and bos != eos and one.ids[:2] == (bos, bos):
                 raise UserError(
-                    f"{self.name}: item {one.id}: more than one BOS in the prompt; its text or the chat "
-                    f"template holds one."
+                    f"{self.name}: item {one.id}: the prompt begins with two BOS tokens; the chat template writes one "
+                    f"too many. {ANOTHER}"
                 )
-            if prompt[-1] == self.tokenizer.eos_token_id:
+            if one.ids[one.answer_start - 1] == eos:
                 raise UserError(
-                    f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before "
-                    f"the answer."
+                    f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before the "
+                    f"answer. {ANOTHER}"
+                )
+            if self.vocab is not None and max(map(max, one.sequences)) >= self.vocab:
+                beyond = max(map(max, one.sequences))
+                raise UserError(
+                    f"{self.name}: item {one.id}: its token {self.tokenizer.convert_ids_to_tokens(beyond)!r} has the "
+                    f"id {beyond}, and the model has embeddings for ids below {self.vocab} only. Tokenizer and model "
+                    "do not belong together; give the model's own with --tokenizer."
                 )
 
     def _check_letters(self, prompts: Sequence[str]) -> None:
         """Reads the letters' ids behind every ending that a prompt has; they must agree, be single and distinct."""
+        lead = "" if self.reasoning else self.lead
         for text in {prompt[-SEAM:]: prompt for prompt in prompts}.values():
             ids = self._ids(text)
             found = []
             for letter in LETTERS:
-                longer = self._ids(text + letter)
+                longer = self._ids(text + lead + letter)
                 if longer[: len(ids)] != ids or len(longer) != len(ids) + 1:
                     raise UserError(
-                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, which "
-                        f"ends with "
-                        f"{text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. The three letters cannot "
-                        f"be compared."
+                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, which ends "
+                        f"with {text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. The three letters cannot "
+                        "be compared. Let the prompt or the chat template (--chat_template FILE) end with a line break."
                     )
                 found.append(longer[-1])
             a, b, c = found
@@ -301,9 +335,18 @@ def _carried(item: Item) -> str:
     return text
 
 
-def _pad_id(tokenizer: Any) -> int:
-    """An id to fill rows with. Masks come from lengths, so it is never looked at; still it is no EOS."""
+def _pad_id(tokenizer: Any, vocab: int | None) -> int:
+    """An id to fill rows with. Masks come from lengths, so it is never looked at; still it is no EOS, and the model
+    has an embedding for it.
+    """
     for id in (tokenizer.pad_token_id, tokenizer.unk_token_id):
-        if id is not None and id != tokenizer.eos_token_id:
-            return id
-    return next(id for id in range(len(tokenizer)) if id != tokenizer.eos_token_id)
+        if id is not None and id != tokenizer.eos_token_id and (vocab is None or id < vocab):
+            return int(id)
+    return 0 if tokenizer.eos_token_id != 0 else 1
+
+
+def _probes() -> list[Item]:
+    """An invented item of every category."""
+    said = (Utterance("1", 1, "어제 뭐 했어?"), Utterance("2", 2, "비가 와서 집에 있었어.\n책을 2권 읽었지."))
+    options = ("화자2는 책을 읽었다.", "화자2는 산에 갔다.", "화자1은 비를 맞았다.")
+    return [Item("probe", said, ("2",), category, options, 0, {}) for category in CATEGORIES]

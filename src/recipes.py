@@ -99,7 +99,9 @@ class Recipe:
     revision: str | None = _setting(None, "commit of the hub repository; the record keeps the one that was loaded")
     licence: str | None = _setting(None, "licence of the base model, for the tables")
     trust_remote_code: bool = _setting(False, "run Python code that the model repository ships")
-    chat_template: str | None = _setting(None, "Jinja2 chat template, used when the tokenizer ships none")
+    chat_template: str | None = _setting(
+        None, "Jinja2 chat template, as text or as a file, in place of the tokenizer's own"
+    )
     system_turn: str = _setting("auto", "keep a system turn, or fold it into the user's; auto asks the template")
     method: str = _setting(
         "qlora", "which weights are trained, and how the base is kept; orpo: all of them, with objective orpo"
@@ -230,12 +232,29 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             revision=recipe.revision or facts.revision,
             licence=recipe.licence or facts.licence,
         )
+    if recipe.chat_template is not None:
+        recipe = recipe.replace(chat_template=template_text(recipe.chat_template, where))
     if facts is not None and recipe.chat_template is None:
         recipe = recipe.replace(chat_template=facts.chat_template)
     recipe = recipe if recipe.name else recipe.replace(name=recipe.backbone)
     if recipe.name in (".", "..") or Path(recipe.name).name != recipe.name:
         raise UserError(f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, without slashes")
     return recipe
+
+
+def template_text(value: str, where: str) -> str:
+    """A chat template given as text, or as the name of a file that holds it; `where` names it in messages."""
+    if "\n" in value or "{" in value:
+        return value
+    path = Path(value)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "this is no Jinja2 text, and there is no such file" if not path.exists() else f"cannot be read: {error}"
+        raise UserError(f"{where}: chat_template {value!r}: {why}.") from error
+    if not text.strip():
+        raise UserError(f"{where}: chat_template: the file {value} is empty.")
+    return text
 
 
 def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:

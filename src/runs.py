@@ -6,7 +6,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 
 from src import data, progress, records
 from src import model as models
+from src.chat import Frozen
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder
@@ -62,11 +63,14 @@ def train_run(
     if recipe.only_category:
         train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
     library = find_library(prompt, data_folder, recipe.reasoning)
-    encoder = make_encoder(recipe, prompt, library=library)
+    before = _template_before(folder)
+    encoder = make_encoder(recipe, prompt, library=library, frozen=None if before is None else frozen_of(before))
     for split in ("dev", *also_score):  # an item that does not fit is better known before the training
         encoder.for_scoring(splits[split][0])
     facts = _facts(recipe, encoder, data_folder)
-    records.write_json(folder / INPUTS, inputs)
+    _refuse_other_text(folder, facts["template"], before or {})
+    _print_notes(encoder, [items for items, _ in splits.values()])
+    records.write_json(folder / INPUTS, {**inputs, "template": facts["template"]})
     records.write_text(folder / RECIPE, recipe.dump())
     outcome = fine_tune(recipe, encoder, train, dev, folder, device)
     gc.collect()
@@ -101,11 +105,13 @@ def untrained_run(
     finds the training split.
     """
     prompt = load_prompt(recipe.prompt)
-    encoder = make_encoder(recipe, prompt, library=find_library(prompt, data_folder, recipe.reasoning))
+    there = records.read_record(folder) if records.record_path(folder).is_file() else None
+    frozen = frozen_of(there["template"]) if there else None
+    library = find_library(prompt, data_folder, recipe.reasoning)
+    encoder = make_encoder(recipe, prompt, library=library, frozen=frozen)
     facts = _facts(recipe, encoder, data_folder)
     splits = {}
-    if records.record_path(folder).is_file():
-        there = records.read_record(folder)
+    if there:
         differing = differing_settings(there["recipe"], recipe)
         differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
         if differing:
@@ -145,9 +151,12 @@ def other_run(
     weights = weights_of(folder, record)
     words = [prompt.name] if prompt_name else []
     there = folder.with_name("-".join([weights.name, *words, *([suffix] if suffix else [])]))
-    encoder = make_encoder(recipe, prompt, models.weights_folder(weights), find_library(prompt, data_folder, reasons))
+    library = find_library(prompt, data_folder, reasons)
+    frozen = frozen_of(record["template"])
+    encoder = make_encoder(recipe, prompt, models.weights_folder(weights), library, frozen)
     made = {**record, "run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
-    made["prompt"] = _facts(recipe, encoder, data_folder)["prompt"]
+    facts = _facts(recipe, encoder, data_folder)
+    made |= {"prompt": facts["prompt"], "template": facts["template"]}
     if records.record_path(there).is_file():
         earlier = records.read_record(there)
         if earlier["prompt"]["sha256"] != prompt.sha256:
@@ -174,6 +183,7 @@ def open_run(
     for items in splits:
         encoder.for_scoring(items, orders)
     _refuse_changed(folder, record, encoder)
+    _print_notes(encoder, splits)
     weights, trained = weights_of(folder, record), record["training"] is not None
     return encoder, models.load_run(weights, Recipe(**record["recipe"]), device, trained=trained)
 
@@ -243,19 +253,37 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     return f"{recipe.name} (untrained)", recipe, None
 
 
-def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None, library: Library | None = None) -> Encoder:
-    """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them."""
+def make_encoder(
+    recipe: Recipe,
+    prompt: Prompt,
+    folder: Path | None = None,
+    library: Library | None = None,
+    frozen: Frozen | None = None,
+) -> Encoder:
+    """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them, and with what
+    a run has `frozen` of rendering. A chat template that is the table's own is for tokenizers without; any other one
+    was given on purpose and goes before the tokenizer's.
+    """
     config = models.load_config(recipe, folder)
+    facts = backbones().get(recipe.backbone)
     return Encoder(
         models.load_tokenizer(recipe, folder),
         prompt,
         name=recipe.backbone,
         chat_template=recipe.chat_template,
+        override=facts is None or recipe.chat_template != facts.chat_template,
         system_turn=recipe.system_turn,
         context=models.context_length(config),
+        vocab=getattr(config.get_text_config(), "vocab_size", None),
         library=library,
         reasoning=recipe.reasoning,
+        frozen=frozen,
     )
+
+
+def frozen_of(template: Mapping[str, Any]) -> Frozen:
+    """What a record's or an unfinished run's `template` keeps of rendering."""
+    return Frozen(template.get("source"), template.get("date"), template.get("arguments", {}))
 
 
 def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -> Encoder:
@@ -270,7 +298,15 @@ def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -
             f"{folder} takes its prompt's examples from another {data.split_path(data_folder, 'train')}: sha256 "
             f"{record['prompt']['examples_sha256'][:12]} then, {now[:12]} now. Give the folder of the first as --data."
         )
-    return make_encoder(recipe, prompt, models.weights_folder(weights_of(folder, record)), library)
+    frozen = frozen_of(record["template"])
+    return make_encoder(recipe, prompt, models.weights_folder(weights_of(folder, record)), library, frozen)
+
+
+def frozen_in(folder: Path | None) -> Frozen | None:
+    """What the finished run in `folder` keeps of rendering; None for a folder without record, or for none."""
+    if folder is None or not records.record_path(folder).is_file():
+        return None
+    return frozen_of(records.read_record(folder)["template"])
 
 
 def find_library(prompt: Prompt, data_folder: Path, reasoning: bool = False) -> Library | None:
@@ -379,30 +415,65 @@ def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any
     shown = {"examples_sha256": data.sha256(data.split_path(data_folder, "train"))} if prompt.examples else {}
     return {
         "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text, **shown},
-        "template": {
-            "source": encoder.template_source,
-            "system_turn": encoder.system_turn,
-            "sha256": encoder.template_sha256,
-        },
+        "template": _template_record(encoder),
         "base_revision": getattr(models.load_config(recipe), "_commit_hash", None),
         "versions": records.versions(),
         "commit": records.git_commit(),
     }
 
 
+def _template_record(encoder: Encoder) -> dict[str, Any]:
+    text, ids = encoder.rendered_sha256
+    return {
+        "source": encoder.template_source,
+        "system_turn": encoder.system_turn,
+        "sha256": encoder.template_sha256,
+        "date": encoder.chat.date,
+        "arguments": encoder.chat.arguments,
+        "text_sha256": text,
+        "ids_sha256": ids,
+    }
+
+
+def _template_before(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished run in `folder` renders with; None when there is no such run."""
+    if not (folder / CHECKPOINTS).is_dir() or not (folder / INPUTS).is_file():
+        return None
+    found = json.loads((folder / INPUTS).read_text(encoding="utf-8")).get("template", {})
+    assert isinstance(found, dict), found
+    return found
+
+
 def _refuse_changed(folder: Path, record: dict[str, Any], encoder: Encoder) -> None:
     """A run is scored at the tokens it was trained at, or not at all."""
     letters = dict(zip("ABC", encoder.letter_ids or (), strict=True))
-    for what, now, then in (
-        ("the letters' token ids", letters, record.get("letters") or letters),
-        ("the chat template", encoder.template_sha256, record["template"]["sha256"]),
-        ("the handling of the system turn", encoder.system_turn, record["template"]["system_turn"]),
+    _refuse_other(folder, "the letters' token ids", letters, record.get("letters") or letters)
+    _refuse_other_text(folder, _template_record(encoder), record["template"])
+
+
+def _refuse_other_text(folder: Path, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """UserError when a run renders other text, or reads it as other tokens, than it did. Both as `_template_record`
+    gives them; older runs kept less.
+    """
+    for what, key in (
+        ("the chat template", "sha256"),
+        ("the handling of the system turn", "system_turn"),
+        ("the text that prompt and chat template make", "text_sha256"),
+        ("the token ids of that text", "ids_sha256"),
     ):
-        if now != then:
-            raise UserError(
-                f"{folder}: {what} changed since the run was made: {then} then, {now} now. Use the versions in "
-                f"its record."
-            )
+        _refuse_other(folder, what, now[key], then.get(key, now[key]))
+
+
+def _refuse_other(folder: Path, what: str, now: Any, then: Any) -> None:
+    if now != then:
+        raise UserError(
+            f"{folder}: {what} changed since the run was made: {then} then, {now} now. Use the versions in its record."
+        )
+
+
+def _print_notes(encoder: Encoder, splits: Sequence[Sequence[Item]]) -> None:
+    for line in encoder.notes([item for items in splits for item in items]):
+        print(f"{encoder.name}: {line}")
 
 
 def _peak_memory(device: torch.device) -> int:

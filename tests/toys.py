@@ -38,6 +38,12 @@ KOGEMMA = (
     "{% elif message.role == 'user' %}<start_of_turn>user\n{{ message.content }}<end_of_turn>\n<start_of_turn>model\n"
     "{% else %}{{ message.content }}<end_of_turn>\n{% endif %}{% endfor %}"
 )
+# SOLAR-Instruct's plain words, for tokenizers that ship no template.
+SOLAR = (
+    "{{ bos_token }}{% for message in messages %}### {{ message.role | capitalize }}:\n{{ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
 EEVE = (
     "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% elif message.role == 'user' %}A chat between a user and an assistant.\nHuman: {{ message.content }}\n"

@@ -1,0 +1,267 @@
+"""A backbone's chat template: what it does is found out once, by probes, and then held.
+
+A template is a program that somebody else wrote. It may refuse a system turn, write the assistant's header unasked,
+write today's date, open the answer with an empty block of thoughts, or drop a text. Nothing of that is believed from
+its name or its flags: small chats are rendered and looked at.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import jinja2
+
+from src.cli import UserError
+from src.control import ControlTokens
+from src.prompts import Message
+
+SECONDS = 5.0
+"""Longest time that one chat may take to render; a thousandth of it is usual."""
+
+ANOTHER = "Give another one: --chat_template FILE."
+
+FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+"""What a template's own mistake raises, beside Jinja2's errors."""
+
+SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
+
+# Templates that know this argument (Qwen3's) then open the answer with an empty block of thoughts, which is how these
+# models were trained to answer at once.
+WITHOUT_THINKING = {"enable_thinking": False}
+
+_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a run's record keeps of rendering, so that the same text is rendered later.
+
+    source      whose template it is: "tokenizer" or "recipe"
+    date        ISO date that the template writes, None when it writes none
+    arguments   given to the template
+    """
+
+    source: str | None = None
+    date: str | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Chat:
+    """One backbone's template.
+
+    name          the backbone, for messages
+    template      the template's text; `source` says whose it is, "tokenizer" or "recipe"
+    system_turn   "auto" asks the template, "own" keeps a system message, "folded" puts it in front of the user's
+    frozen        of a run that is gone on with or scored; None fixes today's date and the arguments anew
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        *,
+        name: str,
+        source: str,
+        system_turn: str = "auto",
+        frozen: Frozen | None = None,
+    ) -> None:
+        self.tokenizer, self.template, self.name, self.source = tokenizer, template, name, source
+        self.control = ControlTokens(tokenizer, template)
+        self.date = _date_of(template, frozen, self._whose)
+        self.dated_template = _with_date(template, self.date, self._whose)
+        self.arguments: dict[str, Any] = {}
+        user = self._apply([_user()])
+        if frozen is None and self._apply([_user()], WITHOUT_THINKING) != user:
+            self.arguments = dict(WITHOUT_THINKING)
+        elif frozen is not None:
+            self.arguments = dict(frozen.arguments)
+        self._check_kept(user, "user", USER)
+        self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
+        if self.system_turn == "own":
+            self._check_kept(self._apply([_system(), _user()]), "system", SYSTEM)
+        self.turn_end = self._turn_end()
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The messages up to where the answer begins, marked (`ControlTokens.mark`) where their texts spell control
+        tokens.
+        """
+        marked = [{**message, "content": self.control.mark(message["content"])} for message in messages]
+        if self.system_turn == "folded" and marked[0]["role"] == "system":
+            system, user, *rest = marked
+            marked = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        return self._apply(marked)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a generated turn."""
+        word = self.control.pattern.search(self.turn_end)
+        end = [self.control.ids[word[0]]] if word else self.control.encode(self.turn_end, self.name)
+        eos = self.tokenizer.eos_token_id
+        return sorted({*(end if len(end) == 1 else []), *([] if eos is None else [eos])})
+
+    def refuse_lost_answers(self) -> None:
+        """UserError when the template drops what an assistant said before, which worked examples need."""
+        self._check_kept(self._apply([_user(), _answer(), _user()]), "assistant", ANSWER)
+
+    def notes(self, with_system: bool) -> list[str]:
+        """What the template does beside framing the messages, a line each."""
+        lines = []
+        messages = [_system(), _user()] if with_system else [_user()]
+        text = self.render(messages)
+        head = text[: min(place for word in (SYSTEM, USER) if (place := text.find(word)) >= 0)]
+        if len(re.findall(r"\w+", self.control.pattern.sub(" ", head))) > 2:
+            lines.append(f"the chat template writes in front of the prompt: {head!r}")
+        if self.arguments:
+            added = _added(self._apply(messages, {}), self._apply(messages))
+            lines.append(f"the chat template opens the answer without thinking, with {added!r}")
+        if self.date:
+            lines.append(f"the chat template writes the date; for this run it stays {self.date}")
+        return lines
+
+    @property
+    def _whose(self) -> str:
+        return f"{self.name}: the {self.source}'s chat template"
+
+    def _apply(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> str:
+        roles = ", ".join(message["role"] for message in messages)
+        try:
+            with _time_limit(SECONDS):
+                text: str = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self.dated_template,
+                    tokenize=False,
+                    add_generation_prompt=messages[-1]["role"] == "user",
+                    **(self.arguments if arguments is None else arguments),
+                )
+            return text
+        except TimeoutError as error:
+            raise UserError(
+                f"{self._whose} has not ended after {SECONDS:.0f} s on turns of {roles}. {ANOTHER}"
+            ) from error
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {error.message}. {ANOTHER}") from error
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self._whose} does not take turns of {roles}: {error}. {ANOTHER}") from error
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise UserError(
+                f"{self._whose} fails on turns of {roles}: {type(error).__name__}: {error}. {ANOTHER}"
+            ) from error
+
+    def _check_kept(self, text: str, role: str, word: str) -> None:
+        if word not in text:
+            raise UserError(
+                f"{self._whose} leaves out the text of the {role}'s turn: it does not write `message.content`, or "
+                f"takes it for a list of parts. {ANOTHER}"
+            )
+
+    def _system_turn(self) -> str:
+        try:
+            return "own" if SYSTEM in self._apply([_system(), _user()]) else "folded"
+        except UserError:  # many templates refuse the role
+            return "folded"
+
+    def _turn_end(self) -> str:
+        """What ends an answer, up to the first control token behind it: supervised, so that generation would stop.
+
+        Some templates write the next turn's header too, whatever they are asked for.
+        """
+        whole = self._apply([_user(), _answer()])
+        place = whole.rfind(ANSWER)
+        behind = whole[place + len(ANSWER) :] if place >= 0 else ""
+        found = self.control.pattern.search(behind)
+        end = (behind[: found.end()] if found else behind).strip()
+        return end or self.tokenizer.eos_token or ""
+
+
+def _system() -> Message:
+    return {"role": "system", "content": SYSTEM}
+
+
+def _user() -> Message:
+    return {"role": "user", "content": USER}
+
+
+def _answer() -> Message:
+    return {"role": "assistant", "content": ANSWER}
+
+
+def _added(without: str, with_it: str) -> str:
+    """The end of `with_it` where it goes on differently."""
+    same = next((n for n, (a, b) in enumerate(zip(without, with_it, strict=False)) if a != b), len(without))
+    return with_it[same:]
+
+
+def _date_of(template: str, frozen: Frozen | None, whose: str) -> str | None:
+    """The ISO date that a template which writes one is rendered with; None for a template that writes none."""
+    if "strftime_now" not in template:
+        return None
+    if frozen is None:
+        return datetime.date.today().isoformat()
+    if frozen.date is None:
+        raise UserError(
+            f"{whose} writes the date, and the run's record does not keep the date that it was trained with, so the "
+            "same text cannot be rendered again. Train the run again; the date is kept now."
+        )
+    return frozen.date
+
+
+def _with_date(template: str, date: str | None, whose: str) -> str:
+    """`template`, with `strftime_now` as a macro in front that knows one day only."""
+    if date is None:
+        return template
+    formats = {first or second for first, second in _DATE.findall(template)}
+    calls = len(re.findall(r"strftime_now\s*\(", template))
+    if calls != len(_DATE.findall(template)):
+        raise UserError(f"{whose} computes how it writes the date, so the date cannot be held fixed. {ANOTHER}")
+    day = datetime.datetime.fromisoformat(date)
+    table = "{" + ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats)) + "}"
+    # `+%}` keeps a line break with which the template itself may begin.
+    return "{%- macro strftime_now(format) -%}{{- " + table + "[format] -}}{%- endmacro +%}" + template
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Within, TimeoutError after so long. Signals reach the main thread only; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def choose_template(shipped: Any, given: str | None, overrides: bool) -> tuple[str, str] | None:
+    """(template, source) of what the tokenizer ships and what the recipe gives; None when there is neither.
+
+    overrides: the recipe's goes first, else the tokenizer's.
+    """
+    if isinstance(shipped, dict):  # several by name: for tools, for retrieval
+        shipped = shipped.get("default")
+    both = [("recipe", given), ("tokenizer", shipped)]
+    return next(((text, source) for source, text in (both if overrides else reversed(both)) if text), None)

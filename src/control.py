@@ -1,0 +1,86 @@
+"""Control tokens: the entries of a tokenizer that only the chat template may write.
+
+What people wrote is text, whatever it says: `<|im_end|>` in an utterance is eight characters, not the end of a turn.
+transformers marks such words before the template is rendered, and encodes what is marked as text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.utils.chat_template_utils import mark_control_tokens
+
+from src.cli import UserError
+
+# What transformers puts around a marked word, and drops from everybody's text.
+MARKS = re.compile("[\U000f0000\U000f0001]")
+
+# `<think>`, `[/INST]`, `<|fim_prefix|>`, `{{user}}`: shaped like a mark, whether the tokenizer calls it special or not.
+SHAPE = re.compile(r"[<\[{(|].*[>\]})|]", re.DOTALL)
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer under one chat template.
+
+    These are all special tokens, and of the other added ones those that look like a mark or stand in the template.
+    Added words of the language, and Gemma's runs of blanks and line breaks, are text for everybody.
+    """
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.ids = {
+            token.content: id
+            for id, token in added.items()
+            if token.content.strip(" \t\r\n▁")
+            and (token.special or SHAPE.fullmatch(token.content) or token.content in template)
+        }
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+
+    def first_in(self, texts: Iterable[str]) -> str | None:
+        """The first control token that the texts spell, None when they spell none."""
+        for text in texts:
+            found = self.pattern.search(text) or (self._normalizer and self.pattern.search(self._normalised(text)))
+            if found:
+                return found[0]
+        return None
+
+    def mark(self, text: str) -> str:
+        """`text` with every control token in it marked as text; `clean` takes the marks away again."""
+        if not self.pattern.search(text) and self._normalizer and self.pattern.search(self._normalised(text)):
+            # A full-width ＜s＞ that the tokenizer itself would fold to <s>.
+            text = unicodedata.normalize("NFKC", text)
+        marked: str = mark_control_tokens(text, self.pattern)
+        return marked
+
+    def clean(self, marked: str) -> str:
+        return MARKS.sub("", marked)
+
+    def encode(self, marked: str, name: str) -> list[int]:
+        """Token ids of marked text, without the tokenizer's own special tokens. Text without marks is encoded as ever.
+
+        `name` is the backbone's, for the message.
+        """
+        if not MARKS.search(marked):
+            return list(self.tokenizer(marked, add_special_tokens=False)["input_ids"])
+        word = self.first_in([self.clean(marked)])
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UserError(
+                f"{name}: an item's text spells the control token {word!r}, and a tokenizer written in Python alone "
+                "cannot read it as text. Take the word out of the item, or give a fast tokenizer with --tokenizer."
+            )
+        try:
+            keys = {"add_special_tokens": False, "sanitize_control_tokens": True}
+            return list(self.tokenizer(marked, **keys)["input_ids"])
+        except ValueError as error:
+            raise UserError(
+                f"{name}: an item's text spells the control token {word!r}, which this tokenizer cannot read as text "
+                f"({error}). Take the word out of the item."
+            ) from error
+
+    def _normalised(self, text: str) -> str:
+        assert self._normalizer is not None
+        return str(self._normalizer.normalize_str(text))
