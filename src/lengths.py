@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError
 from src.data import Item
-from src.encode import Encoder
 from src.fewshot import Library
 from src.kinds import TURN_TOKENS, Kind, count_signs, kind_of
 from src.plan import _cached_file as cached_file
 from src.plan import known
-from src.prompts import Prompt, load_prompt, reasoning_of
+from src.prompts import ORDERS, Prompt, load_prompt, reasoning_of
 from src.recipes import ORPO, Recipe, backbones
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from src.encode import Encoder
 
 NEVER = 1.5
 """Where every item is estimated at less than the context over this, none is counted: estimates are not that far off."""
@@ -101,33 +105,33 @@ def _signs(
 
 
 class Gauge:
-    """How long the items are for one recipe. folder: where a trained run keeps its tokenizer."""
+    """How long the items are for one recipe. encoder: the recipe's, where it is made already; trained: the folder of a
+    trained run, which keeps its tokenizer.
+    """
 
-    def __init__(self, recipe: Recipe, texts: Texts, folder: Path | None = None) -> None:
-        self.recipe, self.texts, self.folder = recipe, texts, folder
+    def __init__(
+        self, recipe: Recipe, texts: Texts, encoder: "Encoder | None" = None, trained: Path | None = None
+    ) -> None:
+        self.recipe, self.texts, self._given, self.trained = recipe, texts, encoder, trained
         self.kind = kind_of(recipe, known(recipe)[0])
-        self.context = context_of(recipe)
+        self.context = encoder.context if encoder else context_of(recipe)
 
     @cached_property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> "Encoder | None":
         """With the tokenizer that is on this machine; None where there is none, or one that a run would refuse."""
-        folder = self.folder or tokenizer_folder(self.recipe)
-        if folder is None:
+        if self._given:
+            return self._given
+        folder = tokenizer_folder(self.recipe)
+        if folder is None and self.trained is None:
             return None
-        from src import model
+        from src import runs
 
-        recipe, prompt = self.recipe, load_prompt(self.recipe.prompt)
-        library = self.texts.library(prompt, recipe.reasoning)
+        prompt = load_prompt(self.recipe.prompt)
+        library = self.texts.library(prompt, self.recipe.reasoning)
+        if self.trained is not None:
+            folder = runs.models.weights_folder(self.trained)
         try:
-            return Encoder(
-                model.load_tokenizer(recipe, folder),
-                prompt,
-                name=recipe.backbone,
-                chat_template=recipe.chat_template,
-                system_turn=recipe.system_turn,
-                library=library,
-                reasoning=recipe.reasoning,
-            )
+            return runs.make_encoder(self.recipe, prompt, folder, library, runs.frozen_in(self.trained))
         except (UserError, OSError, ValueError):  # the run will say what is wrong with it
             return None
 
@@ -157,7 +161,8 @@ class Gauge:
         if self.encoder is None:
             return None
         try:
-            return count(self.encoder, items, split == "train", self.recipe.objective == ORPO)
+            answered = split == "train" and all(item.label is not None for item in items)
+            return count(self.encoder, items, answered, self.recipe.objective == ORPO)
         except UserError:  # of another kind, which the run will tell
             return None
 
@@ -167,14 +172,20 @@ class Gauge:
         return Lengths(split, items, round(max(tokens, default=0)), too_long, counted)
 
 
-def count(encoder: Encoder, items: Sequence[Item], answered: bool, orpo: bool = False) -> list[int]:
+def count(
+    encoder: "Encoder",
+    items: Sequence[Item],
+    answered: bool,
+    orpo: bool = False,
+    orders: Sequence[str] = ORDERS[:1],
+) -> list[int]:
     """Tokens of each item, whether they fit or not. answered: with its answer, as in training; orpo: with the longest
-    of all three.
+    of all three. Without answers, an item has a number for each of the orders.
     """
     encoder = copy.copy(encoder)
     encoder.context = None
     if not answered:
-        return [len(one.ids) for one in encoder.for_scoring(items)]
+        return [len(one.ids) for one in encoder.for_scoring(items, orders)]
     wrong = (lambda item: [place for place in range(3) if place != item.label]) if orpo else (lambda item: [])
     return [max(map(len, one.sequences)) for one in encoder.for_training(items, wrong)]
 
@@ -207,12 +218,33 @@ def line(long: Sequence[Lengths], gauge: Gauge, prompt: str) -> str:
     )
 
 
+def table(gauges: Mapping[str, Gauge], found: Mapping[str, Sequence[Lengths]], title: str) -> "Table":
+    """The lengths of every split by model, as a table to print."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table("model", title=title, title_justify="left")
+    # Narrow enough for 80 columns.
+    shown.box, shown.collapse_padding, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, True, False, False
+    shown.columns[0].overflow = "fold"
+    for name in ("split", "items", "longest", "context", "too long"):
+        shown.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    shown.add_column("how", no_wrap=True)
+    for name, some in found.items():
+        gauge = gauges[name]
+        for one in some:
+            context, long = (f"{gauge.context:,}", f"{one.too_long:,}") if gauge.context else ("?", "?")
+            how = "counted" if one.counted else f"estimated as {gauge.kind.name}"
+            shown.add_row(name, one.split, f"{one.items:,}", f"{one.longest:,}", context, long, how)
+        shown.add_section()
+    return shown
+
+
 def context_of(recipe: Recipe) -> int | None:
     """The longest input in tokens that the base model takes, from its config on this machine or the table of backbones;
     None where neither is known.
     """
-    folder = Path(recipe.model_id)
-    place = folder / "config.json" if folder.is_dir() else cached_file(recipe.model_id, "config.json", recipe.revision)
+    place = _file(recipe.model_id, "config.json", recipe.revision)
     try:
         keys: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place else {}
     except (OSError, ValueError):
@@ -225,13 +257,20 @@ def context_of(recipe: Recipe) -> int | None:
 
 
 def tokenizer_folder(recipe: Recipe) -> Path | None:
-    """Where the recipe's tokenizer lies on this machine: its folder, or the hub's cache."""
+    """Where the recipe's tokenizer lies on this machine: its folder, or the hub's cache. None, too, without the model's
+    config, which an encoder needs.
+    """
     source = recipe.tokenizer or recipe.model_id
-    names = ("tokenizer.json", "tokenizer.model")
-    if Path(source).is_dir():
-        return Path(source) if any((Path(source) / name).is_file() for name in names) else None
     revision = None if recipe.tokenizer else recipe.revision
-    if cached_file(source, "tokenizer_config.json", revision) is None:
-        return None
-    found = [file for name in names if (file := cached_file(source, name, revision))]
-    return found[0].parent if found else None
+    for name in ("tokenizer.json", "tokenizer.model"):
+        file = _file(source, name, revision)
+        if file is not None and _file(recipe.model_id, "config.json", recipe.revision) is not None:
+            return file.parent
+    return None
+
+
+def _file(source: str, name: str, revision: str | None) -> Path | None:
+    """A model's file on this machine, in its folder or in the hub's cache."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    return cached_file(source, name, revision)
