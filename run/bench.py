@@ -286,7 +286,7 @@ def title(record: dict[str, Any]) -> list[str]:
         f"{record['device']}{cap}: {record['backbone']}, {layers}, {record['weights']}",
         f"Sample corpus, lengthened: {facts['train_items']} items on {facts['dialogues']} dialogues of "
         f"{facts['turns_mean']:.1f} turns and {facts['characters_mean']:.0f} characters",
-        f"Tokenizer: made here to count as one of the kind {facts['tokenizer']}, does; prompt {facts['prompt']}",
+        f"Tokenizer: made here, to spend and to share tokens as {facts['tokenizer']} does; prompt {facts['prompt']}",
         f"A training item has {facts['tokens_mean']:.0f} tokens (at most {facts['tokens_max']}), of which all share "
         f"the first {facts['shared_prompt_tokens']};",
         f"64 a step by dialogue leave {facts['computed_tokens']:.0f} to compute. "

@@ -30,7 +30,7 @@ _SIGN = re.compile(r"[^A-Za-z가-힣\s]")
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of `resource/tokenizers.yaml`, where the numbers are explained."""
+    """One row of `resource/tokenizers.yaml`, where the numbers are explained. `what`: whose, in words."""
 
     name: str
     what: str
