@@ -170,7 +170,6 @@ def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
     """Part → its tokens; a token belongs to the part in which it starts. The rest is the chat template's."""
     text = encoder.prompt_text(item)
     end = encoder.prompt.reasoned("") if encoder.reasoning else ""
-    offsets = encoder.tokenizer(text + end, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kinds = ["chat template"] * len(text) + ["bridge"] * len(end)
 
     def mark(words: str, part: str, start: int) -> int:
@@ -190,7 +189,7 @@ def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
     place = own
     for part, words in encoder.prompt.parts(item, reasoning=encoder.reasoning):
         place = mark(words, part, place)
-    found = [kinds[min(start, len(kinds) - 1)] for start, _ in offsets]
+    found = [kinds[min(start, len(kinds) - 1)] for start in encoder.token_starts(item)]
     parts = ["system", "examples", *MARKS, "bridge", "chat template"]
     total = len(encoder.for_scoring([item])[0].ids)
     found += ["chat template"] * (total - len(found))  # a BOS of its own

@@ -15,6 +15,7 @@ from src.cli import UserError
 
 # What transformers puts around a marked word, and drops from everybody's text.
 MARKS = re.compile("[\U000f0000\U000f0001]")
+_WORD = re.compile("\U000f0000(.*?)\U000f0001", re.DOTALL)
 
 # `<think>`, `[/INST]`, `<|fim_prefix|>`, `{{user}}`: shaped like a mark, whether the tokenizer calls it special or not.
 SHAPE = re.compile(r"[<\[{(|].*[>\]})|]", re.DOTALL)
@@ -80,6 +81,31 @@ class ControlTokens:
                 f"{name}: an item's text spells the control token {word!r}, which this tokenizer cannot read as text "
                 f"({error}). Take the word out of the item."
             ) from error
+
+    def starts(self, marked: str, name: str) -> list[int]:
+        """For each id of `encode` where its token starts in the clean text."""
+        if not MARKS.search(marked):
+            return [start for start, _ in self._offsets(marked)]
+        found: list[int] = []
+        place = 0
+        for number, piece in enumerate(_WORD.split(marked)):  # text, word, text, word, …
+            if number % 2:
+                found += [place] * len(self.encode(self.mark(piece), name))
+            elif number == 0:
+                found += [start for start, _ in self._offsets(piece)]
+            elif piece:
+                # As transformers does it: behind a line break, so that no blank is put in front.
+                behind = [start - 1 for start, end in self._offsets("\n" + piece) if end > 1]
+                found += [place + max(start, 0) for start in behind]
+            place += len(piece)
+        assert len(found) == len(self.encode(marked, name)), (name, self.clean(marked))
+        return found
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return offsets
 
     def _normalised(self, text: str) -> str:
         assert self._normalizer is not None

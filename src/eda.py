@@ -478,6 +478,7 @@ def find_encoders(corpus: Corpus, recipes: Path = Path("resource/recipes/publish
                 load_prompt(recipe.prompt),
                 name=name,
                 chat_template=recipe.chat_template,
+                override=recipe.overrides_template,
                 system_turn=recipe.system_turn,
             )
     return found
@@ -533,10 +534,10 @@ def prompt_parts(encoder: "Encoder", items: Sequence[Item]) -> list[Counter[str]
     counts = []
     for item, example in zip(items, encoder.for_scoring(items), strict=True):
         text, parts = _split_prompt(marking.prompt_text(_marked_item(item)))
-        tokens = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert list(example.ids[-len(tokens["input_ids"]) :]) == tokens["input_ids"], f"{encoder.name}: {item.id}"
-        found = Counter(parts[min(start, len(parts) - 1)] for start, _ in tokens["offset_mapping"])
-        found["틀"] += len(example.ids) - len(tokens["input_ids"])  # a BOS in front
+        assert text == encoder.prompt_text(item), f"{encoder.name}: {item.id}"
+        starts = encoder.token_starts(item)
+        found = Counter(parts[min(start, len(parts) - 1)] for start in starts)
+        found["틀"] += len(example.ids) - len(starts)  # a BOS in front
         counts.append(found)
     return counts
 

@@ -159,6 +159,12 @@ class Encoder:
         """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
         return self.control.clean(self._chat(self._render(item, order)))
 
+    def token_starts(self, item: Item) -> list[int]:
+        """Where in the text up to the letter (`prompt_text`, with the bridge behind it when reasoning) each token
+        starts, a BOS of the tokenizer's own left out.
+        """
+        return self.control.starts(self._open(self._chat(self._render(item))), self.name)
+
     def chat_text(self, messages: Sequence[Message]) -> str:
         """The messages in the backbone's chat template, up to where its answer begins."""
         return self.control.clean(self.chat.render(messages))

@@ -158,6 +158,14 @@ class Recipe:
             return self.method
         return ORPO if self.method == "full" else f"{self.method} {ORPO}"
 
+    @property
+    def overrides_template(self) -> bool:
+        """Whether its chat template goes before the tokenizer's own. The table's is for tokenizers without; any other
+        one was given on purpose.
+        """
+        facts = backbones().get(self.backbone)
+        return self.chat_template is not None and (facts is None or self.chat_template != facts.chat_template)
+
     def replace(self, **changes: Any) -> "Recipe":
         return dataclasses.replace(self, **changes)
 

@@ -261,17 +261,15 @@ def make_encoder(
     frozen: Frozen | None = None,
 ) -> Encoder:
     """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them, and with what
-    a run has `frozen` of rendering. A chat template that is the table's own is for tokenizers without; any other one
-    was given on purpose and goes before the tokenizer's.
+    a run has `frozen` of rendering.
     """
     config = models.load_config(recipe, folder)
-    facts = backbones().get(recipe.backbone)
     return Encoder(
         models.load_tokenizer(recipe, folder),
         prompt,
         name=recipe.backbone,
         chat_template=recipe.chat_template,
-        override=facts is None or recipe.chat_template != facts.chat_template,
+        override=recipe.overrides_template,
         system_turn=recipe.system_turn,
         context=models.context_length(config),
         vocab=getattr(config.get_text_config(), "vocab_size", None),

@@ -104,6 +104,20 @@ def test_other_texts_keep_their_token_ids(name: str) -> None:
     assert word in example.ids
 
 
+@pytest.mark.parametrize("name", [*toys.TOYS, *REAL], ids=str)
+def test_where_each_token_starts(name: str | Path) -> None:
+    one = encoder(name)
+    for hostile in ("보통", *list(one.control.ids)[:6]):
+        item = saying(toys.items(1)[0], hostile)
+        (example,) = one.for_scoring([item])
+        text, starts = one.prompt_text(item), one.token_starts(item)
+        assert starts == sorted(starts) and len(example.ids) - len(starts) in (0, 1)
+        # What is in front of the options is spelled by the tokens that start there.
+        place = text.rindex("A. ")
+        front = [id for id, start in zip(example.ids[-len(starts) :], starts, strict=True) if start < place]
+        assert one.tokenizer.decode(front).strip().endswith(text[:place].strip()[-40:])
+
+
 def test_how_many_items_spell_one_is_said() -> None:
     one = encoder("qwen2it")
     items = toys.items(3)

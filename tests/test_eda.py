@@ -267,7 +267,7 @@ def test_tokenizers_come_from_this_disk_alone(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     recipe = {"model_id": "somebody/downloaded", "chat_template": "{{ messages[-1].content }}\n"}
     (tmp_path / "downloaded.yaml").write_text(json.dumps(recipe))
-    (tmp_path / "far.yaml").write_text(json.dumps({"model_id": "nobody/has-this-model", "chat_template": "x"}))
+    (tmp_path / "far.yaml").write_text(json.dumps({"model_id": "nobody/has-this-model", "chat_template": "{{ x }}"}))
     own = Corpus("own", {"train": read([make_item(0)])}, "")
     found = eda.find_encoders(own, tmp_path)
     assert sorted(found) == ["downloaded", "near"]

@@ -361,8 +361,21 @@ def test_a_backbone_from_another_place_keeps_its_template_not_its_licence() -> N
     recipe = make_recipe({"backbone": "polar", "model_id": "/models/polar"}, "here")
     assert (recipe.model_id, recipe.licence, recipe.revision) == ("/models/polar", None, None)
     assert recipe.chat_template == backbones()["polar"].chat_template
-    own = make_recipe({"backbone": "polar", "chat_template": "mine"}, "here")
-    assert own.chat_template == "mine"
+    own = make_recipe({"backbone": "polar", "chat_template": "{{ mine }}"}, "here")
+    assert own.chat_template == "{{ mine }}"
+
+
+def test_a_chat_template_is_a_text_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}\n", encoding="utf-8")
+    from_file = make_recipe({"backbone": "polar", "chat_template": str(tmp_path / "mine.jinja")}, "here")
+    assert from_file.chat_template == "{{ messages[0].content }}\n" and from_file.overrides_template
+    table = make_recipe({"backbone": "polar"}, "here")
+    assert table.chat_template and not table.overrides_template
+    with pytest.raises(UserError, match=r"here: chat_template 'mine.jinja': this is no Jinja2 text, and there is no"):
+        make_recipe({"backbone": "polar", "chat_template": "mine.jinja"}, "here")
+    (tmp_path / "empty.jinja").write_text(" \n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"the file .*empty.jinja is empty"):
+        make_recipe({"backbone": "polar", "chat_template": str(tmp_path / "empty.jinja")}, "here")
 
 
 # Folders

@@ -77,6 +77,19 @@ def test_every_token_belongs_to_a_part(short: str, name: str) -> None:
         assert abs(counts[part] - own) <= 3, part
 
 
+def test_an_item_under_another_chat_template(
+    data: Path, tmp_path: Path, backbone_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jinja").write_text("[mine]\n" + toys.CHATML, encoding="utf-8")
+    given = ["korean", "--data", str(data), "--runs", str(backbone_folder("qwen2it"))]
+    main([*given, "--chat_template", str(tmp_path / "mine.jinja")])
+    assert "[mine]\n<|im_start|>system" in capsys.readouterr().out
+    main(given)
+    assert "[mine]" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is no such file"):
+        main([*given, "--chat_template", str(tmp_path / "other.jinja")])
+
+
 def test_prompts_side_by_side(
     data: Path, tmp_path: Path, backbone_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,9 +169,31 @@ def test_a_run_is_read_at_the_tokens_it_was_trained_at(
 
 
 def test_a_template_that_changed_in_the_run(place: Path) -> None:
-    # The tokenizer that the run kept gains a template of its own.
-    (place / "results" / "lora" / "adapter" / "chat_template.jinja").write_text("{{ messages }}\n", encoding="utf-8")
+    run = place / "results" / "lora"
+    before = (run / "scores_dev.jsonl").read_bytes()
+    # The tokenizer that the run kept gains a template of its own; the run was trained under the recipe's.
+    (run / "adapter" / "chat_template.jinja").write_text("{{ messages[0].content }}\n", encoding="utf-8")
+    scored(place, "lora", "--split", "dev")
+    assert (run / "scores_dev.jsonl").read_bytes() == before
+    record = read_record(run)
+    record["template"]["source"] = "tokenizer"
+    write_json(records.record_path(run), record)
     assert "the chat template changed" in problem_of(place, "lora", "--split", "dev")
+
+
+def test_what_is_rendered_is_what_was_rendered_in_training(place: Path) -> None:
+    run = place / "results" / "lora"
+    record = read_record(run)
+    assert {"source", "system_turn", "sha256", "date", "arguments", "text_sha256", "ids_sha256"} == set(
+        record["template"]
+    )
+    for key, words in (("text_sha256", "the text that prompt and chat"), ("ids_sha256", "the token ids of that text")):
+        write_json(records.record_path(run), {**record, "template": {**record["template"], key: "0" * 64}})
+        assert f"{words}" in problem_of(place, "lora", "--split", "dev")
+    # Older records hold neither.
+    older = {key: record["template"][key] for key in ("source", "system_turn", "sha256")}
+    write_json(records.record_path(run), {**record, "template": older})
+    scored(place, "lora", "--split", "dev")
 
 
 def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import datetime
 import json
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from run.test import main as score
 from run.train import main
 from run.train_base import main as main_base
+from src import trainer
 from src.cli import UserError, run_main
 from src.data import load_items, sha256
 from src.recipes import load_recipe
@@ -154,6 +157,43 @@ def test_killed_and_gone_on_with(
         for file in ("scores_dev.jsonl", "scores_test.jsonl", "predictions_test.json", "recipe.yaml", "inputs.json"):
             assert (place / name / file).read_bytes() == (place / "run" / file).read_bytes()
         assert facts(read_record(place / name)) == facts(read_record(place / "run"))
+
+
+def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
+    place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests import toys
+
+    (place / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + toys.SOLAR, encoding="utf-8")
+    given = arguments(
+        place, backbone_folder("polar"), "--method", "lora", "--chat_template", str(place / "dated.jinja")
+    )
+    day = datetime.date.today()
+    real = trainer.KeepBest.on_save
+
+    def stop(*values: Any, **keys: Any) -> None:
+        real(*values, **keys)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.KeepBest, "on_save", stop)
+        assert run_main(lambda: main(given)) == 130
+    began = json.loads((place / "run" / "inputs.json").read_text(encoding="utf-8"))["template"]
+    assert (began["date"], began["source"]) == (day.isoformat(), "recipe")
+
+    class Later(datetime.date):
+        @classmethod
+        def today(cls) -> Any:
+            return day + datetime.timedelta(days=35)
+
+    monkeypatch.setattr("src.chat.datetime.date", Later)
+    main(given)
+    assert f"for this run it stays {day}" in capsys.readouterr().out
+    record = read_record(place / "run")
+    assert record["training"]["resumed_from"] and record["template"] == began
+    before = (place / "run" / "scores_dev.jsonl").read_bytes()
+    score(["--model_id", str(place / "run"), "--data", str(place / "data"), "--device", "cpu", "--split", "dev"])
+    assert (place / "run" / "scores_dev.jsonl").read_bytes() == before
 
 
 def test_what_does_not_go_on(
