@@ -7,10 +7,12 @@
 
 Backbones have their true shapes and random weights made on the device, so nothing is downloaded; on a CPU they have
 two layers of the miniature's shape, and the numbers are the miniature's. The sample corpus is lengthened to the
-official length statistics. Each row is a process of its own, and one that fails is a line in the table. Rows:
+official length statistics, and a tokenizer is made for it that spends and shares tokens as the backbone's kind does on
+the official one. Each row is a process of its own, and one that fails is a line in the table. Rows:
 
     entry  entry-full  trl  lora-64  lora-64-dropout  qlora-64  lora-16  lora-1  full-16      training
     entry-score  score-1  score-6                                                             scoring
+    full-1  growth                                                                            when asked for
     trl-orpo  orpo-16  orpo-16-trl-loss  orpo-full-16                                         when asked for: pairs
 
 Ratios are to the entry's row of the same kind, or to trl-orpo, measured in the same call. The numbers also go to
@@ -35,6 +37,7 @@ from src import plan, shapes
 from src.cli import Parser, UserError, nearest, new_file, run_main
 from src.data import dump_items, load_items
 from src.jobs import run_job
+from src.kinds import Kind
 from src.prompts import load_prompt
 from src.recipes import backbones
 from src.records import RESULTS, git_commit, versions, write_json, write_text
@@ -127,7 +130,7 @@ def compare(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with tempfile.TemporaryDirectory() as folder:
-        facts = write_corpus(Path(folder))
+        facts = write_corpus(Path(folder), standins.kind_for(arguments.backbone))
         config = standins.model_config(arguments.backbone, kind, arguments.layers)
         record: dict[str, Any] = {
             "device": words,
@@ -168,17 +171,18 @@ def choose(asked: Sequence[str] | None, known: Mapping[str, Any], kind: str) -> 
     return [name for name in known if name in (asked or usual)]
 
 
-def write_corpus(folder: Path) -> dict[str, Any]:
-    """Leaves the splits and the tokenizer in `folder` for the rows, and returns what they are like."""
+def write_corpus(folder: Path, kind: Kind) -> dict[str, Any]:
+    """Leaves the splits and a tokenizer of that kind in `folder` for the rows, and returns what they are like."""
     from src import standins
 
     for split, items in standins.make_corpus().items():
         write_text(folder / f"{split}.json", dump_items(items))
     train, test = (load_items(folder / f"{split}.json") for split in ("train", "test"))
     prompt = load_prompt(PROMPT)
-    tokenizer = standins.train_tokenizer(train, prompt)
+    tokenizer = standins.train_tokenizer(train, prompt, kind)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
-    return standins.corpus_statistics(standins.make_encoder(tokenizer, prompt), train, test)
+    facts = standins.corpus_statistics(standins.make_encoder(tokenizer, prompt), train, test)
+    return {"tokenizer": kind.what, **facts}
 
 
 def run_row(
@@ -282,10 +286,11 @@ def title(record: dict[str, Any]) -> list[str]:
         f"{record['device']}{cap}: {record['backbone']}, {layers}, {record['weights']}",
         f"Sample corpus, lengthened: {facts['train_items']} items on {facts['dialogues']} dialogues of "
         f"{facts['turns_mean']:.1f} turns and {facts['characters_mean']:.0f} characters",
-        f"Tokens: byte-level BPE of {facts['vocabulary']}, {facts['characters_per_token']:.2f} characters of talk a "
-        f"token; a training item has {facts['tokens_mean']:.0f}",
-        f"(at most {facts['tokens_max']}), of which all share the first {facts['shared_prompt_tokens']}; "
-        f"prompt {facts['prompt']}",
+        f"Tokenizer: made here, to spend and to share tokens as {facts['tokenizer']} does; prompt {facts['prompt']}",
+        f"A training item has {facts['tokens_mean']:.0f} tokens (at most {facts['tokens_max']}), of which all share "
+        f"the first {facts['shared_prompt_tokens']};",
+        f"64 a step by dialogue leave {facts['computed_tokens']:.0f} to compute. "
+        f"{facts['characters_per_token']:.2f} characters of talk a token",
     ]
 
 

@@ -2,25 +2,28 @@
 
     python -m run.prompts                                                   # list them
     python -m run.prompts korean+persona+cot --runs polar --item train-3    # one item, and where its tokens go
+    python -m run.prompts korean+3shots --lengths                           # how long the items are, by backbone
     python -m run.prompts --compare korean korean+cot korean+3shots --runs Qwen/Qwen2-7B-Instruct polar
 
 RUN is a trained run, by name or folder; or an untrained model, by a recipe's file, a backbone's short name, a hub id or
-a folder. Showing an item takes its tokenizer only. A comparison scores the same items of a labelled split under each
-prompt, and holds each against the first by McNemar's exact test. The test split has no labels outside NIKL.
+a folder. Showing an item takes its tokenizer only. Lengths are counted where the tokenizer is on this machine, else
+estimated, and nothing is downloaded. A comparison scores the same items of a labelled split under each prompt, and
+holds each against the first by McNemar's exact test. The test split has no labels outside NIKL.
 """
 
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src import lengths
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import Item, load_data, sha256
+from src.data import SPLITS, Item, load_data, load_split, sha256, split_path
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
-from src.recipes import template_text
+from src.recipes import backbones, make_recipe, template_text
 from src.records import find_run, read_record, write_json
 
 SAMPLE = Path("resource/data/sample.json")
@@ -34,6 +37,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--compare", nargs="+", metavar="PROMPT", help="score these, the first is what others are held to"
     )
+    parser.add_argument("--lengths", action="store_true", help="how long items are (default --runs: all backbones)")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="trained runs or untrained models")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default: %(default)s")
     parser.add_argument(
@@ -59,7 +63,11 @@ def main(argv: list[str] | None = None) -> None:
 
     arguments = make_parser().parse_args(argv)
     console = Console(markup=False, highlight=False)
-    if arguments.compare:
+    if arguments.lengths:
+        if arguments.compare or not arguments.prompt:
+            raise UserError("--lengths takes one prompt: python -m run.prompts korean+3shots --lengths")
+        show_lengths(arguments, console)
+    elif arguments.compare:
         if not arguments.runs or arguments.prompt:
             raise UserError("--compare takes the prompts itself, and needs at least one of --runs.")
         compare(arguments, console)
@@ -110,7 +118,10 @@ def show(arguments: Namespace, console: Any) -> None:
         for message in prompt.render(item, reasoning=arguments.reasoning).messages:
             console.print(f"[{message['role']}]\n{message['content']}\n", soft_wrap=True)
         console.print(f"answer: {prompt.render(item).answers[item.label or 0]}")
-        console.print("Its tokens: add --runs and a run, a backbone's name or a model's folder.")
+        console.print(
+            "Its tokens: add --runs and a run, a backbone's name or a model's folder. How long all items are:"
+        )
+        console.print(f"python -m run.prompts {arguments.prompt} --lengths", soft_wrap=True)
         return
 
     from src import runs
@@ -130,6 +141,9 @@ def show(arguments: Namespace, console: Any) -> None:
     console.print(counts_table(encoder, item))
     told = ", ".join(f"{letter} {id} {encoder.tokenizer.decode([id])!r}" for letter, id in letters)
     console.print(f"the letters are read behind {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
+    if splits := splits_in(arguments.data):
+        gauge = lengths.Gauge(recipe, lengths.Texts(splits), encoder=encoder)
+        print_lengths({name: gauge}, splits, prompt.name, console)
 
 
 def one_item(arguments: Namespace) -> Item:
@@ -194,6 +208,36 @@ def named(given: str, chat_template: str | None) -> tuple[str, Any, Path | None]
     return name, recipe.replace(chat_template=template_text(chat_template, "--chat_template")), None
 
 
+# Lengths
+
+
+def show_lengths(arguments: Namespace, console: Any) -> None:
+    """A table of how long the items of every split are for each of the runs, or for all backbones."""
+    prompt, splits = load_prompt(arguments.prompt), splits_in(arguments.data)
+    if not splits or (prompt.examples and "train" not in splits):
+        load_split(arguments.data, "train")  # says what is missing
+    texts, gauges = lengths.Texts(splits), {}
+    for given in arguments.runs or backbones():
+        if given in backbones() and find_run(given) is None and arguments.chat_template is None:
+            name, recipe, folder = given, make_recipe({"backbone": given}, given), None  # torch is not needed for it
+        else:
+            name, recipe, folder = named(given, arguments.chat_template)
+        recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
+        gauges[name] = lengths.Gauge(recipe, texts, trained=folder)
+    print_lengths(gauges, splits, prompt.name, console)
+
+
+def splits_in(data: Path) -> dict[str, list[Item]]:
+    return {split: load_split(data, split) for split in SPLITS if split_path(data, split).is_file()}
+
+
+def print_lengths(gauges: Mapping[str, lengths.Gauge], splits: Iterable[str], prompt: str, console: Any) -> None:
+    found = {name: [gauge.whole(split) for split in splits] for name, gauge in gauges.items()}
+    console.print(lengths.table(gauges, found, f"Tokens of an item with prompt {prompt}"))
+    if any(one.too_long for some in found.values() for one in some):
+        console.print(lengths.ADVICE, soft_wrap=True)
+
+
 # Compare
 
 
@@ -219,9 +263,7 @@ def compare(arguments: Namespace, console: Any) -> None:
         given: [encoder_for(prompt, recipe, folder, arguments.data) for prompt in prompts]
         for given, _, recipe, folder in chosen
     }
-    for some in encoders.values():
-        for encoder in some:
-            encoder.for_scoring(items, ORDERS[: arguments.orders])
+    refuse_too_long(encoders, items, ORDERS[: arguments.orders])
     console.print(f"{len(items)} items of {path}, {arguments.orders} order(s) of the options")
     results = []
     for given, name, recipe, folder in chosen:
@@ -253,6 +295,25 @@ def encoder_for(prompt: Prompt, recipe: Any, folder: Path | None, data: Path) ->
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
     weights = model.weights_folder(folder) if folder else None
     return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data), runs.frozen_in(folder))
+
+
+def refuse_too_long(encoders: Mapping[str, Sequence[Any]], items: Sequence[Item], orders: Sequence[str]) -> None:
+    """One message for all prompts and models for which items are too long."""
+    long = []
+    for given, some in encoders.items():
+        for encoder in some:
+            tokens = lengths.count(encoder, items, answered=False, orders=orders)
+            count = sum(one > encoder.context for one in tokens) if encoder.context else 0
+            if count:
+                long.append(
+                    f"\n  {given} with {encoder.prompt.name}: {count} of {len(items)}, the longest has "
+                    f"{max(tokens):,} tokens of {encoder.context:,}"
+                )
+    if long:
+        raise UserError(
+            f"--compare: items are too long for the context, and nothing is cut:{''.join(long)}\nLeave these out, or "
+            "take fewer examples. Lengths in all splits: python -m run.prompts PROMPT --lengths"
+        )
 
 
 def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from src import plan
+from src import lengths, plan
 from src.cli import Parser, UserError, run_main
 from src.data import load_split, sha256, split_path
 from src.jobs import run_job
@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         sizes = OFFICIAL_SIZES | sizes
     rows = plan.plan_rows(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
     console.print(plan.plan_table(rows))
+    for line in lengths.too_long(list(recipes.values()), splits):
+        console.print(line, markup=False, soft_wrap=True)
     if arguments.dry_run:
         return 0
 

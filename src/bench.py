@@ -88,6 +88,7 @@ ROWS = {
             method="qlora", items=64, cpu=False),
         Row("lora-16", "training", "entry", 4, "ours: LoRA, 16 items a step by dialogue, dropout 0", items=16),
         Row("lora-1", "training", "entry", 4, "ours: LoRA, one item a step, dropout 0"),
+        Row("full-1", "training", "entry-full", 6, "ours: all parameters, one item a step", method="full", asked=True),
         Row("full-16", "training", "entry-full", 6, "ours: all parameters, 16 items a step by dialogue",
             method="full", items=16),
         Row("trl-orpo", "training", "trl-orpo", 4, "TRL's ORPOTrainer, its defaults, LoRA on bf16; items are pairs",
@@ -577,7 +578,7 @@ def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
     clock.begin()
     clock.lap()
     for times in range(1, GROWTH[-1] + 1):
-        raw = lengthened(corpus.make_corpus(SEED + times)["test"], SEED + times)
+        raw = lengthened(corpus.make_corpus(SEED + times)["test"], "test", SEED + times)
         items = [replace(item, id=f"{times}-{item.id}") for item in parse_items(json.dumps(raw).encode(), "made")[0]]
         prompts += setting.encoder.for_scoring(items if cuda else items[:SCORED_ON_CPU])
         if times not in GROWTH:

@@ -1,7 +1,7 @@
 """Will it fit, how long will it take, how much disk does it need: answered before anything is downloaded.
 
-What fits follows from the shape of a model (src/shapes.py). Times are scaled from steps that were timed on one H200:
-estimates.
+What fits follows from the shape of a model (src/shapes.py) and from how many tokens its kind of tokenizer makes of an
+item (src/kinds.py). Times are scaled from steps that were timed on one GPU: estimates.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError
+from src.kinds import item_tokens, kind_of
 from src.recipes import ORPO, Backbone, Recipe, backbones
 from src.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 GB = 10**9
 
-LONGEST = 1.5
-"""The longest item against the mean one, before the real lengths are known."""
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
 
@@ -114,15 +113,20 @@ PEAKS = {
     "RTX 3090": 71,
 }
 
-MEAN_TOKENS = 1133
-"""Tokens of an item of the official corpus in the mean, with the entry's prompt and its answer."""
-# Tokens a second on one H200 by (method, checkpointing): 8B Llama shape, one item a step, rows lora-1 and entry-full of
-# run.bench; NF4 dequantised once is as fast. Where a pair was not timed, the FLOP rate of its method's other one is
-# taken. The host decides at one item a step: others made 6,765 and 8,988 of the 7,142.
-MEASURED_LINEAR = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
-MEASURED = {("qlora", False): 7142, ("lora", False): 7142, ("full", True): 2024}
-# Row score-1: the items' tokens, of which those that are shared are computed once.
-MEASURED_SCORING = 152_000
+# Tokens a second that one GPU computes of an 8B Llama shape (bllossom), shared tokens once, by (what is done,
+# checkpointing). Where a pair is not here, the FLOP rate of the other one is taken. They are the column "unique tok/s",
+# on a card of the reference's peak, of
+#     python -m run.bench --rows lora-1 full-1 entry-full score-1
+# NF4 dequantised once is as fast as bf16. At one item a step the host decides: on other machines lora-1 made 6,765 and
+# 8,988. These are still those of items of 978 tokens.
+RATES = {
+    ("qlora", False): 7142,  # lora-1
+    ("lora", False): 7142,  # lora-1
+    ("full", True): 2024,  # entry-full; of full-1, which is ours, the key is ("full", False)
+    ("scoring", False): 38_848,  # score-1
+}
+RATES_LINEAR = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
+"""Linear weights of the model with which they were measured."""
 
 
 def peak_tflops(device: str) -> float | None:
@@ -139,26 +143,28 @@ def training_seconds(
     """Estimate of all epochs over `items` items on the GPU called `device`, None for one that is not known.
 
     FLOPs per linear weight and token: 2 forward, 2 backward through it, 2 for its own gradient, 2 to recompute. The
-    rate is the one measured on an H200, one item a step, scaled by the bf16 peak. Evaluations are left out.
+    rate is that of one item a step in `RATES`, scaled by the bf16 peak. Evaluations are left out.
     """
     peak, reference = peak_tflops(device), peak_tflops(REFERENCE.name)
     if peak is None or reference is None:
         return None
     timed = (recipe.method, checkpointing)
-    if timed not in MEASURED:
+    if timed not in RATES:
         timed = (recipe.method, not checkpointing)
-    rate = MEASURED[timed] * MEASURED_LINEAR * flops(*timed) * peak / reference
+    rate = RATES[timed] * RATES_LINEAR * flops(*timed) * peak / reference
     work = items * recipe.epoch * tokens_per_item * shape.linear_parameters * flops(recipe.method, checkpointing)
     return work / rate
 
 
-def scoring_seconds(shape: Shape, items: int, tokens_per_item: float, device: str) -> float | None:
-    """Estimate of scoring `items` items in one order, beginnings shared; None for a GPU that is not known."""
+def scoring_seconds(shape: Shape, items: int, computed_per_item: float, device: str) -> float | None:
+    """Estimate of scoring `items` items in one order, each of which adds so many tokens to those that are shared; None
+    for a GPU that is not known.
+    """
     peak, reference = peak_tflops(device), peak_tflops(REFERENCE.name)
     if peak is None or reference is None:
         return None
-    rate = MEASURED_SCORING * MEASURED_LINEAR * peak / reference
-    return items * tokens_per_item * shape.linear_parameters / rate
+    rate = RATES["scoring", False] * RATES_LINEAR * peak / reference
+    return items * computed_per_item * shape.linear_parameters / rate
 
 
 @dataclass(frozen=True)
@@ -188,21 +194,23 @@ class PlanRow:
     note: str
 
 
-def plan_rows(
-    recipes: Sequence[Recipe], items: Mapping[str, int], mean_tokens: float = MEAN_TOKENS, gpu: Gpu | None = None
-) -> list[PlanRow]:
-    """What each recipe needs, for `items` items of each split, on `gpu`; without one on an H200 and by size of card."""
+def plan_rows(recipes: Sequence[Recipe], items: Mapping[str, int], gpu: Gpu | None = None) -> list[PlanRow]:
+    """What each recipe needs, for `items` items of each split, on `gpu`; without one on an H200 and by size of card.
+    Items are taken to be as long as the official corpus's are for the kind of tokenizer.
+    """
     here = gpu or REFERENCE
     sizes = {here.name: here.free_bytes} if gpu else {str(size): size * GIB for size in CARDS}
-    return [_row(recipe, items, mean_tokens, here, sizes) for recipe in recipes]
+    return [_row(recipe, items, here, sizes) for recipe in recipes]
 
 
-def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu, sizes: Mapping[str, int]) -> PlanRow:
-    shape, facts, place = _known(recipe)
+def _row(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mapping[str, int]) -> PlanRow:
+    shape, facts, place = known(recipe)
+    kind = kind_of(recipe, shape)
+    mean_tokens, longest = item_tokens(kind, recipe.prompt)
     # Preference pairs have wrong answers, too; the prompt counts once.
     wrong = 0 if recipe.objective != ORPO else 2 if recipe.orpo_pairs == "both" else 1
     trained = mean_tokens + wrong * ANSWER_TOKENS
-    longest = round(LONGEST * mean_tokens) + wrong * ANSWER_TOKENS
+    longest += wrong * ANSWER_TOKENS
     settled = weights = disk = seconds = None
     cards: dict[str, Settled] = {}
     if shape is not None:
@@ -217,7 +225,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], mean_tokens: float, here: Gpu
         if "train" in items and place != "miniature":
             training = training_seconds(shape, recipe, items["train"], trained, here.name, settled.checkpointing)
             scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)
-            reading = scoring_seconds(shape, scored, mean_tokens, here.name)
+            reading = scoring_seconds(shape, scored, mean_tokens / kind.scoring_ratio, here.name)
             seconds = None if training is None or reading is None else training + reading
     return PlanRow(
         run=recipe.name,
@@ -312,7 +320,7 @@ def _way(method: str, way: Settled) -> str:
     return f"[green]{first}{' ckpt' if way.checkpointing else ''}[/]"
 
 
-def _known(recipe: Recipe) -> tuple[Shape | None, Backbone | None, str]:
+def known(recipe: Recipe) -> tuple[Shape | None, Backbone | None, str]:
     """(shape, row of the table of backbones, kind of folder) of the base model, as far as known without a download."""
     facts = backbones().get(recipe.backbone)
     folder = Path(recipe.model_id)

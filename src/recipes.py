@@ -73,6 +73,8 @@ class Backbone:
     vocab: int
     tied: bool
     context: int
+    tokens_like: str
+    """The kind of its tokenizer, a row of `resource/tokenizers.yaml`."""
     revision: str | None = None
     chat_template: str | None = None
     note: str = ""

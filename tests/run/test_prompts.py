@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,10 +7,14 @@ import pytest
 
 from run.prompts import main, part_tokens
 from src.cli import UserError
+from src.data import load_items
 from src.encode import Encoder
+from src.kinds import kinds
 from src.metrics import mcnemar
 from src.prompts import combinations, load_prompt
+from src.recipes import backbones
 from tests import toys
+from tests.conftest import make_item
 from tests.made_runs import make_split
 
 
@@ -61,8 +66,6 @@ def test_an_item_as_a_backbone_sees_it(
 @pytest.mark.parametrize("short", ["polar", "qwen2it", "kogemma", "eeve"])
 @pytest.mark.parametrize("name", ["korean+persona", "english+categorized", "plain"])
 def test_every_token_belongs_to_a_part(short: str, name: str) -> None:
-    from src.recipes import backbones
-
     prompt, (item,) = load_prompt(name), toys.items(1)
     encoder = Encoder(toys.tokenizer(short), prompt, name=short, chat_template=backbones()[short].chat_template)
     counts = part_tokens(encoder, item)
@@ -107,6 +110,75 @@ def test_prompts_side_by_side(
             assert (row["gained"], row["lost"]) == (pairs.count((True, False)), pairs.count((False, True)))
             assert row["p"] == pytest.approx(mcnemar(row["gained"], row["lost"]))
             assert row["correct"] == sum(row["right"]) and 0 < row["shared"] < 1 and row["tokens"] > 0
+
+
+def narrow(folder: Path, place: Path, context: int) -> Path:
+    """A copy of a model's folder with a shorter context."""
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    (place / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}), encoding="utf-8")
+    return place
+
+
+def rows_of(printed: str) -> list[list[str]]:
+    """The rows of a table of lengths: model, split, items, longest, context, too long, how."""
+    return [
+        line.split(maxsplit=6) for line in printed.splitlines() if line.endswith("counted") or "estimated as" in line
+    ]
+
+
+def test_lengths_for_all_backbones_are_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    make_split(tmp_path, "train", 12)
+    raw = [make_item(number) for number in range(5)]
+    raw[3]["input"]["conversation"][0]["utterance"] = "가" * 2000
+    (tmp_path / "data_dev.json").write_text(json.dumps(raw), encoding="utf-8")
+    main(["korean+1shots", "--lengths", "--data", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = rows_of(printed)
+    assert [row[0] for row in rows[::2]] == [row[0] for row in rows[1::2]] == list(backbones())
+    assert {tuple(row[1:3]) for row in rows} == {("train", "12"), ("dev", "5")}
+    assert {row[0] for row in rows if row[5] == "1"} == {"polar", "eeve"} == {row[0] for row in rows if row[5] != "0"}
+    assert {row[6].strip() for row in rows} == {f"estimated as {kind}" for kind in kinds()}
+    assert "Nothing is cut" in printed
+
+
+def test_lengths_are_counted_with_a_tokenizer_that_is_here(
+    data: Path, tmp_path: Path, backbone_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = Encoder(toys.tokenizer("qwen2it"), load_prompt("korean"), name="qwen2it")
+    tokens = sorted(len(one.ids) for one in encoder.for_scoring(load_items(data / "data_dev.json")))
+    folder = narrow(backbone_folder("qwen2it"), tmp_path / "qwen2it", tokens[6])
+    long = sum(one > tokens[6] for one in tokens)
+    assert 0 < long < 14
+    for extra in (["--lengths"], []):  # alone, and below an item
+        main(["korean", "--data", str(data), "--runs", str(folder), *extra])
+        row = next(line for line in capsys.readouterr().out.splitlines() if " dev " in line).split()
+        assert row[-5:] == ["14", f"{tokens[-1]}", f"{tokens[6]}", f"{long}", "counted"]
+
+
+def test_lengths_need_one_prompt_and_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--lengths takes one prompt"):
+        main(["--lengths"])
+    with pytest.raises(UserError, match=r"data_train\.json: no such file"):
+        main(["korean", "--lengths", "--data", str(tmp_path)])
+    make_split(tmp_path, "dev", 3)
+    with pytest.raises(UserError, match=r"data_train\.json: no such file"):
+        main(["korean+1shots", "--lengths", "--data", str(tmp_path)])
+
+
+def test_a_comparison_names_every_prompt_that_is_too_long(
+    data: Path, tmp_path: Path, backbone_folder: Callable[[str], Path]
+) -> None:
+    folder = narrow(backbone_folder("qwen2it"), tmp_path / "qwen2it", 400)
+    chosen = ["--runs", str(folder), "--data", str(data), "--device", "cpu"]
+    with pytest.raises(UserError) as caught:
+        main(["--compare", "korean", "korean+4shots", "korean+5shots", *chosen])
+    said = str(caught.value)
+    assert "with korean+4shots: 14 of 14, the longest has " in said and "with korean+5shots: 14 of 14" in said
+    assert "with korean: " not in said and "tokens of 400" in said
 
 
 def test_what_cannot_be_compared(data: Path, tmp_path: Path, backbone_folder: Callable[[str], Path]) -> None:

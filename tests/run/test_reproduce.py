@@ -29,7 +29,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("run", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "prompts"):
+    for name in ("backbones.yaml", "tokenizers.yaml", "prompts"):
         (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
     for split, count in (("train", 6), ("dev", 6), ("test", 9)):
         make_split(tmp_path / "data", split, count, labelled=split != "test")
@@ -166,6 +166,22 @@ def test_the_dry_run_starts_nothing(commands: Commands, house: Path, capsys: pyt
     assert commands.seen == []
     shown = capsys.readouterr().out
     assert "eeve" in shown and "apache-2.0" in shown
+
+
+def test_the_plan_says_which_items_are_too_long(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--dry_run") == 0
+    assert "too long" not in capsys.readouterr().out
+    path = split_path(house / "data", "test")
+    items = json.loads(path.read_text(encoding="utf-8"))
+    items[0]["input"]["conversation"][0]["utterance"] = "가" * 4000
+    path.write_text(json.dumps(items), encoding="utf-8")
+    assert call("--dry_run") == 0
+    shown = capsys.readouterr().out
+    for name in ("eeve", "polar"):
+        assert f"{name}: items too long for its context of 4,096 tokens with prompt entry: test 1 of 9; " in shown
+    assert "qwen2: items too long" not in shown and shown.rstrip().endswith("doing without that backbone (--only).")
 
 
 def test_recipes_of_the_same_weights_follow_each_other(commands: Commands, house: Path) -> None:
