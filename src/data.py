@@ -126,10 +126,14 @@ def dump_items(raw: list[dict[str, Any]]) -> str:
 
 
 def oddity_note(path: str | Path) -> str | None:
-    """One line on what is odd in a file that `load_items` has read, for those who start something long with it."""
+    """One line on what is odd in a data file, for those who start something long with it; None where nothing is.
+
+    Nor is there one for a file that `load_items` refuses.
+    """
     path = Path(path)
-    found = counts(read_items(read_bytes(path), path.name).oddities)
-    if not found:
+    read = read_items(read_bytes(path), path.name) if path.is_file() else Reading()
+    found = counts(read.oddities)
+    if read.problems or not found:
         return None
     told = ", ".join(f"{kind} {count}" for kind, count in found.items())
     return f"{path}: odd, and carried on: {told} (what is done with each: resource/data/README.md)"
