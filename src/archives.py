@@ -156,7 +156,18 @@ def _opened(file: Path | io.BytesIO, place: str) -> Iterator[zipfile.ZipFile]:
     except FAULTS as error:
         raise UserError(f"{place} is a damaged zip ({_why(error)}). Download it again.") from error
     with archive:
+        # zipfile takes the last directory that it finds. In a zip that was cut it may be that of a zip within.
+        starts = [member.header_offset for member in archive.infolist()]
+        if starts and min(starts) > 0 and _begins_as_zip(file):
+            raise UserError(f"{place} is a damaged zip (its own directory is missing). Download it again.")
         yield archive
+
+
+def _begins_as_zip(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()[:4] == b"PK\3\4"
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PK\3\4"
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> bytes:
