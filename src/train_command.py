@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from src.cli import Parser, UserError, new_folder
+from src.data import oddity_note, split_path
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
 
@@ -49,6 +50,9 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
+    for split in ("train", "dev", *arguments.score):
+        if note := oddity_note(split_path(arguments.data, split)):
+            print(note)
 
     import torch
 
