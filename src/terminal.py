@@ -72,7 +72,7 @@ def on_any_terminal() -> Iterator[None]:
     for stream in before:
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors=REPLACING)
-    sys.stdout, sys.stderr = map(Stream, before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(Stream, before)
     try:
         yield
     finally:
