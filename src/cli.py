@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from src import environment
-from src.terminal import NO_READER, drop_unread, flush, on_any_terminal
+from src.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -86,7 +86,7 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
                 return _exit_code(main, resumes)
             finally:
                 flush()
-        except BrokenPipeError:
+        except (Unread, BrokenPipeError):  # also the pipe of a `run.reproduce` that is gone
             drop_unread()
             return NO_READER
 

@@ -47,15 +47,30 @@ def harmless(text: str) -> str:
     return CONTROL.sub(lambda found: found[0] if found["drawn"] else f"\\x{ord(found[0]):02x}", text)
 
 
+class Unread(SystemExit):
+    """Nobody reads the output any more. No OSError, which argparse and rich would take for theirs."""
+
+
 class Stream:
-    """A text stream whose `write` goes through `harmless`; all else is the stream's own."""
+    """A text stream whose `write` goes through `harmless`, and that ends the command where nobody reads it; all else is
+    the stream's own.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(harmless(text))
+        try:
+            self._stream.write(harmless(text))
+        except BrokenPipeError as error:
+            raise Unread(NO_READER) from error
         return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError as error:
+            raise Unread(NO_READER) from error
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -90,7 +105,7 @@ def drop_unread() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except Unread:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
