@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import Qwen2ForCausalLM, TrainerCallback
 
-from src import compiler, layouts, rows, trainer, tree
+from src import compiler as compiling
 from src import guard as guard_room
+from src import layouts, rows, trainer, tree
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder, Example
@@ -849,7 +850,7 @@ def test_compiled_rows_and_the_way_back_from_them(
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was compiled in vain before."""
-    monkeypatch.setattr(compiler, "_reasons", [])
+    monkeypatch.setattr(compiling, "_reasons", [])
 
 
 def compiling_fails(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -921,7 +922,7 @@ def test_compiling_that_fails_costs_no_step_and_is_in_the_record(
         outcome = train(recipe.replace(share_prefixes="auto"), tmp_path / "fails")
     found = outcome.training["rows"]
     assert found["kind"] == "padded" and (found["guard"] is None) == (when == "guard")
-    assert found["obstacle"].startswith("compiling failed (") and compiler.gave_up() == found["obstacle"]
+    assert found["obstacle"].startswith("compiling failed (") and compiling.gave_up() == found["obstacle"]
     said = capsys.readouterr().out
     assert said.count(f"nothing is compiled and no prefixes are shared: {found['obstacle']}. It goes on") == 1
     assert outcome.training["steps"] == usual.training["steps"]
@@ -943,12 +944,13 @@ def test_a_machine_that_cannot_compile_is_known_before_weights_are_loaded(
         return load(*args)
 
     monkeypatch.setattr(trainer, "load_for_training", loading)
-    monkeypatch.setattr(compiler, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
+    monkeypatch.setattr(layouts, "WORTHWHILE", 1.1)  # the toys share little
+    monkeypatch.setattr(compiling, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
     found = train(recipe, tmp_path / "auto").training["rows"]
     assert found["kind"] == "padded" and found["obstacle"] == "there is no C compiler (apt-get install gcc)"
     (said,) = [line for line in order[0].splitlines() if "nothing is compiled" in line]
     sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
-    times = compiler.QUICKER * sum(map(len, sequences)) / len(tree.build(sequences))
+    times = compiling.QUICKER * sum(map(len, sequences)) / len(tree.build(sequences))
     assert "no C compiler (apt-get install gcc). It goes on" in said and f"about {times:.1f} times slower" in said
     with pytest.raises(UserError, match=r"share_prefixes is on, but there is no C compiler .* Leave it at auto"):
         train(recipe.replace(share_prefixes="on"), tmp_path / "on")
@@ -959,7 +961,7 @@ def test_a_machine_that_cannot_compile_is_known_before_weights_are_loaded(
 def test_an_optimizer_that_cannot_be_compiled_takes_its_steps_all_the_same(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compiler, "try_out", lambda device: "compiling failed (InvalidCxxCompiler: no g++)")
+    monkeypatch.setattr(compiling, "try_out", lambda device: "compiling failed (InvalidCxxCompiler: no g++)")
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer="bf16-stochastic", epoch=1)
     with torch.compiler.set_stance("default"):
         found = train(recipe, tmp_path).training
