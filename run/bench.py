@@ -31,6 +31,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import plan, shapes
 from src.cli import Parser, UserError, nearest, new_file, run_main
 from src.data import dump_items, load_items

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import records
 from src.ballots import read_sources
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import OUTPUTS, SPLITS, Item, load_data, sha256
+from src.data import DATA, OUTPUTS, SPLITS, Item, load_data, sha256
 from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
 
 
@@ -24,7 +26,7 @@ def make_parser() -> Parser:
         "inputs", nargs="+", metavar="RUN_OR_FILE", help="a predictions file, or a run's name or folder"
     )
     parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder or file; default: %(default)s")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"

@@ -18,8 +18,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, new_folder, run_main
-from src.data import Item, load_data, sha256
+from src.data import DATA, Item, load_data, sha256
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
 from src.records import RESULTS, find_run, git_commit, read_record, versions, write_json, write_text
@@ -91,7 +93,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--split", default="dev", choices=("train", "dev"), help="labelled items (default: %(default)s)"
     )
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_SPLIT.json")
     parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")

@@ -21,9 +21,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, nearest, new_folder, run_main
 from src.data import (
     CATEGORIES,
+    DATA,
     OUTPUTS,
     SPLITS,
     Item,
@@ -85,9 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="the official zip, a folder, or the JSON files"
     )
-    parser.add_argument(
-        "--out", type=new_folder, default=Path("resource/data"), help="folder to write (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=new_folder, default=DATA, help="folder to write (default: %(default)s)")
     return parser
 
 

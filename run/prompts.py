@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import Item, load_data, sha256
+from src.data import DATA, Item, load_data, sha256
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.records import find_run, read_record, write_json
+from src.start import ours
 
-SAMPLE = Path("resource/data/sample.json")
+SAMPLE = ours("resource/data/sample.json")
 LETTERS_SHOWN = 12
 """Tokens in front of the letters that are shown."""
 
@@ -38,7 +41,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("resource/data"),
+        default=DATA,
         help="folder of data_SPLIT.json, where examples come from, too (default: %(default)s)",
     )
     parser.add_argument("--item", metavar="ID", help="the item to show (default: the first)")

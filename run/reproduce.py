@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import plan
 from src.cli import Parser, UserError, run_main
-from src.data import load_split, sha256, split_path
+from src.data import DATA, load_split, sha256, split_path
 from src.jobs import run_job
 from src.metrics import wilson
 from src.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
@@ -55,9 +57,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these recipes")
     parser.add_argument("--objective", choices=CHOICES["objective"], help="only recipes with this objective")
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of the splits (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the splits (default: %(default)s)")
     parser.add_argument(
         "--name", help="the vote lies in resource/results/vote-NAME (default: the first recipe folder's name)"
     )

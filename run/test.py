@@ -20,8 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, new_file, new_folder, run_main
-from src.data import SPLITS, dump_items, load_data, predictions, sha256
+from src.data import DATA, SPLITS, dump_items, load_data, predictions, sha256
 from src.prompts import ORDERS
 from src.recipes import FIELDS, add_flags, read_recipe
 from src.records import RESULTS, find_run, read_record, record_path, write_json, write_text
@@ -30,9 +32,7 @@ from src.records import RESULTS, find_run, read_record, record_path, write_json,
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.test")
     parser.add_argument("--split", nargs="+", default=["test"], choices=SPLITS, help="splits to score (default: test)")
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json, or one such file"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_SPLIT.json, or one such file")
     parser.add_argument("--output", type=new_file, metavar="FILE", help="also write the predictions here")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument(

@@ -13,10 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import records
 from src.ballots import Source, absence, join_experts, read_sources, started_runs
 from src.cli import Parser, UserError, new_folder, run_main
-from src.data import OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
+from src.data import DATA, OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
 from src.metrics import evaluate
 from src.voting import RULE, Agreement, Verdict, agreement, hard_vote
 
@@ -27,7 +29,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, "run.vote")
     parser.add_argument("runs", nargs="*", metavar="RUN_OR_FILE", help="a run's name or folder, or a predictions file")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder or file; default: %(default)s")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument("--out", type=new_folder, help="default: the folder vote in --results")
     expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"

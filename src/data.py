@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from src.cli import UserError, nearest
+from src.start import ours
 
+DATA = ours("resource/data")
+"""Where the corpus lies, unless said otherwise."""
 CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
 OUTPUTS = ("inference_1", "inference_2", "inference_3")
 SPLITS = ("train", "dev", "test")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from src.cli import UserError
 from src.recipes import ORPO, Backbone, Recipe, backbones
 from src.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
+from src.start import find
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ CARDS = (24, 48, 80, 141)
 
 def download_bytes(recipe: Recipe) -> int | None:
     """Size of the download of the base model: 0 if it is a folder or whole in the hub's cache, None if unknown."""
-    if Path(recipe.model_id).is_dir() or is_cached(recipe.model_id, recipe.revision):
+    if Path(find(recipe.model_id)).is_dir() or is_cached(recipe.model_id, recipe.revision):
         return 0
     facts = backbones().get(recipe.backbone)
     return int(facts.download_bytes) if facts is not None and facts.model_id == recipe.model_id else None
@@ -315,7 +316,7 @@ def _way(method: str, way: Settled) -> str:
 def _known(recipe: Recipe) -> tuple[Shape | None, Backbone | None, str]:
     """(shape, row of the table of backbones, kind of folder) of the base model, as far as known without a download."""
     facts = backbones().get(recipe.backbone)
-    folder = Path(recipe.model_id)
+    folder = Path(find(recipe.model_id))
     if folder.is_dir():
         shape = _shape_in(folder / "config.json")
         # A folder under a backbone's short name but of another size is its miniature, and not under its licence.

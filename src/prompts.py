@@ -32,8 +32,9 @@ import yaml
 
 from src.cli import UserError, nearest
 from src.data import CATEGORIES, Item, Utterance
+from src.start import find, ours
 
-PROMPTS = Path("resource/prompts")
+PROMPTS = ours("resource/prompts")
 LETTERS = ("A", "B", "C")
 ORDERS = ("012", "021", "102", "120", "201", "210")
 """All orders of the options: in "201", A shows option 2, B option 0 and C option 1. The first is the file's own."""
@@ -263,7 +264,7 @@ def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
     """(file, strategies, examples) of a prompt's name."""
     words = [str(name)] if Path(name).is_file() else str(name).split("+")
     base, strategies = words[0], words[1:]
-    path = Path(base) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
+    path = Path(find(base)) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
     if not path.is_file():
         known = available()
         raise UserError(

@@ -17,9 +17,10 @@ import yaml
 
 from src.cli import UserError, nearest
 from src.data import CATEGORIES
+from src.start import ours
 
-BACKBONES = Path("resource/backbones.yaml")
-RECIPES = Path("resource/recipes")
+BACKBONES = ours("resource/backbones.yaml")
+RECIPES = ours("resource/recipes")
 
 METHODS = ("full", "lora", "qlora")
 ORPO = "orpo"

@@ -16,7 +16,7 @@ import yaml
 from src import data, progress, records
 from src import model as models
 from src.cli import UserError
-from src.data import Item
+from src.data import DATA, Item
 from src.encode import Encoder
 from src.fewshot import Library
 from src.metrics import evaluate, wilson
@@ -28,7 +28,6 @@ from src.scores import how_read, score
 from src.trainer import CHECKPOINTS, fine_tune
 
 RECIPE, INPUTS = "recipe.yaml", "inputs.json"
-DATA = Path("resource/data")
 
 
 def train_run(

@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 
 from src.cli import Parser, UserError, new_folder
+from src.data import DATA
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
     parser = Parser(doc, prog)
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of data_train.json and data_dev.json"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_train.json and data_dev.json")
     parser.add_argument(
         "--save_dir", type=new_folder, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
     )
