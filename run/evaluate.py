@@ -36,13 +36,13 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.missed < 0:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
-    console = Console(markup=False, highlight=False)
+    console = make_console()
 
     items, data = load_data(args.data, args.split)
     refuse_unlabelled(items, data)
@@ -99,6 +99,8 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     """One row per input, then the floors."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
     for name, result in results.items():
         table.add_row(*accuracy_cells(name, result))
@@ -107,13 +109,13 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     table.add_row("chance", "–", f"{1 / len(OUTPUTS):.2%}", f"{low:.1%} to {high:.1%}", "–")
     for name, result in floors.items():
         table.add_row(*accuracy_cells(name, result))
-    console.print(table)
+    console.print(Fitted(table))
     console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
     if len(results) > 1:
         table = Table("answers", *next(iter(results.values())).per_category)
         for name, result in results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
-        console.print(table)
+        console.print(Fitted(table))
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:
@@ -131,10 +133,12 @@ def show_parts(console: Any, result: Evaluation) -> None:
     """Per category, and label against answer."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("category", "correct, accuracy, interval")
     for category, share in result.per_category.items():
         table.add_row(category, share_text(share))
-    console.print(table)
+    console.print(Fitted(table))
 
     table = Table("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
     for label, row in enumerate(result.confusion):
@@ -143,18 +147,20 @@ def show_parts(console: Any, result: Evaluation) -> None:
     table.add_section()
     answered = [sum(column) / result.items for column in zip(*result.confusion, strict=True)]
     table.add_row("share of answers", *(f"{share:.1%}" for share in answered), "")
-    console.print(table)
+    console.print(Fitted(table))
 
 
 def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
     from rich.table import Table
+
+    from src.tables import Fitted
 
     console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
     if missed and shown:
         table = Table("item", "category", "label", "answer")
         for row in missed[:shown]:
             table.add_row(*row.values())
-        console.print(table)
+        console.print(Fitted(table))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,11 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
-
     from src import prompt_search as searching
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     fields = [field.name for field in dataclasses.fields(searching.Search)]
     settings = searching.Search(**{name: getattr(arguments, name) for name in fields})
     check_engine(arguments)

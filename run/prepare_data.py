@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> int | None:
     splits = check(chosen)
     write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})
 
-    from rich.console import Console
+    from src.tables import Fitted, make_console
 
-    Console().print(summary(splits))
+    make_console().print(Fitted(summary(splits)))
     for split, candidate in chosen.items():
         print(f"{split_path(args.out, split)}  from {candidate.place}")
     for candidate in left_aside:

@@ -54,10 +54,10 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False)
+    console = make_console()
     if arguments.compare:
         if not arguments.runs or arguments.prompt:
             raise UserError("--compare takes the prompts itself, and needs at least one of --runs.")
@@ -142,10 +142,12 @@ def one_item(arguments: Namespace) -> Item:
 def counts_table(encoder: Any, item: Item) -> Any:
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("part", "tokens")
     for part, count in part_tokens(encoder, item).items():
         table.add_row(part, f"{count}")
-    return table
+    return Fitted(table)
 
 
 def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
@@ -277,18 +279,17 @@ def trained_with(given: str) -> str | None:
 def comparison(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from src.tables import Fitted
+
     title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
     table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)
-    for column in table.columns[1:]:
-        column.no_wrap = True
-    table.columns[0].overflow = "fold"
     for place, row in enumerate(result["prompts"]):
         low, high = row["interval"]
         p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
         against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
         costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
         table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
-    return table
+    return Fitted(table)
 
 
 if __name__ == "__main__":

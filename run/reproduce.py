@@ -69,7 +69,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from rich.console import Console
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
     if arguments.name is not None and Path(arguments.name).name != arguments.name:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster ends a job: the runs end with it
     started = time.monotonic()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = make_console(markup=True)
 
     # The plan
     recipes = load_recipes(arguments.recipes, arguments.only, arguments.objective)
@@ -230,6 +230,8 @@ def table(runs: list[Path], vote: Path) -> Any:
     """One row a run, the vote last: accuracies with 95 % Wilson intervals."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     shown = Table("run", "method", "trainable", "items", "dev accuracy", "test accuracy", "seconds")
     for run in [*runs, *([vote] if record_path(vote).is_file() else [])]:
         record = read_record(run)
@@ -244,7 +246,7 @@ def table(runs: list[Path], vote: Path) -> Any:
         else:
             shown.add_section()
             shown.add_row(run.name, "hard vote", "", items, *cells, "")
-    return shown
+    return Fitted(shown)
 
 
 def accuracy(result: dict[str, Any] | None) -> str:

@@ -38,10 +38,10 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     args = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False)
+    console = make_console()
     out = args.out or args.results / "vote"
     if (out / "recipe.yaml").exists():
         raise UserError(
@@ -134,11 +134,13 @@ def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alik
     """The voters, how the items were decided, and those that were tied."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("run", "items", "scores", "dev accuracy", "agrees with vote", "accuracy")
     for row in rows:
         shares = ["–" if row[key] is None else f"{row[key]:.2%}" for key in ("dev_accuracy", "agreement", "accuracy")]
         table.add_row(row["run"], str(row["items"]), "yes" if row["scores"] else "no", *shares)
-    console.print(table)
+    console.print(Fitted(table))
     decided = Counter(verdict.decided_by for verdict in verdicts)
     console.print("decided by " + ", ".join(f"{name}: {count}" for name, count in decided.most_common()))
     if alike.pairs:
@@ -149,7 +151,7 @@ def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alik
         table = Table("tied item", "ballots 1–2–3", "answer", "decided by")
         for tie in ties[:TIES_SHOWN]:
             table.add_row(tie.id, "–".join(map(str, tie.counts)), OUTPUTS[tie.answer], tie.decided_by)
-        console.print(table)
+        console.print(Fitted(table))
     if len(ties) > TIES_SHOWN:
         console.print(f"… and {len(ties) - TIES_SHOWN} more ties, all in the votes file")
 
