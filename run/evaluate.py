@@ -14,9 +14,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import records
-from src.ballots import read_sources
+from src.ballots import read_sources, run_folder
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import DATA, OUTPUTS, SPLITS, Item, load_data, sha256
+from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
+from src.inputs import load_own
 from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
 
 
@@ -26,7 +27,9 @@ def make_parser() -> Parser:
         "inputs", nargs="+", metavar="RUN_OR_FILE", help="a predictions file, or a run's name or folder"
     )
     parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder or file; default: %(default)s")
+    own = f"folder or file; default: what the runs' records name, else {DATA}"
+    parser.add_argument("--data", type=Path, help=own)
+    parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; as run.vote has it")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
@@ -44,18 +47,18 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
     console = make_console()
 
-    items, data = load_data(args.data, args.split)
+    folders = [run_folder(name, args.results) for name in args.inputs]
+    items, data, notes = load_own(args.data, args.split, folders)
     refuse_unlabelled(items, data)
-    sources = read_sources(args.inputs, items, data, args.split, args.results)
+    sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
     floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
 
     console.print(f"{len(items)} items of {data}")
     show_accuracy(console, results, floors, len(items))
-    for source in sources:
-        if source.note:
-            console.print(f"note: {source.note}")
+    for note in [*notes, *(source.note for source in sources if source.note)]:
+        console.print(f"note: {note}")
     if len(results) == 1:
         (name,) = results
         show_parts(console, results[name])

@@ -20,8 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, UserError, new_folder, run_main
+from src.cli import Parser, UserError, announced, new_folder, run_main
 from src.data import DATA, Item, load_data, sha256
+from src.inputs import check_models, sample_items
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
 from src.records import RESULTS, find_run, git_commit, read_record, versions, write_json, write_text
@@ -115,10 +116,15 @@ def main(argv: list[str] | None = None) -> None:
             f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
         )
 
-    from src import model as models
-    from src import runs
+    check_models([arguments.run])
+    if arguments.prompt:
+        load_prompt(arguments.prompt)
+    sample_items(items, arguments.limit, settings.seed)
+    with announced("loading torch and transformers"):
+        from src import model as models
+        from src import runs
 
-    items = runs.sample_items(items, arguments.limit, settings.seed)
+    items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
     name, recipe, weights = runs.named_model(arguments.run)
     start = start_prompt(arguments, recipe)

@@ -18,11 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, UserError, new_file, run_main
+from src.cli import Parser, UserError, announced, new_file, run_main
 from src.data import DATA, Item, load_data, sha256
+from src.inputs import check_models, sample_items
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
-from src.records import find_run, read_record, write_json
+from src.records import find_run, orders_words, read_record, write_json
 from src.start import ours
 
 SAMPLE = ours("resource/data/sample.json")
@@ -112,7 +113,9 @@ def show(arguments: Namespace, console: Any) -> None:
         console.print("Its tokens: add --runs and a run, a backbone's name or a model's folder.")
         return
 
-    from src import runs
+    check_models(arguments.runs)
+    with announced("loading transformers"):
+        from src import runs
 
     name, recipe, folder = runs.named_model(arguments.runs[0])
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
@@ -195,12 +198,15 @@ def compare(arguments: Namespace, console: Any) -> None:
             f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
         )
 
-    from src import model as models
-    from src import runs
+    check_models(arguments.runs)
+    sample_items(items, arguments.limit, seed=0)
+    with announced("loading torch and transformers"):
+        from src import model as models
+        from src import runs
 
     device = models.pick_device(arguments.device)
     chosen = [(given, *runs.named_model(given)) for given in arguments.runs]
-    items = runs.sample_items(items, arguments.limit, seed=0)
+    items = sample_items(items, arguments.limit, seed=0)
     # Every prompt must fit every model, before the first model is loaded.
     encoders = {
         given: [encoder_for(prompt, recipe, folder, arguments.data) for prompt in prompts]
@@ -209,7 +215,7 @@ def compare(arguments: Namespace, console: Any) -> None:
     for some in encoders.values():
         for encoder in some:
             encoder.for_scoring(items, ORDERS[: arguments.orders])
-    console.print(f"{len(items)} items of {path}, {arguments.orders} order(s) of the options")
+    console.print(f"{len(items)} items of {path}, {orders_words(arguments.orders)} of the options")
     results = []
     for given, name, recipe, folder in chosen:
         network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)

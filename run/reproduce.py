@@ -25,10 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import plan
-from src.cli import Parser, UserError, run_main
+from src.cli import Parser, UserError, announced, run_main
 from src.data import DATA, load_split, sha256, split_path
 from src.jobs import run_job
 from src.metrics import wilson
+from src.prompts import load_prompt
 from src.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
 from src.records import RESULTS, read_record, record_path
 
@@ -87,7 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         for split in ("train", "dev", "test")
         if split_path(arguments.data, split).is_file() or (split != "test" and not arguments.dry_run)
     }
-    gpus = plan.gpus()
+    for recipe in recipes.values():
+        load_prompt(recipe.prompt)
+    with announced("asking torch for GPUs"):
+        gpus = plan.gpus()
     sizes = {split: len(items) for split, items in splits.items()}
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes

@@ -26,15 +26,12 @@ from src import plan
 from src.adapters import quicken
 from src.cli import UserError, nearest
 from src.recipes import Recipe, backbones
-from src.records import RESULTS
+from src.records import ADAPTER, MODEL, RESULTS
 from src.rows import usual_attention
 from src.start import find
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
-
-MODEL, ADAPTER = "model", "adapter"
-"""Folder of a run's best weights: all of them, or the adapter's."""
 
 
 def pick_device(name: str | None = None) -> torch.device:

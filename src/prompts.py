@@ -289,6 +289,8 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: this is not YAML: {error}") from error
+    if raw is None:
+        raise UserError(f"{where} is empty. A prompt has user, categories and answer, and may have system.")
     if not isinstance(raw, dict):
         raise UserError(
             f"{where}: a prompt is a mapping with system, user, categories and answer; found {type(raw).__name__}."

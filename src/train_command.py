@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from src.cli import Parser, UserError, new_folder
+from src.cli import Parser, UserError, announced, new_folder
 from src.data import DATA
+from src.inputs import gather, refuse_bare_name
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
 
@@ -48,19 +49,21 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
+    refuse_bare_name(recipe.model_id)
+    with alone_in(folder):
+        gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
+        with announced("loading torch and transformers"):
+            import torch
 
-    import torch
+            from src.runs import result_line, train_run
 
-    from src.runs import result_line, train_run
-
-    try:
-        with alone_in(folder):
+        try:
             record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
-            f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
-        ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
+                f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+            ) from error
     for split, result in record["splits"].items():
         print(result_line(record["run"], split, result))
     score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"
