@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [recipe.name for recipe in recipes.values()]
     finished = [name for name in names if record_path(RESULTS / name).is_file() and name not in failures]
     vote = RESULTS / f"vote-{arguments.name or arguments.recipes[0].resolve().name}"
+    (vote / "log.txt").unlink(missing_ok=True)  # of the vote before: what it said is in the record
     for split in [split for split in ("dev", "test") if split in splits and finished]:
         command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
         command += ["--out", str(vote), "--expect", *names]
@@ -134,7 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         console.print("The same command tries what failed again and keeps the rest.")
     if finished:
-        console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}.", soft_wrap=True)
+        compared = f"Compare them: python -m run.evaluate {' '.join(finished[:2])} {vote.name}"
+        console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}. {compared}", soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s")
     return 1 if failures else 0
 

@@ -89,12 +89,12 @@ REASONS = {
 """Why there is nothing to set → what others call it."""
 
 MORE = {
-    "warmup_ratio": "; below 1 it is a share of all steps",
-    "load_in_4bit": "; qlora has the base in 4 bit",
-    "load_in_8bit": "; qlora has the base in 4 bit, and there is no 8 bit",
-    "quantization_bit": "; qlora has the base in 4 bit",
-    "evals_per_epoch": "; it counts optimizer steps, and the default is once an epoch",
-    "template": "; it is a Jinja2 text, and counts where the tokenizer ships none",
+    "warmup_ratio": " Below 1 it is a share of all steps.",
+    "load_in_4bit": " qlora has the base in 4 bit.",
+    "load_in_8bit": " qlora has the base in 4 bit; there is no 8 bit.",
+    "quantization_bit": " qlora has the base in 4 bit.",
+    "evals_per_epoch": " It counts optimizer steps; the default is once an epoch.",
+    "template": " It is a Jinja2 text, used when the tokenizer ships none.",
 }
 _NAMES = {theirs: ours for ours, names in OURS.items() for theirs in names.split()}
 _WHY = {theirs: reason for reason, names in REASONS.items() for theirs in names.split()}
@@ -112,7 +112,7 @@ def hint(word: str, known: Collection[str]) -> str:
     if ours is None:
         return ""
     if dashes + ours in known:
-        return f" Here it is {dashes}{ours}{MORE.get(theirs, '')}."
+        return f" Did you mean {dashes + ours!r}?{MORE.get(theirs, '')}"
     if dashes:
         return f" Other commands have it, as --{ours}; this one does not."
     return f" It is no key of a recipe but the flag --{ours}."

@@ -261,7 +261,7 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
             f"{', '.join(backbones())}."
         )
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings; found {_kind(raw)}.")
+        raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
     of_file = {"name": path.stem, **spelled_out(raw)}
     try:
         return make_recipe({**of_file, **spelled_out(flags or {})}, str(path))
@@ -291,13 +291,6 @@ def _recipe_file(path: Path) -> Path:
     if path.is_dir():
         what = f"{path} is a folder, not a recipe."
     raise UserError(f"{what} Known: {', '.join(known) or 'none'}.")
-
-
-def _kind(raw: Any) -> str:
-    """What a YAML file holds instead of a mapping, in its own words."""
-    return {"list": "a list", "str": "a text", "int": "a number", "float": "a number"}.get(
-        type(raw).__name__, f"a {type(raw).__name__}"
-    )
 
 
 def _is_sound(values: Mapping[str, Any]) -> bool:
