@@ -88,6 +88,9 @@ REASONS = {
 }
 """Why there is nothing to set → what others call it."""
 
+ALSO = {"save_dir": ("out", "output"), "recipe": ("recipes",), "name": ("run",), "model_id": ("runs", "run")}
+"""What the same thing is called where ours does not stand."""
+
 MORE = {
     "warmup_ratio": " Below 1 it is a share of all steps.",
     "load_in_4bit": " qlora has the base in 4 bit.",
@@ -111,6 +114,7 @@ def hint(word: str, known: Collection[str]) -> str:
     ours = theirs if dashes + theirs in known else _NAMES.get(theirs)
     if ours is None:
         return ""
+    ours = next((one for one in (ours, *ALSO.get(ours, ())) if dashes + one in known), ours)
     if dashes + ours in known:
         return f" Did you mean {dashes + ours!r}?{MORE.get(theirs, '')}"
     if dashes:

@@ -40,7 +40,7 @@ class Fitted:
         if frame + sum(least) <= room:
             yield _narrowed(table, natural, least, room - frame)
             return
-        yield from _paragraphs(self.table, console)
+        yield from _paragraphs(self.table, console, room)
 
 
 def frameless(table: Table) -> Table:
@@ -79,7 +79,7 @@ def _narrowed(table: Table, natural: Sequence[int], least: Sequence[int], room: 
     return narrow
 
 
-def _paragraphs(table: Table, console: Console) -> Iterator[Any]:
+def _paragraphs(table: Table, console: Console, room: int) -> Iterator[Any]:
     """A paragraph for each row: its first cell, below it the others behind the names of their columns."""
     if table.title:
         yield Text(_text(table.title, console).plain, style="bold", overflow="fold")
@@ -88,8 +88,11 @@ def _paragraphs(table: Table, console: Console) -> Iterator[Any]:
     for row in zip(*cells, strict=True):
         head, *rest = [_text(cell, console) for cell in row]
         yield Text(head.plain, style="bold", overflow="fold")
+        filled = [(name, cell) for name, cell in zip(names[1:], rest, strict=True) if cell.plain.strip()]
+        if room < 2 * max((Text(name).cell_len for name, _ in filled), default=0):
+            yield from (Text(f"{name}: {' '.join(cell.plain.split())}", overflow="fold") for name, cell in filled)
+            continue
         paragraph = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
-        for name, cell in zip(names[1:], rest, strict=True):
-            if cell.plain.strip():
-                paragraph.add_row(f"  {name}", cell)
+        for name, cell in filled:
+            paragraph.add_row(f"  {name}", cell)
         yield paragraph
