@@ -252,7 +252,7 @@ def plan_table(rows: Sequence[PlanRow]) -> "RenderableType":
     cards = next((list(row.cards) for row in rows if row.cards), [])
     by_size = cards == [str(size) for size in CARDS]
     if by_size and all(row.miniature for row in rows):
-        table, lines = _toy_table(rows), ["miniatures: nothing to download, minutes of this machine's CPU, no GPU"]
+        table, lines = _toy_table(rows), ["miniatures: nothing to download, and minutes on a CPU"]
     else:
         table, lines = _gpu_table(rows, cards, by_size)
     return Group(Fitted(table), "", "\n".join([*lines, *map(_facts_line, rows)]))
@@ -305,7 +305,8 @@ def _toy_table(rows: Sequence[PlanRow]) -> "Table":
 
     from src.tables import frameless
 
-    table = frameless(Table(title="Plan for this CPU, estimated", title_justify="left", title_style="bold"))
+    table = frameless(Table(title="Plan for a CPU, estimated", title_justify="left", title_style="bold"))
+    table.min_width = len(str(table.title))
     for name in ("run", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("base\nMB", "disk\nMB"):

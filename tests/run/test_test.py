@@ -368,3 +368,43 @@ def test_training_on_reasoning_and_on_one_category(place: Path, backbone_folder:
     assert read_record(place / "results" / "thinks")["splits"]["dev"]["reasoning"]["chains"] == 10
     scored(place, "thinks", "--split", "dev", "--no-reasoning")
     assert read_record(place / "results" / "thinks-at-once")["splits"]["dev"]["items"] == 10
+
+
+# Its own data, and what the help says
+
+
+def test_the_data_of_the_run_is_the_default(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.data.DATA", place / "nothing")
+    run = place / "results" / "lora"
+    record = read_record(run)
+    for split in ("train", "dev"):  # the copy's own
+        record["data"][split]["path"] = str(place / "data" / f"data_{split}.json")
+    record["splits"] = {}
+    write_json(records.record_path(run), record)
+    main(["--model_id", "lora", "--split", "dev", "test", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert f"test: the items are those of {place / 'data' / 'data_test.json'}\n" in said
+    assert read_record(run)["splits"]["test"]["data"] == str(place / "data" / "data_test.json")
+    file = place / "data" / "data_dev.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    main(["--model_id", "lora", "--split", "dev", "--device", "cpu"])
+    assert f"dev: {file} has changed since lora was made: sha256 " in capsys.readouterr().out
+    (place / "data" / "data_test.json").unlink()
+    with pytest.raises(
+        UserError, match=r"neither .*data_test.json, which the record of lora names, nor .*nothing/data_t"
+    ):
+        main(["--model_id", "lora", "--device", "cpu"])
+
+
+def test_the_help_is_about_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--lora_r" not in text and "--epoch" not in text and text.count("\n") < 110
+    places = [text.index(words) for words in ("  --split {", "\nreasoning:", "\nan untrained model:", "  --seed X  ")]
+    assert places == sorted(places)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model_id", "lora", "--lr", "3"])
+    assert "It is a setting of training: python -m run.train." in capsys.readouterr().err
