@@ -17,8 +17,10 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import load_split
+from src.data import DATA, load_split
 from src.pairs import FORMS, plainly, text_pairs
 from src.prompts import load_prompt
 from src.recipes import ORPO, add_flags, read_recipe
@@ -27,9 +29,7 @@ from src.records import write_text
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "orpo.orpo_data")
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_SPLIT.json (default: %(default)s)")
     parser.add_argument("--split", default="train", choices=("train", "dev"), help="default: %(default)s")
     parser.add_argument("--form", default="chat", choices=FORMS, help="of the prompts (default: %(default)s)")
     parser.add_argument("--out", type=new_file, metavar="FILE", help="write them there instead of printing them")

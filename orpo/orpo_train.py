@@ -12,6 +12,9 @@ GPUs: bash orpo/run_orpo.bash
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.cli import Parser, run_main
 from src.recipes import ORPO

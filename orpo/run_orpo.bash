@@ -14,11 +14,8 @@
 # resource/results/NAME/log.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-refuse() {
-    echo "error: $1" >&2
-    exit 2
-}
+source run/environment.bash
+answer_help orpo/run_orpo.bash "$@"
 
 recipes=(resource/recipes/published resource/recipes/orpo)
 data=resource/data name=orpo needs_gpu=yes detach=
@@ -32,7 +29,6 @@ while [ $# -gt 0 ]; do
     --dry_run) more+=(--dry_run) needs_gpu= ;;
     --miniature) recipes=(resource/miniature/recipes) data=resource/miniature/data name=orpo-miniature needs_gpu= ;;
     --detach) detach=yes ;;
-    --help | -h) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" && exit 0 ;;
     -*) refuse "unknown argument '$1'. See bash orpo/run_orpo.bash --help" ;;
     *) names+=("$1") ;;
     esac

@@ -33,6 +33,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import plan, shapes
 from src.cli import Parser, UserError, nearest, new_file, run_main
 from src.data import dump_items, load_items
@@ -105,7 +107,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Measures the rows one after the other, each in a process of its own; 1 when one of them failed. Memory that does
     not suffice is a finding, not a failure.
     """
-    from rich.console import Console
+    from src.tables import make_console
 
     gpus = plan.gpus() if arguments.device != "cpu" else []
     device = arguments.device or ("cuda" if gpus else "cpu")
@@ -128,7 +130,7 @@ def compare(arguments: argparse.Namespace) -> int:
     log = path.with_suffix(".log")
     log.unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = make_console(markup=True)
     with tempfile.TemporaryDirectory() as folder:
         facts = write_corpus(Path(folder), standins.kind_for(arguments.backbone))
         config = standins.model_config(arguments.backbone, kind, arguments.layers)
@@ -296,13 +298,14 @@ def title(record: dict[str, Any]) -> list[str]:
 
 def table(record: dict[str, Any]) -> "RenderableType":
     """The table, and below it what each row is."""
-    from rich import box
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
 
+    from src.tables import Fitted, frameless
+
     rows: dict[str, dict[str, Any]] = record["rows"]
-    shown = Table()
-    shown.box, shown.collapse_padding, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, True, False, False
+    shown = frameless(Table())
     shown.add_column("row", no_wrap=True)
     for name in ("items/s", "ratio", "unique\ntok/s", "raw\ntok/s", "share of\npeak", "peak\nGiB", "warm-up\ns"):
         shown.add_column(name, justify="right", no_wrap=True)
@@ -332,11 +335,8 @@ def table(record: dict[str, Any]) -> "RenderableType":
         ]
     if record["device"].startswith("CPU"):
         lines += ["on a CPU: the miniature's numbers, computed in fp32; memory of the whole process"]
-    page = Table.grid()
     heading, *facts = map(escape, title(record))
-    for part in (f"[bold]{heading}[/]", "\n".join(facts), "", shown, "", "\n".join(lines)):
-        page.add_row(part)
-    return page
+    return Group(f"[bold]{heading}[/]", "\n".join(facts), "", Fitted(shown), "", "\n".join(lines))
 
 
 def slug(words: str) -> str:

@@ -19,15 +19,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, new_folder, run_main
+from src.data import DATA
+from src.records import RESULTS
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.eda")
     parser.add_argument("--only", choices=("train", "test"), help="one of the two notebooks; both by default")
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="the corpus' folder; default: %(default)s"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="the corpus' folder; default: %(default)s")
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="where to write; default: see above")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--sample", action="store_true", help="the sample corpus, whatever is in --data")
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     corpus = eda.sample_corpus() if args.sample else eda.read_corpus(args.data)
     ours = corpus.kind == eda.SAMPLE
     home = notebooks.HOME.resolve()
-    out = args.out or (notebooks.HOME if ours else Path("resource/results/eda"))
+    out = args.out or (notebooks.HOME if ours else RESULTS / "eda")
     if not ours and (out.resolve() == home or home in out.resolve().parents):
         raise UserError(
             f"--out {out}: found the folder of the committed notebooks; allowed: any other. The corpus in {args.data} "

@@ -1,7 +1,9 @@
 # Sourced by the other scripts. `use_environment FILE …` activates .venv, made when it is missing, with the packages of the files.
 # An activated virtual or conda environment (not conda's base) is taken as it is; PYTHON names the python that makes .venv.
+# `activation` then holds what the user has to type in a shell of their own, or nothing.
 use_environment() {
     local here="${VIRTUAL_ENV:-}"
+    activation=
     if [ -z "$here" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then here="${CONDA_PREFIX:-}"; fi
     if [ -z "$here" ]; then
         local python="${PYTHON:-python3}"
@@ -16,13 +18,45 @@ use_environment() {
         # shellcheck disable=SC1091
         source .venv/bin/activate
         here="$VIRTUAL_ENV"
+        # shellcheck disable=SC2034
+        activation=". .venv/bin/activate"
     fi
     # Installed once for these very lists; a changed pin installs again.
     local stamp
     stamp="$here/.installed-$(cat "$@" | cksum | cut -d ' ' -f 1)"
     if [ ! -e "$stamp" ]; then
-        echo "installing $* into $here"
-        python -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}"
+        echo "installing $* into $here: some minutes, and gigabytes where nothing is there yet"
+        install_packages "$@"
         touch "$stamp"
     fi
+}
+
+# pip with a line for each download, and every twenty seconds the time: a large one takes minutes.
+install_packages() {
+    local started=$SECONDS failed=0 clock
+    (while sleep 20 && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s"; done) &
+    clock=$!
+    # shellcheck disable=SC2064
+    trap "kill $clock 2>/dev/null" EXIT
+    python -m pip install --disable-pip-version-check "${@/#/--requirement=}" |
+        { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Successfully)' || true; } || failed=$?
+    kill $clock 2>/dev/null || true
+    trap - EXIT
+    [ "$failed" = 0 ] || exit "$failed"
+}
+
+# `answer_help FILE …`: with --help among the arguments, the comment at FILE's head, and no more.
+answer_help() {
+    local file="$1" argument
+    shift
+    for argument in "$@"; do
+        case "$argument" in
+        --help | -h) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$file" && exit 0 ;;
+        esac
+    done
+}
+
+refuse() {
+    echo "error: $1" >&2
+    exit 2
 }

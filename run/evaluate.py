@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import records
-from src.ballots import read_sources
+from src.ballots import read_sources, run_folder
 from src.cli import Parser, UserError, new_file, run_main
-from src.data import OUTPUTS, SPLITS, Item, load_data, sha256
+from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
+from src.inputs import load_own
 from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
 
 
@@ -24,7 +27,9 @@ def make_parser() -> Parser:
         "inputs", nargs="+", metavar="RUN_OR_FILE", help="a predictions file, or a run's name or folder"
     )
     parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    own = f"folder or file; default: what the runs' records name, else {DATA}"
+    parser.add_argument("--data", type=Path, help=own)
+    parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; as run.vote has it")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
@@ -34,26 +39,26 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.missed < 0:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
-    console = Console(markup=False, highlight=False)
+    console = make_console()
 
-    items, data = load_data(args.data, args.split)
+    folders = [run_folder(name, args.results) for name in args.inputs]
+    items, data, notes = load_own(args.data, args.split, folders)
     refuse_unlabelled(items, data)
-    sources = read_sources(args.inputs, items, data, args.split, args.results)
+    sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
     floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
 
     console.print(f"{len(items)} items of {data}")
     show_accuracy(console, results, floors, len(items))
-    for source in sources:
-        if source.note:
-            console.print(f"note: {source.note}")
+    for note in [*notes, *(source.note for source in sources if source.note)]:
+        console.print(f"note: {note}")
     if len(results) == 1:
         (name,) = results
         show_parts(console, results[name])
@@ -97,6 +102,8 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     """One row per input, then the floors."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
     for name, result in results.items():
         table.add_row(*accuracy_cells(name, result))
@@ -105,13 +112,13 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     table.add_row("chance", "–", f"{1 / len(OUTPUTS):.2%}", f"{low:.1%} to {high:.1%}", "–")
     for name, result in floors.items():
         table.add_row(*accuracy_cells(name, result))
-    console.print(table)
+    console.print(Fitted(table))
     console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
     if len(results) > 1:
         table = Table("answers", *next(iter(results.values())).per_category)
         for name, result in results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
-        console.print(table)
+        console.print(Fitted(table))
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:
@@ -129,10 +136,12 @@ def show_parts(console: Any, result: Evaluation) -> None:
     """Per category, and label against answer."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("category", "correct, accuracy, interval")
     for category, share in result.per_category.items():
         table.add_row(category, share_text(share))
-    console.print(table)
+    console.print(Fitted(table))
 
     table = Table("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
     for label, row in enumerate(result.confusion):
@@ -141,18 +150,20 @@ def show_parts(console: Any, result: Evaluation) -> None:
     table.add_section()
     answered = [sum(column) / result.items for column in zip(*result.confusion, strict=True)]
     table.add_row("share of answers", *(f"{share:.1%}" for share in answered), "")
-    console.print(table)
+    console.print(Fitted(table))
 
 
 def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
     from rich.table import Table
+
+    from src.tables import Fitted
 
     console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
     if missed and shown:
         table = Table("item", "category", "label", "answer")
         for row in missed[:shown]:
             table.add_row(*row.values())
-        console.print(table)
+        console.print(Fitted(table))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.cli import Parser, UserError, nearest, new_folder, run_main
 from src.data import SPLITS, dump_items, split_path
 from src.records import write_text, write_texts
+from src.start import ours
 
 
 def make_parser() -> Parser:
@@ -27,7 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--out",
         type=new_folder,
-        default=Path("resource/miniature"),
+        default=ours("resource/miniature"),
         metavar="DIR",
         help="folder (default: %(default)s)",
     )

@@ -18,8 +18,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, new_folder, run_main
-from src.data import Item, load_data, sha256
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
+from src.cli import Parser, UserError, announced, new_folder, run_main
+from src.data import DATA, Item, load_data, sha256
+from src.inputs import check_models, sample_items
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
 from src.records import RESULTS, find_run, git_commit, read_record, versions, write_json, write_text
@@ -91,7 +94,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--split", default="dev", choices=("train", "dev"), help="labelled items (default: %(default)s)"
     )
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_SPLIT.json")
     parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
@@ -99,12 +102,11 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
-
     from src import prompt_search as searching
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     fields = [field.name for field in dataclasses.fields(searching.Search)]
     settings = searching.Search(**{name: getattr(arguments, name) for name in fields})
     check_engine(arguments)
@@ -114,10 +116,15 @@ def main(argv: list[str] | None = None) -> None:
             f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
         )
 
-    from src import model as models
-    from src import runs
+    check_models([arguments.run])
+    if arguments.prompt:
+        load_prompt(arguments.prompt)
+    sample_items(items, arguments.limit, settings.seed)
+    with announced("loading torch and transformers"):
+        from src import model as models
+        from src import runs
 
-    items = runs.sample_items(items, arguments.limit, settings.seed)
+    items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
     name, recipe, weights = runs.named_model(arguments.run)
     start = start_prompt(arguments, recipe)

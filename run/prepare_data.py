@@ -17,10 +17,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src.archives import Candidate, Found, find
 from src.cli import Parser, UserError, new_folder, run_main
 from src.data import (
     CATEGORIES,
+    DATA,
     OUTPUTS,
     SPLITS,
     Item,
@@ -43,9 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="the official zip, a folder, or the JSON files"
     )
-    parser.add_argument(
-        "--out", type=new_folder, default=Path("resource/data"), help="folder to write (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=new_folder, default=DATA, help="folder to write (default: %(default)s)")
     return parser
 
 
@@ -56,9 +57,9 @@ def main(argv: list[str] | None = None) -> int | None:
     splits, of_items = check(chosen)
     write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})
 
-    from rich.console import Console
+    from src.tables import Fitted, make_console
 
-    Console().print(summary(splits))
+    make_console().print(Fitted(summary(splits)))
     for split, candidate in chosen.items():
         print(f"{split_path(args.out, split)}  from {candidate.place}")
     for candidate in found.candidates:

@@ -18,15 +18,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import lengths
-from src.cli import Parser, UserError, new_file, run_main
-from src.data import SPLITS, Item, load_data, load_split, sha256, split_path
+from src.cli import Parser, UserError, announced, new_file, run_main
+from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
+from src.inputs import check_models, sample_items
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.recipes import backbones, make_recipe, template_text
-from src.records import find_run, read_record, write_json
+from src.records import find_run, orders_words, read_record, write_json
+from src.start import ours
 
-SAMPLE = Path("resource/data/sample.json")
+SAMPLE = ours("resource/data/sample.json")
 LETTERS_SHOWN = 12
 """Tokens in front of the letters that are shown."""
 
@@ -43,7 +47,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("resource/data"),
+        default=DATA,
         help="folder of data_SPLIT.json, where examples come from, too (default: %(default)s)",
     )
     parser.add_argument("--item", metavar="ID", help="the item to show (default: the first)")
@@ -59,10 +63,10 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False)
+    console = make_console()
     if arguments.lengths:
         if arguments.compare or not arguments.prompt:
             raise UserError("--lengths takes one prompt: python -m run.prompts korean+3shots --lengths")
@@ -124,7 +128,9 @@ def show(arguments: Namespace, console: Any) -> None:
         console.print(f"python -m run.prompts {arguments.prompt} --lengths", soft_wrap=True)
         return
 
-    from src import runs
+    check_models(arguments.runs)
+    with announced("loading transformers"):
+        from src import runs
 
     name, recipe, folder = named(arguments.runs[0], arguments.chat_template)
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
@@ -160,10 +166,12 @@ def one_item(arguments: Namespace) -> Item:
 def counts_table(encoder: Any, item: Item) -> Any:
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("part", "tokens")
     for part, count in part_tokens(encoder, item).items():
         table.add_row(part, f"{count}")
-    return table
+    return Fitted(table)
 
 
 def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
@@ -252,19 +260,21 @@ def compare(arguments: Namespace, console: Any) -> None:
             f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
         )
 
-    from src import model as models
-    from src import runs
+    check_models(arguments.runs)
+    sample_items(items, arguments.limit, seed=0)
+    with announced("loading torch and transformers"):
+        from src import model as models
 
     device = models.pick_device(arguments.device)
     chosen = [(given, *named(given, arguments.chat_template)) for given in arguments.runs]
-    items = runs.sample_items(items, arguments.limit, seed=0)
+    items = sample_items(items, arguments.limit, seed=0)
     # Every prompt must fit every model, before the first model is loaded.
     encoders = {
         given: [encoder_for(prompt, recipe, folder, arguments.data) for prompt in prompts]
         for given, _, recipe, folder in chosen
     }
     refuse_too_long(encoders, items, ORDERS[: arguments.orders])
-    console.print(f"{len(items)} items of {path}, {arguments.orders} order(s) of the options")
+    console.print(f"{len(items)} items of {path}, {orders_words(arguments.orders)} of the options")
     results = []
     for given, name, recipe, folder in chosen:
         network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)
@@ -353,18 +363,17 @@ def trained_with(given: str) -> str | None:
 def comparison(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from src.tables import Fitted
+
     title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
     table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)
-    for column in table.columns[1:]:
-        column.no_wrap = True
-    table.columns[0].overflow = "fold"
     for place, row in enumerate(result["prompts"]):
         low, high = row["interval"]
         p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
         against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
         costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
         table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
-    return table
+    return Fitted(table)
 
 
 if __name__ == "__main__":

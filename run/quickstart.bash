@@ -8,6 +8,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/environment.bash
+answer_help run/quickstart.bash "$@"
+[ $# -eq 0 ] || refuse "quickstart.bash takes no arguments; found: $*. See bash run/quickstart.bash --help"
 use_environment requirements.txt
 python -m run.make_miniature
 python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --name miniature --jobs 2
+echo "next:"
+[ -z "$activation" ] || echo "    $activation"
+echo "    python -m run.evaluate mini-polar mini-eeve vote-miniature"
+echo "    python -m run.vote mini-polar mini-eeve mini-spow12 --split dev"
+echo "    python -m run.test --model_id mini-polar --split dev --orders 6"

@@ -22,11 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import lengths, plan
-from src.cli import Parser, UserError, run_main
-from src.data import load_split, sha256, split_path
+from src.cli import Parser, UserError, announced, run_main
+from src.data import DATA, load_split, sha256, split_path
 from src.jobs import run_job
 from src.metrics import wilson
+from src.prompts import load_prompt
 from src.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
 from src.records import RESULTS, read_record, record_path
 
@@ -55,9 +58,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these recipes")
     parser.add_argument("--objective", choices=CHOICES["objective"], help="only recipes with this objective")
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of the splits (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the splits (default: %(default)s)")
     parser.add_argument(
         "--name", help="the vote lies in resource/results/vote-NAME (default: the first recipe folder's name)"
     )
@@ -69,7 +70,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from rich.console import Console
+    from src.tables import make_console
 
     arguments = make_parser().parse_args(argv)
     if arguments.name is not None and Path(arguments.name).name != arguments.name:
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster ends a job: the runs end with it
     started = time.monotonic()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = make_console(markup=True)
 
     # The plan
     recipes = load_recipes(arguments.recipes, arguments.only, arguments.objective)
@@ -87,7 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         for split in ("train", "dev", "test")
         if split_path(arguments.data, split).is_file() or (split != "test" and not arguments.dry_run)
     }
-    gpus = plan.gpus()
+    for recipe in recipes.values():
+        load_prompt(recipe.prompt)
+    with announced("asking torch for GPUs"):
+        gpus = plan.gpus()
     sizes = {split: len(items) for split, items in splits.items()}
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes
@@ -115,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [recipe.name for recipe in recipes.values()]
     finished = [name for name in names if record_path(RESULTS / name).is_file() and name not in failures]
     vote = RESULTS / f"vote-{arguments.name or arguments.recipes[0].resolve().name}"
+    (vote / "log.txt").unlink(missing_ok=True)  # of the vote before: what it said is in the record
     for split in [split for split in ("dev", "test") if split in splits and finished]:
         command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
         command += ["--out", str(vote), "--expect", *names]
@@ -132,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         console.print("The same command tries what failed again and keeps the rest.")
     if finished:
-        console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}.", soft_wrap=True)
+        compared = f"Compare them: python -m run.evaluate {' '.join(finished[:2])} {vote.name}"
+        console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}. {compared}", soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s")
     return 1 if failures else 0
 
@@ -232,6 +238,8 @@ def table(runs: list[Path], vote: Path) -> Any:
     """One row a run, the vote last: accuracies with 95 % Wilson intervals."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     shown = Table("run", "method", "trainable", "items", "dev accuracy", "test accuracy", "seconds")
     for run in [*runs, *([vote] if record_path(vote).is_file() else [])]:
         record = read_record(run)
@@ -246,7 +254,7 @@ def table(runs: list[Path], vote: Path) -> Any:
         else:
             shown.add_section()
             shown.add_row(run.name, "hard vote", "", items, *cells, "")
-    return shown
+    return Fitted(shown)
 
 
 def accuracy(result: dict[str, Any] | None) -> str:

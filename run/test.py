@@ -20,42 +20,72 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from src.cli import Parser, UserError, new_file, new_folder, run_main
-from src.data import SPLITS, dump_items, load_data, oddity_note, predictions, sha256
-from src.prompts import ORDERS
-from src.recipes import FIELDS, add_flags, read_recipe
-from src.records import RESULTS, find_run, read_record, record_path, write_json, write_text
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
+from src.cli import Parser, UserError, announced, new_file, new_folder, run_main
+from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
+from src.inputs import changed_note, data_record, load_own, named_data, refuse_bare_name, sample_items
+from src.prompts import ORDERS, load_prompt
+from src.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
+from src.records import (
+    ADAPTER,
+    RESULTS,
+    find_run,
+    read_record,
+    record_path,
+    results_key,
+    write_json,
+    write_text,
+)
+
+UNTRAINED = (
+    *("backbone", "name", "tokenizer", "revision", "licence", "trust_remote_code", "chat_template", "system_turn"),
+    *("method", "prompt", "share_prefixes", "seed"),
+)
+"""Settings of a recipe that scoring an untrained model asks for; the others are those of training."""
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.test")
-    parser.add_argument("--split", nargs="+", default=["test"], choices=SPLITS, help="splits to score (default: test)")
     parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of data_SPLIT.json, or one such file"
+        "--model_id", metavar="RUN_OR_MODEL", help="a run by name or folder, or an untrained model: hub id or folder"
     )
+    parser.add_argument("--split", nargs="+", default=["test"], choices=SPLITS, help="splits to score (default: test)")
+    own = f"folder of data_SPLIT.json, or one such file (default: what the run's record names, else {DATA})"
+    parser.add_argument("--data", type=Path, help=own)
     parser.add_argument("--output", type=new_file, metavar="FILE", help="also write the predictions here")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument(
-        "--orders", type=int, default=1, choices=(1, 6), help="orders of the options to average over (default: 1)"
+        "--orders",
+        type=int,
+        default=1,
+        choices=(1, 6),
+        help="orders of the options to average over; the scores of six lie beside those of one (default: 1)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try an untrained model out")
     parser.add_argument(
         "--other_prompt", metavar="NAME", help="score a trained run with a prompt that it was not trained with"
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="chains of reasoning for each prompt (default: 1)")
-    parser.add_argument(
-        "--temperature", type=float, metavar="X", help="of sampled chains (default: 0 for one chain, 0.7 for several)"
-    )
-    parser.add_argument("--top_p", type=float, metavar="X", help="sample from the likeliest tokens of this share (1.0)")
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest chain in tokens (default: 256)")
-    parser.add_argument("--sampling_seed", type=int, metavar="N", help="of the chains (default: the recipe's seed)")
     parser.add_argument(
         "--merge",
         type=new_folder,
         metavar="DIR",
         help="also save the adapter merged into its base there, after comparing answers",
     )
-    add_flags(parser)
+    chains = parser.add_argument_group("reasoning")
+    add_flags(chains, ("reasoning",))
+    chains.add_argument("--samples", type=int, metavar="N", help="chains of reasoning for each prompt (default: 1)")
+    chains.add_argument(
+        "--temperature", type=float, metavar="X", help="of sampled chains (default: 0 for one chain, 0.7 for several)"
+    )
+    chains.add_argument("--top_p", type=float, metavar="X", help="sample from the likeliest tokens of this share (1.0)")
+    chains.add_argument("--max_new_tokens", type=int, metavar="N", help="longest chain in tokens (default: 256)")
+    chains.add_argument("--sampling_seed", type=int, metavar="N", help="of the chains (default: the recipe's seed)")
+    untrained = parser.add_argument_group("an untrained model", "a trained run has all this in its record")
+    add_recipe_flag(untrained)
+    add_flags(untrained, UNTRAINED)
+    untrained.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
+    training = [name for name in FIELDS if name not in ("model_id", "reasoning", *UNTRAINED)]
+    parser.elsewhere = {f"--{name}": " It is a setting of training: python -m run.train." for name in training}
     return parser
 
 
@@ -63,23 +93,18 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     folder = find_run(arguments.model_id)
     recipe = None if folder else read_recipe(arguments, method="lora")
-    if folder:
-        refuse_settings(arguments, folder)
-    elif arguments.other_prompt:
-        raise UserError(
-            f"--other_prompt goes with a trained run; for an untrained model: --prompt {arguments.other_prompt}"
-        )
-    if len(arguments.split) > 1 and (arguments.output or arguments.data.suffix == ".json"):
-        raise UserError("--output and a --data file go with one --split; found " + ", ".join(arguments.split) + ".")
-    splits = {split: load_data(arguments.data, split) for split in arguments.split}
-    for _, path in splits.values():
+    check(arguments, folder, recipe)
+    own = folder if folder else RESULTS / f"{recipe.name}-untrained" if recipe else None
+    splits = {split: load_own(arguments.data, split, [own] if own else []) for split in arguments.split}
+    examples = examples_folder(arguments, own, next(path for _, path, _ in splits.values()))
+    for _, path, _ in splits.values():
         if note := oddity_note(path):
             print(note)
 
-    from src import model, runs
+    with announced("loading torch and transformers"):
+        from src import model, runs
 
     device = model.pick_device(arguments.device)
-    examples = arguments.data if arguments.data.is_dir() else arguments.data.parent
     if recipe is not None:
         sampling = find_sampling(arguments, recipe.reasoning, recipe.seed)
         words = [recipe.name, "untrained", *([suffix(sampling)] if sampling else [])]
@@ -94,25 +119,26 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.other_prompt or reasons != trained_on:
             word = suffix(sampling) if sampling else "at-once" if trained_on else ""
             folder, record = runs.other_run(folder, record, arguments.other_prompt, reasons, examples, word)
-    if arguments.merge and not (folder / model.ADAPTER).is_dir():
+    if arguments.merge and not (folder / ADAPTER).is_dir():
         raise UserError(f"--merge: {folder} has no adapter; its method is {record['recipe']['method']}.")
-    if arguments.merge and arguments.merge.exists():
-        raise UserError(f"--merge: {arguments.merge} exists already; give a new folder.")
-    kept = {
-        split: runs.sample_items(items, arguments.limit, record["recipe"]["seed"])
-        for split, (items, _) in splits.items()
-    }
+    seed = record["recipe"]["seed"]
+    kept = {split: sample_items(items, arguments.limit, seed) for split, (items, _, _) in splits.items()}
     orders = ORDERS[: arguments.orders]
     encoder, network = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
     for split, items in kept.items():
-        path = splits[split][1]
-        data_record = {"path": str(path), "sha256": sha256(path), "items": len(items)}
-        before = record["splits"].get(split, {})
-        if before.get("data_sha256", data_record["sha256"]) != data_record["sha256"]:
-            print(f"{split}: the scores of {before['items']} items of another file in {folder} are replaced")
-        rows = runs.score_run(folder, record, split, items, data_record, encoder, network, orders, sampling)
+        _, path, notes = splits[split]
+        if arguments.data is None:
+            notes = [*notes, f"the items are those of {path}"] if path.parent != DATA else notes
+            notes += filter(None, [changed_note(own, split, path) if own else ""])
+        file = data_record(path, items)
+        before = record.get(results_key(len(orders)), {}).get(split, {})
+        if before.get("data_sha256", file["sha256"]) != file["sha256"]:
+            notes.append(f"the scores of {before['items']} items of another file in {folder} are replaced")
+        for note in notes:
+            print(f"{split}: {note}")
+        rows = runs.score_run(folder, record, split, items, file, encoder, network, orders, sampling)
         write_json(record_path(folder), record)
-        print(runs.result_line(record["run"], split, record["splits"][split]))
+        print(runs.result_line(record["run"], split, record[results_key(len(orders))][split]))
         if arguments.output:
             write_text(arguments.output, dump_items(predictions(items, [row.prediction for row in rows])))
     if arguments.merge:
@@ -121,7 +147,38 @@ def main(argv: list[str] | None = None) -> None:
         merged.save_pretrained(arguments.merge)
         encoder.tokenizer.chat_template = encoder.template  # the merged model stands alone
         encoder.tokenizer.save_pretrained(arguments.merge)
-    print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote")
+    flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""
+    print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}")
+
+
+def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
+    """Refuses what can be refused before anything dear is imported. folder: of a trained run, else None."""
+    if folder:
+        refuse_settings(arguments, folder)
+        read_record(folder)
+    elif arguments.other_prompt:
+        raise UserError(
+            f"--other_prompt goes with a trained run; for an untrained model: --prompt {arguments.other_prompt}"
+        )
+    if recipe:
+        refuse_bare_name(recipe.model_id)
+        load_prompt(recipe.prompt)
+    if arguments.other_prompt:
+        load_prompt(arguments.other_prompt)
+    file = arguments.data is not None and arguments.data.suffix == ".json"
+    if len(arguments.split) > 1 and (arguments.output or file):
+        raise UserError("--output and a --data file go with one --split; found " + ", ".join(arguments.split) + ".")
+    sample_items([], arguments.limit, 0)
+    if arguments.merge and arguments.merge.exists():
+        raise UserError(f"--merge: {arguments.merge} exists already; give a new folder.")
+
+
+def examples_folder(arguments: argparse.Namespace, own: Path | None, path: Path) -> Path:
+    """Where a prompt with examples finds the training split. path: of the items that are scored."""
+    if arguments.data is not None:
+        return arguments.data if arguments.data.is_dir() else arguments.data.parent
+    named = named_data(own, "train") if own else None
+    return named[0].parent if named and named[0].is_file() else path.parent
 
 
 def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> Any:
@@ -148,7 +205,7 @@ def suffix(sampling: Any) -> str:
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:
     """A trained run is scored with the prompt, template and base of its record."""
     fixed = [name for name in (*FIELDS, "recipe", "limit") if name not in ("model_id", "reasoning")]
-    given = [name for name in fixed if getattr(arguments, name) is not None]
+    given = [name for name in fixed if getattr(arguments, name, None) is not None]
     if given:
         names = ", ".join(f"--{name}" for name in given)
         raise UserError(

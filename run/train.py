@@ -10,6 +10,9 @@ interruption.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.cli import Parser, run_main
 from src.train_command import make_parser as shared_parser

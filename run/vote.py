@@ -10,36 +10,43 @@ Leaves predictions_<split>.json (the official submission format), votes_<split>.
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
 from src import records
-from src.ballots import Source, absence, join_experts, read_sources, started_runs
+from src.ballots import Source, absence, join_experts, other_items, read_sources, run_folder, started_runs
 from src.cli import Parser, UserError, new_folder, run_main
-from src.data import OUTPUTS, SPLITS, dump_items, load_data, predictions, sha256
+from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
+from src.inputs import load_own
 from src.metrics import evaluate
 from src.voting import RULE, Agreement, Verdict, agreement, hard_vote
 
 TIES_SHOWN = 30
+ORDERS_HELP = "of the options; default: 6 where all runs have those scores on dev and test, else 1"
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.vote")
     parser.add_argument("runs", nargs="*", metavar="RUN_OR_FILE", help="a run's name or folder, or a predictions file")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    own = f"folder or file; default: what the runs' records name, else {DATA}"
+    parser.add_argument("--data", type=Path, help=own)
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument("--out", type=new_folder, help="default: the folder vote in --results")
+    parser.add_argument("--orders", type=int, choices=(1, 6), help=ORDERS_HELP)
     expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"
     parser.add_argument("--expect", nargs="+", default=[], metavar="NAME", help=expect)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    from rich.console import Console
+    from src.tables import make_console
 
     args = make_parser().parse_args(argv)
-    console = Console(markup=False, highlight=False)
+    console = make_console()
     out = args.out or args.results / "vote"
     if (out / "recipe.yaml").exists():
         raise UserError(
@@ -47,21 +54,28 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # Who votes
-    items, data = load_data(args.data, args.split)
-    arguments, left_out = choose(args)
-    sources = join_experts(read_sources(arguments, items, data, args.split, args.results), items)
+    given = args.runs or [name for name in args.expect or started_runs(args.results) if not absence_of(name, args)]
+    if not given:
+        choose(args, [])  # says why nobody can
+    folders = [run_folder(name, args.results) for name in given]
+    items, data, notes = load_own(args.data, args.split, folders)
+    arguments, left_out = choose(args, items)
+    sources = join_experts(read_sources(arguments, items, data, args.split, args.results, args.orders), items)
     predicted, votes = records.predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
     if any(source.file.resolve() == predicted.resolve() for source in sources):
         raise UserError(f"{predicted} cannot vote: it is what this vote writes. Name another folder with --out.")
     ballots = [source.ballot for source in sources]
     voters = [ballot.run for ballot in ballots]
     missing = {
-        name: absence(args.results / name, args.split) or "not named" for name in args.expect if name not in voters
+        name: absence_of(name, args) or left_out.get(name) or "not named" for name in args.expect if name not in voters
     }
+    earlier = records.read_record(out).get("splits", {}) if records.record_path(out).is_file() else {}
+    orders = {source.orders for source in sources if source.orders}
+    notes += [source.note for source in sources if source.note] + mixture(args.split, sources, earlier)
     console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")
     for name, reason in (left_out | missing).items():
         console.print(f"{'missing' if name in missing else 'left out'}: {name} ({reason})")
-    for note in filter(None, (source.note for source in sources)):
+    for note in notes:
         console.print(f"note: {note}")
 
     # The vote
@@ -83,11 +97,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # What it leaves; the record keeps the votes on other splits that lie in the same folder
     result |= {"items": len(items), "data": data, "data_sha256": sha256(data), "rule": RULE}
+    result |= {"orders": orders.pop() if len(orders) == 1 else None}
     result |= {"voters": rows, "missing": missing, "unanimous": alike.unanimous}
     result |= {"pairs": [{"runs": pair, "agreement": share} for pair, share in alike.pairs.items()]}
     result |= {"decided_by": Counter(verdict.decided_by for verdict in verdicts)}
     result |= {"versions": records.versions(), "git_commit": records.git_commit()}
-    earlier = records.read_record(out).get("splits", {}) if records.record_path(out).is_file() else {}
     records.write_text(predicted, dump_items(predictions(items, answers)))
     records.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
     records.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
@@ -98,11 +112,18 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"next: {evaluation if result['interval'] else submission}", soft_wrap=True)
 
 
-def choose(args: Namespace) -> tuple[list[str], dict[str, str]]:
+def absence_of(name: str, args: Namespace) -> str:
+    return absence(args.results / name, args.split)
+
+
+def choose(args: Namespace, items: Sequence[Item]) -> tuple[list[str], dict[str, str]]:
     """The arguments, or without any the runs that can vote on the split; and why others cannot."""
     if args.runs:
         return list(args.runs), {}
-    reasons = {name: absence(args.results / name, args.split) for name in args.expect or started_runs(args.results)}
+    reasons = {
+        name: absence_of(name, args) or other_items(args.results / name, args.split, items)
+        for name in args.expect or started_runs(args.results)
+    }
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if len(left_out) == len(reasons):
         found = ", ".join(f"{name} ({reason})" for name, reason in left_out.items()) or "no runs"
@@ -111,6 +132,29 @@ def choose(args: Namespace) -> tuple[list[str], dict[str, str]]:
             f"scores_{args.split}.jsonl (python -m run.train, then run.test), or predictions files named here."
         )
     return [name for name in reasons if name not in left_out], left_out
+
+
+def mixture(split: str, sources: Sequence[Source], earlier: Mapping[str, Any]) -> list[str]:
+    """What to say where this is hardly a vote, or answers of one order and of six come together."""
+    notes = []
+    if len(sources) == 1:
+        notes.append(f"a single voter: these are the answers of {sources[0].ballot.run}, and no vote of several")
+    by_orders: dict[int, list[str]] = {}
+    for source in sources:
+        if source.orders:
+            by_orders.setdefault(source.orders, []).append(source.ballot.run)
+    if len(by_orders) > 1:
+        told = ", ".join(f"{records.orders_words(count)} of {', '.join(runs)}" for count, runs in by_orders.items())
+        notes.append(f"scores of one order and of six vote together: {told}")
+    for other, result in earlier.items():
+        before = result.get("orders") or 1
+        if other != split and len(by_orders) == 1 and before not in by_orders:
+            (now,) = by_orders
+            notes.append(
+                f"this vote on {split} is by {records.orders_words(now)} of the options, that on {other} in the same "
+                f"folder by {records.orders_words(before)}; --orders makes them alike"
+            )
+    return notes
 
 
 def voter_row(source: Source, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -132,11 +176,13 @@ def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alik
     """The voters, how the items were decided, and those that were tied."""
     from rich.table import Table
 
+    from src.tables import Fitted
+
     table = Table("run", "items", "scores", "dev accuracy", "agrees with vote", "accuracy")
     for row in rows:
         shares = ["–" if row[key] is None else f"{row[key]:.2%}" for key in ("dev_accuracy", "agreement", "accuracy")]
         table.add_row(row["run"], str(row["items"]), "yes" if row["scores"] else "no", *shares)
-    console.print(table)
+    console.print(Fitted(table))
     decided = Counter(verdict.decided_by for verdict in verdicts)
     console.print("decided by " + ", ".join(f"{name}: {count}" for name, count in decided.most_common()))
     if alike.pairs:
@@ -147,7 +193,7 @@ def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alik
         table = Table("tied item", "ballots 1–2–3", "answer", "decided by")
         for tie in ties[:TIES_SHOWN]:
             table.add_row(tie.id, "–".join(map(str, tie.counts)), OUTPUTS[tie.answer], tie.decided_by)
-        console.print(table)
+        console.print(Fitted(table))
     if len(ties) > TIES_SHOWN:
         console.print(f"… and {len(ties) - TIES_SHOWN} more ties, all in the votes file")
 

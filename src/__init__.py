@@ -4,6 +4,10 @@ import logging
 import os
 import warnings
 
+from src.start import check
+
+check()
+
 # Nothing leaves the machine: not even which tools ask the hub.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -2,12 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from src.cli import UserError
 from src.data import Item, load_items, sha256
-from src.records import predictions_path, read_record, read_scores, record_path, scores_path
+from src.prompts import ORDERS
+from src.records import (
+    ItemScores,
+    orders_words,
+    predictions_path,
+    read_record,
+    read_scores,
+    record_path,
+    results_key,
+    scores_path,
+)
 from src.voting import IDS_SHOWN, Ballot, id_problem
 
 
@@ -16,6 +27,7 @@ class Source:
     """A ballot, the file it was read from, that file's digest, and what the user should know about it (or nothing).
 
     `expert`: backbone and category of a run that was trained on one category alone, else None.
+    `orders`: of the options that its scores were averaged over; None where a file does not tell.
     """
 
     ballot: Ballot
@@ -23,6 +35,7 @@ class Source:
     sha256: str
     note: str
     expert: tuple[str, str] | None = None
+    orders: int | None = None
 
 
 def absence(run: Path, split: str) -> str:
@@ -31,7 +44,19 @@ def absence(run: Path, split: str) -> str:
         return "no such run"
     if not record_path(run).is_file():
         return "not finished"
-    return "" if scores_path(run, split).is_file() else f"not scored on {split}"
+    return "" if scored_orders(run, split) else f"not scored on {split}"
+
+
+def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
+    """Why a run that was scored on `split` cannot vote on `items`, in a few words; empty when it can."""
+    wanted = {item.id for item in items}
+    file = next(iter(scored_orders(run, split).values()))
+    found = {row.id for row in read_scores(file)}
+    if found == wanted:
+        return ""
+    if found < wanted:
+        return f"scored on {len(found)} of the {len(wanted)} items only"
+    return "scored on other items"
 
 
 def started_runs(results: Path) -> list[str]:
@@ -39,16 +64,74 @@ def started_runs(results: Path) -> list[str]:
     return sorted(recipe.parent.name for recipe in results.glob("*/recipe.yaml"))
 
 
+def scored_orders(run: Path, split: str, record: dict[str, Any] | None = None) -> dict[int, Path]:
+    """How many orders of the options the run has scores of on `split`, and the file of each.
+
+    Runs of before kept those of six in the place of one order's, as their record tells.
+    """
+    record = record or (read_record(run) if record_path(run).is_file() else {})
+    found: dict[int, Path] = {}
+    for orders in range(len(ORDERS), 0, -1):
+        file = scores_path(run, split, orders)
+        told = record.get(results_key(orders), {}).get(split, {}).get("orders", orders)
+        if file.is_file():
+            found.setdefault(told, file)
+    return found
+
+
+def run_folder(argument: str, results: Path) -> Path:
+    """The folder that a run's name, its path, or a file in it stands for; it need not be there."""
+    path = Path(argument)
+    if path.is_file() or path.suffix in (".json", ".jsonl"):
+        return path.parent
+    # A run's name may also be that of some folder here ("orpo"): the run is meant.
+    named = results / argument
+    return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
+
+
+def common_orders(runs: Sequence[Path], split: str, asked: int | None) -> tuple[int | None, str]:
+    """(orders of the options, what to say of them) that all `runs` have scores of on `split`: `asked`, or several where
+    they have them on dev and test alike, or one, or else several. None where no run has scores.
+
+    UserError when there is no such number: answers of one order and of six are not held against each other.
+    """
+    found = {run: there for run in runs if (there := scored_orders(run, split))}
+    if not found:
+        return None, ""
+    common = set.intersection(*map(set, found.values()))
+    wanted = asked or min(common, default=max(max(there) for there in found.values()))
+    lacking = [run for run, there in found.items() if wanted not in there]
+    if lacking:
+        told = "; ".join(f"{run.name}: {' and '.join(map(orders_words, sorted(found[run])))}" for run in found)
+        commands = [f"python -m run.test --model_id {run} --split {split} --orders {wanted}" for run in lacking]
+        raise UserError(
+            f"{len(lacking)} of {len(found)} runs have no scores of {orders_words(wanted)} on {split}, and answers of "
+            f"one order and of six are not mixed. Found {told}. Score what is missing:\n  " + "\n  ".join(commands)
+        )
+    several = max(common)
+    if asked or several == wanted:
+        return wanted, ""
+    other = "dev" if split == "test" else "test"
+    if all(several in scored_orders(run, other) for run in found):
+        return several, f"taken are the scores of {orders_words(several)}, which all have on dev and test"
+    return wanted, f"all have scores of {orders_words(several)} on {split}, too, but not on {other}: --orders {several}"
+
+
 def read_sources(
-    arguments: Sequence[str], items: Sequence[Item], data: Path, split: str, results: Path
+    arguments: Sequence[str], items: Sequence[Item], data: Path, split: str, results: Path, orders: int | None = None
 ) -> list[Source]:
     """One source per argument, in their order, each with exactly the ids of `items`, which were read from `data`.
+    orders: of the options, that runs are read by; by default as `common_orders` has it.
 
     An argument is a name under `results`, a run's folder or a file. UserError for the first that cannot be read, or for
     all files with other ids at once.
     """
     data_sha256 = sha256(data)
-    sources = [_read(argument, split, results, items, data_sha256) for argument in arguments]
+    runs = [run_folder(argument, results) for argument in arguments if not Path(argument).is_file()]
+    taken, note = common_orders(runs, split, orders)
+    sources = [_read(argument, split, results, items, data_sha256, taken) for argument in arguments]
+    if note:
+        sources[0] = replace(sources[0], note="; ".join(filter(None, (sources[0].note, note))))
     files = [source.file.resolve() for source in sources]
     twice = [source.file for place, source in enumerate(sources) if files[place] in files[:place]]
     if twice:
@@ -103,41 +186,54 @@ def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Sourc
     return [source for source in sources if not source.expert] + list(joined.values())
 
 
-def _read(argument: str, split: str, results: Path, items: Sequence[Item], data_sha256: str) -> Source:
+def _read(
+    argument: str, split: str, results: Path, items: Sequence[Item], data_sha256: str, orders: int | None
+) -> Source:
     path = Path(argument)
     if path.is_file():
-        ballot = _read_scores(argument, path) if path.suffix == ".jsonl" else _read_predictions(argument, path, items)
-        return Source(ballot, path, sha256(path), "")
+        if path.suffix == ".jsonl":
+            rows = read_scores(path)
+            return Source(_of_scores(argument, rows), path, sha256(path), "", orders=len(rows[0].orders))
+        return Source(_read_predictions(argument, path, items), path, sha256(path), _label_note(argument, path, items))
     if path.suffix in (".json", ".jsonl"):
         raise UserError(f"{path}: no such file. Allowed: a run's name or folder, or a file of predictions or scores.")
 
-    # A run's name may also be that of some folder here ("orpo"): the run is meant.
-    named = results / argument
-    run = next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
+    run = run_folder(argument, results)
     name = run.name if run.resolve().parent == results.resolve() else argument
     record = read_record(run)
-    splits, recipe = record.get("splits", {}), record.get("recipe", {})
+    recipe = record.get("recipe", {})
+    by_orders: list[dict[str, Any]] = [record.get(key, {}) for key in (results_key(orders or 1), results_key())]
+    of_split, of_dev = ([*(found[one] for found in by_orders if one in found), {}][0] for one in (split, "dev"))
     category = recipe.get("only_category")
     note = ""
-    if splits.get(split, {}).get("data_sha256", data_sha256) != data_sha256:
+    if of_split.get("data_sha256", data_sha256) != data_sha256:
         note = f"{name} was scored on a {split} file with the same ids but other bytes than the one given here"
-    dev_accuracy = splits.get("dev", {}).get("accuracy")
-    if (file := scores_path(run, split)).is_file():
-        ballot = _read_scores(name, file, dev_accuracy)
+    dev_accuracy = of_dev.get("accuracy")
+    if file := scored_orders(run, split, record).get(orders or 1):
+        ballot = _of_scores(name, read_scores(file), dev_accuracy)
     elif (file := predictions_path(run, split)).is_file():
         ballot = _read_predictions(name, file, items, dev_accuracy)
     else:
         files = [entry.stem for kind in ("scores_*.jsonl", "predictions_*.json") for entry in run.glob(kind)]
-        there = sorted({stem.partition("_")[2] for stem in files})
+        there = sorted({stem.partition("_")[2].partition(".")[0] for stem in files})
         raise UserError(
             f"{run} has answers for {', '.join(there) or 'no split'}, not for {split}. "
             f"Score it: python -m run.test --model_id {run} --split {split}"
         )
-    return Source(ballot, file, sha256(file), note, (recipe["backbone"], category) if category else None)
+    of = orders if ballot.logprobs is not None else of_split.get("orders")
+    return Source(ballot, file, sha256(file), note, (recipe["backbone"], category) if category else None, of)
 
 
-def _read_scores(name: str, path: Path, dev_accuracy: float | None = None) -> Ballot:
-    rows = read_scores(path)
+def _label_note(argument: str, path: Path, items: Sequence[Item]) -> str:
+    """A file that has every label right is seldom made of predictions."""
+    labels = {item.id: item.label for item in items if item.label is not None}
+    given = {item.id: item.label for item in load_items(path)}
+    if not labels or any(given.get(id) != label for id, label in labels.items()):
+        return ""
+    return f"{argument} has the label of every item: it looks like the file of the labels, not of predictions"
+
+
+def _of_scores(name: str, rows: Sequence[ItemScores], dev_accuracy: float | None = None) -> Ballot:
     answers = {row.id: row.prediction for row in rows}
     return Ballot(name, answers, {row.id: row.logprobs for row in rows}, dev_accuracy)
 

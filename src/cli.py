@@ -1,14 +1,18 @@
 """What every command shares: a parser that names the nearest flag, and one way to tell users of their mistakes."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from src import environment
+from src.other_names import hint
+from src.start import find
 from src.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
 
 INTERRUPTED = 130
@@ -39,16 +43,53 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.elsewhere: dict[str, str] = {}
+        """What to say of flags that other commands have."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's own overloads
         known, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             word = next((one for one in unknown if one.startswith("-")), unknown[0]).split("=")[0]
-            self.error(f"unknown argument {word!r}.{nearest(word, self._option_string_actions)} See --help.")
+            self.error(f"unknown argument {word!r}.{self._advice(word)} See --help.")
+        return self._found(known)
+
+    def _advice(self, word: str) -> str:
+        known = self._option_string_actions
+        return self.elsewhere.get(word) or hint(word, known) or nearest(word, known)
+
+    def _found(self, known: argparse.Namespace) -> argparse.Namespace:
+        """Files and folders to read that are not where the command was started, but in the repository, are those."""
+        for action in self._actions:
+            value = getattr(known, action.dest, None)
+            if action.type is Path and isinstance(value, Path):
+                setattr(known, action.dest, Path(find(str(value))))
+            elif action.type is Path and isinstance(value, list):
+                setattr(known, action.dest, [Path(find(str(one))) for one in value])
         return known
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+@contextlib.contextmanager
+def announced(words: str, after_seconds: float = 0.7) -> Iterator[None]:
+    """Within, `words` come up on the terminal when it takes long, and go away at the end; a log does not have them."""
+    shown = threading.Event()
+
+    def show() -> None:
+        shown.set()
+        print(f"{words} …", end="", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(after_seconds, show)
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if shown.is_set():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def new_folder(text: str) -> Path:

@@ -23,9 +23,11 @@ from src.cli import UserError
 from src.items import CATEGORIES, HALF, OUTPUTS, SPLITS, Item, Utterance, id_of, parse_item
 from src.json_files import read_json, same, shown
 from src.oddities import Oddity, counts
+from src.start import ours
 
 __all__ = [
     "CATEGORIES",
+    "DATA",
     "OUTPUTS",
     "SPLITS",
     "Item",
@@ -44,6 +46,9 @@ __all__ = [
     "sha256",
     "split_path",
 ]
+
+DATA = ours("resource/data")
+"""Where the corpus lies, unless said otherwise."""
 
 # More lines than this scroll the first ones, which usually explain the rest, out of sight.
 PROBLEMS_SHOWN = 20

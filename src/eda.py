@@ -21,13 +21,14 @@ import numpy as np
 
 from src import corpus as sample
 from src.cli import UserError
-from src.data import OUTPUTS, SPLITS, Item, dump_items, load_split, parse_items, split_path
+from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, load_split, parse_items, split_path
 from src.metrics import likeness
+from src.start import ours
 
 if TYPE_CHECKING:
     from src.encode import Encoder
 
-DATA = Path("resource/data")
+RECIPES = ours("resource/recipes/published")
 DATA_VARIABLE = "CCI_EDA_DATA"
 """In the environment of a notebook: the folder of the corpus, or SAMPLE."""
 SAMPLE = "sample"
@@ -456,7 +457,7 @@ _CLOSE, _FIRST_TURN = "\uf8ff", 0xE100
 _OPEN = {"시스템": "\ue000", "질문": "\ue001", "선택지": "\ue002"}
 
 
-def find_encoders(corpus: Corpus, recipes: Path = Path("resource/recipes/published")) -> "dict[str, Encoder]":
+def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder]":
     """Encoders of the published recipes whose tokenizer is on this disk; for the sample corpus the miniature's eight.
 
     Nothing is downloaded, and the miniature's tokenizers are made here: they know the words of the sample alone.

@@ -53,10 +53,11 @@ from src.eda import (
     word_count,
 )
 from src.metrics import floor_answers, wilson
+from src.start import ours
 
 OUT_VARIABLE = "CCI_EDA_OUT"
 """In the environment of a notebook: the folder for pictures."""
-PRIVATE_OUT = Path("resource/results/eda")
+PRIVATE_OUT = ours("resource/results/eda")
 """Where pictures of any other corpus than the sample go: git ignores it."""
 
 TOP_WORDS = 15
@@ -733,7 +734,7 @@ def show(view: View, finding: Finding) -> None:
 
 def picture_path(view: View, slug: str) -> Path:
     """Beside the notebook for the sample corpus; else in a folder that git ignores. The environment has its way."""
-    home = Path("eda") if view.corpus.kind == SAMPLE else PRIVATE_OUT
+    home = ours("eda") if view.corpus.kind == SAMPLE else PRIVATE_OUT
     return Path(os.environ.get(OUT_VARIABLE) or home) / view.split / f"{view.split}_{slug}.png"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from src.cli import INTERRUPTED
 from src.progress import PIPE
+from src.start import ROOT
 
 COMMAND = "$ "
 """What begins a log's line that holds the command."""
@@ -29,6 +30,8 @@ def run_job(
     given back whatever happens, and one that is killed takes nothing along.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    # `python -m run.train` has to find it from any folder.
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     reading, writing = os.pipe()
     with log.open("a", encoding="utf-8") as output:
         output.write(f"{COMMAND}{' '.join(command)}\n")
@@ -40,7 +43,14 @@ def run_job(
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
             # A log is UTF-8, whatever the terminal is.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", PIPE: str(writing), **environment},
+            env={
+                **os.environ,
+                **found,
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONIOENCODING": "utf-8",
+                PIPE: str(writing),
+                **environment,
+            },
         )
     os.close(writing)
     reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)

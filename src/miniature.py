@@ -32,9 +32,10 @@ from src import corpus, tree
 from src.data import CATEGORIES
 from src.prompts import LETTERS
 from src.recipes import RECIPES, backbones
+from src.start import ours
 
-VALUES = Path("resource/miniature/miniature.yaml")
-PROMPT_WORDS, BETWEEN = Path("resource/miniature/prompt_words.txt"), "-----"
+VALUES = ours("resource/miniature/miniature.yaml")
+PROMPT_WORDS, BETWEEN = ours("resource/miniature/prompt_words.txt"), "-----"
 """Prompts as the tokenizers know them, a text of their own: a new or changed prompt makes no other miniature."""
 
 # How byte-level tokenizers cut text before merging: Llama 3 keeps up to three digits together, Qwen2 none.

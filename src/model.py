@@ -26,14 +26,12 @@ from src import plan
 from src.adapters import quicken
 from src.cli import UserError, nearest
 from src.recipes import Recipe, backbones
-from src.records import RESULTS
+from src.records import ADAPTER, MODEL, RESULTS
 from src.rows import usual_attention
+from src.start import find
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
-
-MODEL, ADAPTER = "model", "adapter"
-"""Folder of a run's best weights: all of them, or the adapter's."""
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -67,7 +65,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     """The tokenizer kept in a run's `folder`, else the recipe's."""
-    source = str(folder) if folder else recipe.tokenizer or recipe.model_id
+    source = str(folder) if folder else find(recipe.tokenizer or recipe.model_id)
     revision = None if folder or recipe.tokenizer else recipe.revision
     with _hub_messages(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=recipe.trust_remote_code)
@@ -82,7 +80,7 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
             return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
     with _hub_messages(recipe.model_id):
         config = AutoConfig.from_pretrained(
-            recipe.model_id, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
+            find(recipe.model_id), revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
         )
     facts = backbones().get(recipe.backbone)
     if facts is not None and facts.model_id == recipe.model_id:
@@ -135,7 +133,7 @@ def load_base(
         )
     if folder is None:
         arguments["revision"] = recipe.revision
-    source = str(folder or recipe.model_id)
+    source = str(folder or find(recipe.model_id))
     with _hub_messages(source):
         model = AutoModelForCausalLM.from_pretrained(source, **arguments)
     if dequantised:

@@ -18,8 +18,9 @@ import nbformat
 from src import figures
 from src.eda import DATA, DATA_VARIABLE, SAMPLE, sample_corpus
 from src.findings import OUT_VARIABLE
+from src.start import ours
 
-HOME = Path("eda")
+HOME = ours("eda")
 NOTEBOOKS = {split: HOME / split / f"{split}_EDA.ipynb" for split in ("train", "test")}
 CELL_SECONDS = 600
 # A sentence this long is somebody's; shorter ones ("그래서 어떻게 됐어?") are in any two dialogues.

@@ -18,11 +18,13 @@ from src.cli import UserError
 from src.kinds import item_tokens, kind_of
 from src.recipes import ORPO, Backbone, Recipe, backbones
 from src.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
+from src.start import find
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
-GB = 10**9
+GB, MB = 10**9, 10**6
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
@@ -30,7 +32,7 @@ CARDS = (24, 48, 80, 141)
 
 def download_bytes(recipe: Recipe) -> int | None:
     """Size of the download of the base model: 0 if it is a folder or whole in the hub's cache, None if unknown."""
-    if Path(recipe.model_id).is_dir() or is_cached(recipe.model_id, recipe.revision):
+    if Path(find(recipe.model_id)).is_dir() or is_cached(recipe.model_id, recipe.revision):
         return 0
     facts = backbones().get(recipe.backbone)
     return int(facts.download_bytes) if facts is not None and facts.model_id == recipe.model_id else None
@@ -192,6 +194,7 @@ class PlanRow:
     seconds: float | None
     """Training, an evaluation on dev after each epoch, and scoring the test set once."""
     note: str
+    miniature: bool
 
 
 def plan_rows(recipes: Sequence[Recipe], items: Mapping[str, int], gpu: Gpu | None = None) -> list[PlanRow]:
@@ -242,23 +245,38 @@ def _row(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mapping[str
         disk=disk,
         seconds=seconds,
         note="; ".join(text for text in (place, facts.note if facts else "") if text),
+        miniature=place == "miniature",
     )
 
 
-def plan_table(rows: Sequence[PlanRow]) -> "Table":
-    """The plan as a table to print, with what each base model is below it; what cannot be known is a question mark."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+def plan_table(rows: Sequence[PlanRow]) -> "RenderableType":
+    """The plan as a table to print, with what each base model is below it; what cannot be known is a question mark.
+    Of miniatures on a machine without a GPU it says what they take here, which is next to nothing.
+    """
+    from rich.console import Group
+
+    from src.tables import Fitted
 
     cards = next((list(row.cards) for row in rows if row.cards), [])
     by_size = cards == [str(size) for size in CARDS]
+    if by_size and all(row.miniature for row in rows):
+        table, lines = _toy_table(rows), ["miniatures: nothing to download, and minutes on a CPU"]
+    else:
+        table, lines = _gpu_table(rows, cards, by_size)
+    return Group(Fitted(table), "", "\n".join([*lines, *map(_facts_line, rows)]))
+
+
+def _gpu_table(rows: Sequence[PlanRow], cards: Sequence[str], by_size: bool) -> tuple["Table", list[str]]:
+    """(table, what its columns mean) for the GPU at hand, or `by_size` of card where there is none."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from src.tables import frameless
+
     place = cards[0] if cards and not by_size else REFERENCE.name
-    table = Table(title=f"Plan for one {escape(place)}, estimated", title_justify="left", title_style="bold")
-    # Narrow enough for 80 columns.
-    table.box, table.collapse_padding, table.pad_edge, table.show_edge = box.SIMPLE_HEAD, True, False, False
-    table.add_column("run", overflow="fold", min_width=8)
-    table.add_column("method", no_wrap=True)
+    table = frameless(Table(title=f"Plan for one {escape(place)}, estimated", title_justify="left", title_style="bold"))
+    for name in ("run", "method"):
+        table.add_column(name, no_wrap=True)
     for name in ("fetch\nGB", "base\nGiB", "train\nGiB", "disk\nGB", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in cards:
@@ -286,17 +304,38 @@ def plan_table(rows: Sequence[PlanRow]) -> "Table":
         lines.append("full by its optimizer: fp32, 8-bit (fp32-8bit), bf16 (bf16-stochastic)")
     if by_size:
         lines.append(f"no GPU here: train, disk, hours are those of one {place}; right: cards by size")
+    return table, lines
+
+
+def _toy_table(rows: Sequence[PlanRow]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    from src.tables import frameless
+
+    table = frameless(Table(title="Plan for a CPU, estimated", title_justify="left", title_style="bold"))
+    table.min_width = len(str(table.title))
+    for name in ("run", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("base\nMB", "disk\nMB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        facts = [escape(row.model_id), f"licence {escape(row.licence or '?')}"]
-        facts += ["[bold red]no commercial use[/]"] if row.commercial is False else []
-        facts += ["[bold red]gated[/]"] if row.gated else []
-        facts += [escape(row.note)] if row.note else []
-        lines.append(f"[bold]{escape(row.run)}[/]: {', '.join(facts)}")
-    page = Table.grid()
-    page.add_row(table)
-    page.add_row("")
-    page.add_row("\n".join(lines))
-    return page
+        table.add_row(f"[bold]{escape(row.run)}[/]", row.words, _number(row.weights, MB), _number(row.disk, MB))
+    table.add_section()
+    table.add_row("all", "", "", _number(_sum([row.disk for row in rows]), MB))
+    return table
+
+
+def _facts_line(row: PlanRow) -> str:
+    """What the base model of a run is, its licence first of all."""
+    from rich.markup import escape
+
+    facts = [escape(row.model_id)]
+    facts += [] if row.miniature and not row.licence else [f"licence {escape(row.licence or '?')}"]
+    facts += ["[bold red]no commercial use[/]"] if row.commercial is False else []
+    facts += ["[bold red]gated[/]"] if row.gated else []
+    facts += [escape(row.note)] if row.note else []
+    return f"[bold]{escape(row.run)}[/]: {', '.join(facts)}"
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -323,7 +362,7 @@ def _way(method: str, way: Settled) -> str:
 def known(recipe: Recipe) -> tuple[Shape | None, Backbone | None, str]:
     """(shape, row of the table of backbones, kind of folder) of the base model, as far as known without a download."""
     facts = backbones().get(recipe.backbone)
-    folder = Path(recipe.model_id)
+    folder = Path(find(recipe.model_id))
     if folder.is_dir():
         shape = _shape_in(folder / "config.json")
         # A folder under a backbone's short name but of another size is its miniature, and not under its licence.

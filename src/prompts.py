@@ -33,8 +33,9 @@ import yaml
 from src.cli import UserError, nearest
 from src.data import CATEGORIES, Item, Utterance
 from src.items import regular
+from src.start import find, ours
 
-PROMPTS = Path("resource/prompts")
+PROMPTS = ours("resource/prompts")
 LETTERS = ("A", "B", "C")
 ORDERS = ("012", "021", "102", "120", "201", "210")
 """All orders of the options: in "201", A shows option 2, B option 0 and C option 1. The first is the file's own."""
@@ -268,7 +269,7 @@ def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
     """(file, strategies, examples) of a prompt's name."""
     words = [str(name)] if Path(name).is_file() else str(name).split("+")
     base, strategies = words[0], words[1:]
-    path = Path(base) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
+    path = Path(find(base)) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
     if not path.is_file():
         known = available()
         raise UserError(
@@ -293,6 +294,8 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: this is not YAML: {error}") from error
+    if raw is None:
+        raise UserError(f"{where} is empty. A prompt has user, categories and answer, and may have system.")
     if not isinstance(raw, dict):
         raise UserError(
             f"{where}: a prompt is a mapping with system, user, categories and answer; found {type(raw).__name__}."

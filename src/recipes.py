@@ -7,9 +7,10 @@ itself.
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,9 +18,11 @@ import yaml
 
 from src.cli import UserError, nearest
 from src.data import CATEGORIES
+from src.other_names import hint
+from src.start import find, ours
 
-BACKBONES = Path("resource/backbones.yaml")
-RECIPES = Path("resource/recipes")
+BACKBONES = ours("resource/backbones.yaml")
+RECIPES = ours("resource/recipes")
 
 METHODS = ("full", "lora", "qlora")
 ORPO = "orpo"
@@ -193,7 +196,7 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     values = spelled_out(values)
     for key, value in values.items():
         if key not in FIELDS:
-            problems.append(f"unknown key {key!r}.{nearest(str(key), FIELDS)}")
+            problems.append(f"unknown key {key!r}.{hint(str(key), FIELDS) or nearest(str(key), FIELDS)}")
             continue
         try:
             clean[key] = _convert(key, value)
@@ -276,18 +279,16 @@ def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in the YAML file at `path`, with `flags` on top."""
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        known = [str(file) for file in sorted(folder.glob("*.yaml")) or sorted(RECIPES.rglob("*.yaml"))]
-        what = f"there is no recipe {path}.{nearest(str(path), known)}"
-        if path.is_dir():
-            what = f"{path} is a folder, not a recipe."
-        raise UserError(f"{what} Known: {', '.join(known) or 'none'}.")
+    path = _recipe_file(Path(find(str(path))))
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
+    if raw is None:
+        raise UserError(
+            f"{path} is empty. A recipe has one line at least: `model_id: ID`, or `backbone: NAME` with one of "
+            f"{', '.join(backbones())}."
+        )
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings; found {type(raw).__name__}.")
     of_file = {"name": path.stem, **spelled_out(raw)}
@@ -297,6 +298,28 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
         if not flags or not _is_sound(of_file):
             raise
         return make_recipe({**of_file, **spelled_out(flags)}, "command line")
+
+
+def _recipe_file(path: Path) -> Path:
+    """The file at `path`; or, for the bare name of one, the one recipe of that name, the published one first."""
+    if path.is_file():
+        return path
+    everywhere = sorted(RECIPES.rglob("*.yaml"))
+    if path.name == str(path) and not path.is_dir():
+        named = [file for file in everywhere if file.stem == path.name.removesuffix(".yaml")]
+        published = [file for file in named if file.parent == RECIPES / "published"]
+        if len(published or named) == 1:
+            return (published or named)[0]
+        if named:
+            raise UserError(f"--recipe {path}: several have this name: {', '.join(map(str, named))}. Give one whole.")
+    folder = path if path.is_dir() else path.parent
+    known = [str(file) for file in (sorted(folder.glob("*.yaml")) if folder != Path() else []) or everywhere]
+    by_name = {Path(file).stem: file for file in known}
+    close = difflib.get_close_matches(path.stem, by_name, n=1, cutoff=0.6)
+    what = f"there is no recipe {path}.{f' Did you mean {by_name[close[0]]!r}?' if close else ''}"
+    if path.is_dir():
+        what = f"{path} is a folder, not a recipe."
+    raise UserError(f"{what} Known: {', '.join(known) or 'none'}.")
 
 
 def _is_sound(values: Mapping[str, Any]) -> bool:
@@ -343,13 +366,18 @@ def differing_settings(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [key for key, field in FIELDS.items() if there.get(key, field.default) != getattr(recipe, key)]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """`--recipe` and a flag for every setting of a recipe."""
-    parser.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="a recipe, for example resource/recipes/published/polar.yaml"
-    )
-    group = parser.add_argument_group("settings of the recipe")
-    for name, field in FIELDS.items():
+def add_recipe_flag(parser: argparse._ActionsContainer) -> None:
+    named = "a recipe's file, or its name: polar is resource/recipes/published/polar.yaml"
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help=named)
+
+
+def add_flags(parser: argparse._ActionsContainer, only: Collection[str] = ()) -> None:
+    """A flag for every setting of a recipe, or for the `only` ones; without those `--recipe`, too, and a group."""
+    group = parser
+    if not only:
+        add_recipe_flag(parser)
+        group = parser.add_argument_group("settings of the recipe")
+    for name, field in ((name, field) for name, field in FIELDS.items() if name in (only or FIELDS)):
         shown = "" if field.default in (None, "") else f" (default: {field.default})"
         help = (field.metadata["help"] + shown).replace("%", "%%")
         if _HINTS[name] is bool:
@@ -366,7 +394,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def read_recipe(arguments: argparse.Namespace, **defaults: Any) -> Recipe:
     """The recipe that the command line names: `defaults` of the command, then the file, then the flags."""
-    flags = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
+    flags = {name: value for name in FIELDS if (value := getattr(arguments, name, None)) is not None}
     if arguments.recipe:
         return load_recipe(arguments.recipe, flags)
     if not flags.get("model_id") and not flags.get("backbone"):

@@ -18,8 +18,9 @@ from typing import Any
 
 from src.cli import UserError, nearest
 from src.data import OUTPUTS, SPLITS
+from src.start import ours
 
-RESULTS = Path("resource/results")
+RESULTS = ours("resource/results")
 
 # What can change a score; the rest of an environment cannot.
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "bitsandbytes", "numpy", "scipy")
@@ -28,12 +29,35 @@ PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", 
 TOLERANCE = 1e-6
 
 
-def scores_path(run: str | Path, split: str) -> Path:
-    return Path(run) / f"scores_{split}.jsonl"
+MODEL, ADAPTER = "model", "adapter"
+"""Folder of a run's best weights: all of them, or the adapter's."""
+CHECKPOINTS = "checkpoints"
 
 
-def predictions_path(run: str | Path, split: str) -> Path:
-    return Path(run) / f"predictions_{split}.json"
+def scores_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    """Scores by one order of the options; those of more lie beside them."""
+    return Path(run) / f"scores_{split}{_beside(orders)}.jsonl"
+
+
+def predictions_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    return Path(run) / f"predictions_{split}{_beside(orders)}.json"
+
+
+def reasoning_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    return Path(run) / f"reasoning_{split}{_beside(orders)}.jsonl"
+
+
+def results_key(orders: int = 1) -> str:
+    """Under which key a record has what came out on each split."""
+    return "splits" if orders == 1 else f"splits_{orders}orders"
+
+
+def orders_words(orders: int) -> str:
+    return f"{orders} order{'s' if orders > 1 else ''}"
+
+
+def _beside(orders: int) -> str:
+    return "" if orders == 1 else f".{orders}orders"
 
 
 def record_path(run: str | Path) -> Path:
@@ -194,8 +218,9 @@ def write_scores(path: str | Path, rows: Sequence[ItemScores]) -> None:
 def read_scores(path: str | Path) -> list[ItemScores]:
     """The rows in the file's order. UserError when there is no file or it is not just what `write_scores` writes."""
     path = Path(path)
-    split = path.stem.removeprefix("scores_")
+    split, _, beside = path.stem.removeprefix("scores_").partition(".")
     remedy = f"Score it again: python -m run.test --model_id {path.parent}" + f" --split {split}" * (split in SPLITS)
+    remedy += f" --orders {beside.removesuffix('orders')}" if beside else ""
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
     try:

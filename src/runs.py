@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import json
-import random
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from src import data, progress, records
 from src import model as models
 from src.chat import Frozen
 from src.cli import UserError
-from src.data import Item
+from src.data import DATA, Item
 from src.encode import Encoder
 from src.fewshot import Library
+from src.inputs import INPUTS, RECIPE, gather
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
 from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
-from src.records import ItemScores
+from src.records import CHECKPOINTS, ItemScores
 from src.scores import announce, how_read, score
-from src.trainer import CHECKPOINTS, fine_tune
-
-RECIPE, INPUTS = "recipe.yaml", "inputs.json"
-DATA = Path("resource/data")
+from src.trainer import fine_tune
 
 
 def train_run(
@@ -53,26 +49,19 @@ def train_run(
             f"--device {device}: training takes the first GPU it sees; put CUDA_VISIBLE_DEVICES={device.index} in "
             "front of the command instead."
         )
-    splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
-    train, dev = splits["train"][0], splits["dev"][0]
-    prompt = load_prompt(recipe.prompt)
-    data_records = {split: splits[split][1] for split in ("train", "dev")}
-    inputs: dict[str, Any] = {split: [found["sha256"], found["items"]] for split, found in data_records.items()}
-    inputs["prompt"] = prompt.sha256
-    _check_folder(folder, recipe, inputs)
-    if recipe.only_category:
-        train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
-    library = find_library(prompt, data_folder, recipe.reasoning)
+    given = gather(recipe, folder, data_folder, also_score, limit)
+    library = find_library(given.prompt, data_folder, recipe.reasoning)
     before = _template_before(folder)
-    encoder = make_encoder(recipe, prompt, library=library, frozen=None if before is None else frozen_of(before))
+    frozen = None if before is None else frozen_of(before)
+    encoder = make_encoder(recipe, given.prompt, library=library, frozen=frozen)
     for split in ("dev", *also_score):  # an item that does not fit is better known before the training
-        encoder.for_scoring(splits[split][0])
+        encoder.for_scoring(given.splits[split][0])
     facts = _facts(recipe, encoder, data_folder)
     _refuse_other_text(folder, facts["template"], before or {})
-    _print_notes(encoder, [items for items, _ in splits.values()])
-    records.write_json(folder / INPUTS, {**inputs, "template": facts["template"]})
+    _print_notes(encoder, [items for items, _ in given.splits.values()])
+    records.write_json(folder / INPUTS, {**given.hashes, "template": facts["template"]})
     records.write_text(folder / RECIPE, recipe.dump())
-    outcome = fine_tune(recipe, encoder, train, dev, folder, device)
+    outcome = fine_tune(recipe, encoder, given.train, given.dev, folder, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -80,7 +69,7 @@ def train_run(
         "run": folder.name,
         "recipe": dataclasses.asdict(recipe),
         **facts,
-        "data": data_records,
+        "data": {split: given.splits[split][1] for split in ("train", "dev")},
         "trainable_parameters": outcome.trainable_parameters,
         "parameters": outcome.parameters,
         "training": outcome.training,
@@ -89,7 +78,7 @@ def train_run(
     }
     network = models.load_run(folder, recipe, device)
     for split in ("dev", *also_score):
-        items, data_record = splits[split]
+        items, data_record = given.splits[split]
         score_run(folder, record, split, items, data_record, encoder, network)
         record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
         records.write_json(records.record_path(folder), record)
@@ -110,7 +99,7 @@ def untrained_run(
     library = find_library(prompt, data_folder, recipe.reasoning)
     encoder = make_encoder(recipe, prompt, library=library, frozen=frozen)
     facts = _facts(recipe, encoder, data_folder)
-    splits = {}
+    scored: dict[str, Any] = {"splits": {}}
     if there:
         differing = differing_settings(there["recipe"], recipe)
         differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
@@ -119,7 +108,8 @@ def untrained_run(
                 f"{folder} holds scores under other settings ({', '.join(differing)}). Delete it, or give another "
                 "--name."
             )
-        splits = there["splits"]
+        _refuse_other_text(folder, facts["template"], there["template"])
+        scored = _scored(there)
     return {
         "run": folder.name,
         "recipe": dataclasses.asdict(recipe),
@@ -129,7 +119,7 @@ def untrained_run(
         "parameters": None,
         "training": None,
         "device": device_words(models.pick_device(device_name)),
-        "splits": splits,
+        **scored,
     }
 
 
@@ -154,15 +144,21 @@ def other_run(
     library = find_library(prompt, data_folder, reasons)
     frozen = frozen_of(record["template"])
     encoder = make_encoder(recipe, prompt, models.weights_folder(weights), library, frozen)
-    made = {**record, "run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
+    made = {key: value for key, value in record.items() if key not in _scored(record)}
+    made |= {"run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
     facts = _facts(recipe, encoder, data_folder)
     made |= {"prompt": facts["prompt"], "template": facts["template"]}
     if records.record_path(there).is_file():
         earlier = records.read_record(there)
         if earlier["prompt"]["sha256"] != prompt.sha256:
             raise UserError(f"{there} holds scores under another text of prompt {prompt.name}. Delete it or rename it.")
-        made["splits"] = earlier["splits"]
+        made |= _scored(earlier)
     return there, made
+
+
+def _scored(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of scored splits, by one order of the options and by more."""
+    return {key: record[key] for key in map(records.results_key, range(1, len(ORDERS) + 1)) if key in record}
 
 
 def weights_of(folder: Path, record: dict[str, Any]) -> Path:
@@ -200,7 +196,8 @@ def score_run(
     sampling: Sampling | None = None,
 ) -> list[ItemScores]:
     """Scores `items` with the run in `folder`, writes scores and predictions, and notes the result in `record` (not
-    written here). With `sampling` reasoning is generated first, and written too.
+    written here). With `sampling` reasoning is generated first, and written too. Several `orders` have files and
+    results of their own, beside those of one.
     """
     started = time.monotonic()
     examples = encoder.for_scoring(items, orders)
@@ -210,18 +207,21 @@ def score_run(
         assert encoder.reasoning
         with progress.stage(f"reason {split}", len(examples) * sampling.samples) as bar:
             rows, chains = reason(network, encoder, items, orders, sampling, bar.update)
-        records.write_jsonl(folder / f"reasoning_{split}.jsonl", map(dataclasses.asdict, chains))
+        records.write_jsonl(records.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split}", len(examples)) as bar:
             share = Recipe(**record["recipe"]).share_prefixes
             rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update, share=share)
     answers = [row.prediction for row in rows]
-    records.write_scores(records.scores_path(folder, split), rows)
-    records.write_text(records.predictions_path(folder, split), data.dump_items(data.predictions(items, answers)))
+    _make_way(folder, record, split, len(orders))
+    records.write_scores(records.scores_path(folder, split, len(orders)), rows)
+    predicted = data.dump_items(data.predictions(items, answers))
+    records.write_text(records.predictions_path(folder, split, len(orders)), predicted)
     result = {
         "items": len(items),
         "orders": len(orders),
         "seconds": time.monotonic() - started,
+        "data": data_record["path"],
         "data_sha256": data_record["sha256"],
         "rows": how_read(network),
     }
@@ -232,9 +232,21 @@ def score_run(
         result |= {"accuracy": None, "correct": None, "interval": None}
     if sampling is not None:
         result["reasoning"] = summary(chains, rows, sampling)
-    record["splits"][split] = result
+    record.setdefault(records.results_key(len(orders)), {})[split] = result
     record["letters"] = dict(zip("ABC", encoder.letter_ids, strict=True))
     return rows
+
+
+def _make_way(folder: Path, record: dict[str, Any], split: str, orders: int) -> None:
+    """Runs of before kept scores of several orders in the place of one order's: such ones move to their own."""
+    there = record["splits"].get(split, {})
+    before = there.get("orders", 1)
+    if orders > 1 or before == 1:
+        return
+    for path in (records.scores_path, records.predictions_path, records.reasoning_path):
+        if path(folder, split).is_file():
+            path(folder, split).replace(path(folder, split, before))
+    record.setdefault(records.results_key(before), {})[split] = record["splits"].pop(split)
 
 
 def named_model(name: str) -> tuple[str, Recipe, Path | None]:
@@ -334,7 +346,9 @@ def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tup
 
 def result_line(name: str, split: str, result: dict[str, Any]) -> str:
     """One line of a scored split for the terminal."""
-    head = f"{name}, {split}: {result['items']} items, {result['orders']} order(s), {result['seconds']:.1f} s"
+    head = (
+        f"{name}, {split}: {result['items']} items, {records.orders_words(result['orders'])}, {result['seconds']:.1f} s"
+    )
     if result["accuracy"] is None:
         return f"{head}; no labels, so no accuracy"
     low, high = wilson(result["correct"], result["items"])
@@ -344,68 +358,6 @@ def result_line(name: str, split: str, result: dict[str, Any]) -> str:
 
 def device_words(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def sample_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """`limit` items, the same ones for the same seed, in the file's order."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit: found {limit}, allowed: 1 or more.")
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), limit))]
-
-
-def _load(folder: Path, split: str, limit: int | None, seed: int) -> tuple[list[Item], dict[str, Any]]:
-    path = data.split_path(folder, split)
-    items = sample_items(data.load_split(folder, split, labelled=split != "test"), limit, seed)
-    return items, {"path": str(path), "sha256": data.sha256(path), "items": len(items)}
-
-
-def _of_category(items: Sequence[Item], category: str, folder: Path) -> list[Item]:
-    found = [item for item in items if item.category == category]
-    if not found:
-        raise UserError(f"only_category {category}: a split in {folder} has no item of it.")
-    return found
-
-
-def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
-    """Refuses a folder that holds anything but the same run, unfinished."""
-    if records.record_path(folder).is_file():
-        raise UserError(
-            f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
-            f"or score it: python -m run.test --model_id {folder}"
-        )
-    if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
-        text = (folder / RECIPE).read_text(encoding="utf-8")
-        there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
-        differing = differing_settings(there, recipe)
-        if differing:
-            raise UserError(
-                f"{folder} holds an unfinished run with other settings: "
-                + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
-                + ". Delete the folder, or give another --name."
-            )
-        before = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-        changed = [key for key in inputs if before.get(key) != inputs[key]]
-        if changed:
-            words = {
-                "prompt": "the prompt's text is another",
-                **{
-                    split: f"{split} had {before[split][1]} items, now {inputs[split][1]}"
-                    if before[split][1] != inputs[split][1]
-                    else f"{split} is another file"
-                    for split in ("train", "dev")
-                },
-            }
-            raise UserError(
-                f"{folder} holds an unfinished run on other inputs: {'; '.join(words[key] for key in changed)}. "
-                "Start it with the same --data and --limit as before, delete it, or give another --name."
-            )
-    taken = [name for name in (models.MODEL, models.ADAPTER, CHECKPOINTS) if (folder / name).exists()]
-    if taken and not (folder / RECIPE).is_file():
-        raise UserError(
-            f"{folder} is no run and holds {', '.join(taken)}, which training would overwrite. Give another --save_dir."
-        )
 
 
 def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from src.cli import Parser, UserError, new_folder
-from src.data import oddity_note, split_path
+from src.cli import Parser, UserError, announced, new_folder
+from src.data import DATA, oddity_note, split_path
 from src.environment import processes
+from src.inputs import gather, refuse_bare_name
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
     parser = Parser(doc, prog)
-    parser.add_argument(
-        "--data", type=Path, default=Path("resource/data"), help="folder of data_train.json and data_dev.json"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_train.json and data_dev.json")
     parser.add_argument(
         "--save_dir", type=new_folder, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
     )
@@ -50,22 +49,24 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
-    for split in ("train", "dev", *arguments.score):
-        if note := oddity_note(split_path(arguments.data, split)):
-            print(note)
+    refuse_bare_name(recipe.model_id)
+    with alone_in(folder):
+        gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
+        for split in ("train", "dev", *arguments.score):
+            if note := oddity_note(split_path(arguments.data, split)):
+                print(note)
+        with announced("loading torch and transformers"):
+            import torch
 
-    import torch
+            from src.runs import result_line, train_run
 
-    from src.runs import result_line, train_run
-
-    try:
-        with alone_in(folder):
+        try:
             record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
-            f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
-        ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
+                f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+            ) from error
     for split, result in record["splits"].items():
         print(result_line(record["run"], split, result))
     score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"

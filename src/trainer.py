@@ -34,7 +34,7 @@ from src.guard import CHECKPOINTING, guarded, one_by_one
 from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
-from src.records import ItemScores
+from src.records import CHECKPOINTS, ItemScores
 from src.rows import (
     WORTHWHILE,
     Layout,
@@ -51,7 +51,6 @@ from src.rows import (
 from src.scores import score
 
 T = TypeVar("T")
-CHECKPOINTS = "checkpoints"
 HINTED = 16
 """Items of a step for which it is said what they would share."""
 
@@ -617,8 +616,9 @@ def _hint(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> None:
     shared = layouts.sharing(examples, steps, dataclasses.replace(layout, kind="tree", tokens=layouts.GPU_ROW))
     if shared >= WORTHWHILE:
         step = recipe.batch_size * recipe.gradient_accumulation_steps
+        items = "one item" if step == 1 else f"{step} items"
         print(
-            f"steps of {step} item(s) share too little. --batch_size {HINTED} --order dialogue would compute "
+            f"steps of {items} share too little. --batch_size {HINTED} --order dialogue would compute "
             f"{shared:.1f} times fewer tokens, in fewer steps of another gradient"
         )
 
@@ -639,7 +639,8 @@ def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Seque
     print(f"one item as {recipe.backbone} sees it, the supervised part between ⟦ and ⟧:\n{encoder.show(train[0])}\n")
     print(
         f"{len(train)} train items of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
-        f"letters {dict(sorted(labels.items()))}, {len(dev)} dev items; letters A, B, C are tokens "
+        f"right answers {', '.join(f'{letter} {labels[place]}' for place, letter in enumerate('ABC'))}; "
+        f"{len(dev)} dev items; letters A, B, C are tokens "
         f"{encoder.letter_ids}; "
         f"chat template from the {encoder.template_source}, system turn {encoder.system_turn}"
     )

@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data import Item, dump_items, load_items, predictions, sha256, split_path
-from src.records import ItemScores, predictions_path, record_path, scores_path, write_json, write_scores, write_text
+from src.prompts import ORDERS
+from src.records import (
+    ItemScores,
+    predictions_path,
+    read_record,
+    record_path,
+    results_key,
+    scores_path,
+    write_json,
+    write_scores,
+    write_text,
+)
 from tests.conftest import make_item
 
 
@@ -42,7 +53,33 @@ def make_run(
         ]
         write_scores(scores_path(run, split), rows)
     if finished:
-        splits = {"dev": {"accuracy": dev_accuracy}, split: {"data_sha256": sha256(split_path(data, split))}}
-        splits[split] = splits["dev"] | splits[split] if split == "dev" else splits[split]
+        splits: dict[str, dict[str, object]] = {"dev": {"accuracy": dev_accuracy}}
+        splits.setdefault(split, {})["data_sha256"] = sha256(split_path(data, split))
         write_json(record_path(run), {"run": run.name, "recipe": {}, "splits": splits})
     return run
+
+
+def add_orders(run: Path, data: Path, split: str, answers: Sequence[int], accuracy: float | None = None) -> None:
+    """Scores by six orders of the options, beside those of one that the finished `run` has."""
+    path = split_path(data, split)
+    items = load_items(path)
+    rows = []
+    for item, answer in zip(items, answers, strict=True):
+        logits = [tuple(float(int(option) == answer) for option in order) for order in ORDERS]
+        rows.append(ItemScores(item.id, ORDERS, tuple((a, b, c) for a, b, c in logits)))
+    write_scores(scores_path(run, split, 6), rows)
+    make_predictions(predictions_path(run, split, 6), items, answers)
+    record = read_record(run)
+    result = {"orders": 6, "items": len(items), "data_sha256": sha256(path), "accuracy": accuracy}
+    record.setdefault(results_key(6), {})[split] = result
+    write_json(record_path(run), record)
+
+
+def name_data(run: Path, **files: Path | str) -> None:
+    """Has the record of `run` say that its splits are these files."""
+    record = read_record(run)
+    record["data"] = {
+        split: {"path": str(path), "sha256": sha256(path) if Path(path).is_file() else "0"}
+        for split, path in files.items()
+    }
+    write_json(record_path(run), record)

@@ -1,9 +1,11 @@
+import io
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from src.cli import INTERRUPTED, Parser, UserError, nearest, new_file, new_folder, run_main
+from src.cli import INTERRUPTED, Parser, UserError, announced, nearest, new_file, new_folder, run_main
 
 
 def test_nearest_names_a_close_word_only() -> None:
@@ -93,3 +95,49 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert said.count("\n") == 1 and said.startswith("error: the GPU's memory") and "Tried to allocate 2 GiB.)" in said
     with pytest.raises(RuntimeError, match="traceback"):
         run_main(ours)
+
+
+def test_files_to_read_are_found_in_the_repository_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = Parser("doc", "run.thing")
+    parser.add_argument("--recipe", type=Path)
+    parser.add_argument("--recipes", type=Path, nargs="+")
+    parser.add_argument("--out", type=new_folder)
+    words = ["--recipe", "resource/backbones.yaml", "--recipes", "resource/recipes", "mine", "--out", "resource/out"]
+    here = parser.parse_args(words)
+    assert (here.recipe, here.recipes) == (Path("resource/backbones.yaml"), [Path("resource/recipes"), Path("mine")])
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    found = parser.parse_args(words)
+    assert (found.recipe, found.recipes) == (
+        root / "resource/backbones.yaml",
+        [root / "resource/recipes", Path("mine")],
+    )
+    assert found.out == Path("resource/out")  # what is written is written where the user is
+
+
+def test_flags_of_other_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("doc", "run.thing")
+    parser.elsewhere = {"--lr": " It is a setting of training: python -m run.train."}
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--lr=3"])
+    assert "unknown argument '--lr'. It is a setting of training: python -m run.train." in capsys.readouterr().err
+
+
+class Screen(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def test_what_takes_long_is_on_the_screen_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal, seconds, shown in ((True, 0.0, True), (True, 60.0, False), (False, 0.0, False)):
+        screen = Screen(terminal)
+        monkeypatch.setattr("sys.stderr", screen)
+        with announced("loading torch", seconds):
+            deadline = time.monotonic() + 5
+            while shown and not screen.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert screen.getvalue() == ("loading torch …\r\033[K" if shown else "")

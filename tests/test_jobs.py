@@ -78,3 +78,11 @@ def test_without_a_pipe_a_stage_is_silent_in_a_log(
         bar.update(1)
         bar.update(2, "done")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_command_finds_the_repository_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    reason, _ = run("import os, sys, run.vote; print(os.environ['PYTHONPATH'])", tmp_path / "log")
+    root = Path(__file__).parents[1]
+    assert reason == "" and (tmp_path / "log").read_text().splitlines()[-1] == f"{root}:/mine"

@@ -315,3 +315,25 @@ def test_a_folder_without_a_usable_config(text: str | None, tmp_path: Path) -> N
         (tmp_path / "config.json").write_text(text)
     (row,) = plan.plan_rows([make_recipe({"model_id": str(tmp_path)}, "here")], ITEMS)
     assert (row.download, row.settled, row.note) == (0, None, "local folder")
+
+
+def test_miniatures_on_a_cpu_have_no_plan_of_a_gpu(tmp_path: Path) -> None:
+    folder = tmp_path / "miniature"
+    small_config().save_pretrained(folder)
+    recipe = make_recipe({"name": "mini", "model_id": str(folder), "backbone": "spow12"}, "here")
+    text = text_of(plan.plan_rows([recipe], ITEMS))
+    assert "H200" not in text and "GiB" not in text and "licence" not in text
+    assert text.startswith("Plan for a CPU, estimated") and "minutes on a CPU" in text
+    assert any(line.split()[:2] == ["mini", "qlora"] for line in text.splitlines())
+    # With a GPU here the plan is that GPU's; beside a model of true size that of the usual cards.
+    gpu = plan.Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
+    assert gpu.name in text_of(plan.plan_rows([recipe], ITEMS, gpu=gpu))
+    assert "H200" in text_of(plan.plan_rows([recipe, load_recipe(PUBLISHED / "polar.yaml")], ITEMS))
+
+
+@pytest.mark.parametrize("width", [40, 60, 70, 80, 100])
+def test_no_card_and_no_name_is_lost_on_a_narrow_terminal(width: int) -> None:
+    text = text_of(plan.plan_rows(list(load_recipes(PUBLISHED).values()), ITEMS), width)
+    words = text.split()
+    assert "…" not in text and all(size in words for size in ("24", "48", "80", "141"))
+    assert all(name in words for name in backbones())

@@ -322,6 +322,8 @@ def test_a_prompt_that_is_not_there(tmp_path: Path) -> None:
         load_prompt(tmp_path / "x.yaml")
     with pytest.raises(UserError, match="not YAML"):
         parse_prompt("user: [", "x")
+    with pytest.raises(UserError, match=r"here is empty\. A prompt has user, categories and answer"):
+        parse_prompt("", "here")
     with pytest.raises(UserError, match=r"a prompt is a mapping with .*; found list"):
         parse_prompt("- user", "x")
 

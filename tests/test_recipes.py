@@ -257,7 +257,9 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         load_recipe(tmp_path / "korean.yaml")
     with pytest.raises(UserError, match="a recipe is a mapping of settings; found list"):
         load_recipe(write(tmp_path / "b.yaml", "- lr"))
-    with pytest.raises(UserError, match=r"c\.yaml: unknown key 'learning_rate'"):
+    with pytest.raises(UserError, match=r"empty\.yaml is empty\. A recipe has one line at least: .*solarko"):
+        load_recipe(write(tmp_path / "empty.yaml", "# nothing yet\n"))
+    with pytest.raises(UserError, match=r"c\.yaml: unknown key 'learning_rate'\. Did you mean 'lr'\?"):
         load_recipe(write(tmp_path / "c.yaml", "backbone: polar\nlearning_rate: 1"))
 
 
@@ -404,3 +406,24 @@ def test_recipes_of_a_folder(tmp_path: Path) -> None:
 def test_a_folder_without_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe"):
         load_recipes(tmp_path)
+
+
+def test_a_recipe_may_be_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_recipe("polar") == load_recipe("polar.yaml") == load_recipe(PUBLISHED / "polar.yaml")
+    assert load_recipe("spow12-orpo").name == "spow12-orpo"
+    with pytest.raises(UserError, match=r"no recipe plar\. Did you mean 'resource/recipes/published/polar\.yaml'\?"):
+        load_recipe("plar")
+    monkeypatch.setattr("src.recipes.RECIPES", tmp_path)
+    for folder in ("published", "a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "polar.yaml", f"backbone: polar\nname: {folder}\n")
+    assert load_recipe("polar").name == "published"
+    (tmp_path / "published" / "polar.yaml").unlink()
+    with pytest.raises(
+        UserError, match=r"several have this name: \S+/a/polar\.yaml, \S+/b/polar\.yaml\. Give one whole"
+    ):
+        load_recipe("polar")
+    # The user's own file goes first.
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "polar.yaml", "backbone: eeve\n")
+    assert load_recipe("polar.yaml").backbone == "eeve"

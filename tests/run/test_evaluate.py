@@ -9,7 +9,7 @@ from run.evaluate import main
 from src.cli import UserError
 from src.data import OUTPUTS, Item, sha256
 from src.metrics import chance_range, wilson
-from tests.made_runs import make_predictions, make_run, make_split
+from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
 
 @pytest.fixture
@@ -110,3 +110,36 @@ def test_other_ids_are_refused(tmp_path: Path, items: list[Item]) -> None:
 def test_help_shows_the_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "run.evaluate", "--help"], capture_output=True, text=True, check=True)
     assert "python -m run.evaluate qwen2" in done.stdout
+
+
+def test_the_data_of_the_run_is_the_default(
+    tmp_path: Path, items: list[Item], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.data.DATA", tmp_path / "nothing")
+    run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 10, dev_accuracy=0.4)
+    file = tmp_path / "data" / "data_dev.json"
+    name_data(run, dev=file)
+    for word in ("alpha", str(run), str(run / "predictions_dev.json")):
+        main([word, "--results", str(tmp_path / "results")])
+        assert f"10 items of {file}" in capsys.readouterr().out
+    name_data(run, dev=tmp_path / "gone" / "data_dev.json")
+    with pytest.raises(
+        UserError, match=r"neither \S*gone/data_dev.json, which the record of alpha names, nor \S*nothing/"
+    ):
+        main(["alpha", "--results", str(tmp_path / "results")])
+    make_split(tmp_path / "nothing", "dev", 10)
+    main(["alpha", "--results", str(tmp_path / "results")])
+    assert "gone/data_dev.json, which the record of alpha names, is gone; the items are" in capsys.readouterr().out
+
+
+def test_six_orders_are_evaluated_when_asked_for(
+    tmp_path: Path, items: list[Item], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 10, dev_accuracy=0.4)
+    add_orders(run, tmp_path / "data", "dev", [item.label or 0 for item in items])
+    where = ("--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
+    main(["alpha", *where])
+    said = squeezed(capsys.readouterr().out)
+    assert "alpha 4/10" in said and "scores of 6 orders on dev, too, but not on test: --orders 6" in said
+    main(["alpha", *where, "--orders", "6"])
+    assert "alpha 10/10" in squeezed(capsys.readouterr().out)

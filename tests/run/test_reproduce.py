@@ -1,5 +1,6 @@
 """What is done, what is left, what failed: with stand-ins for the training, and once with the real commands."""
 
+import io
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ from src.cli import UserError
 from src.data import load_split, sha256, split_path
 from src.recipes import load_recipe
 from src.records import read_record, record_path, write_json
+from src.tables import make_console
 from tests.made_runs import make_run, make_split
 
 ROOT = Path(__file__).parents[2]
@@ -235,3 +237,36 @@ def test_the_splits_have_labels_where_they_must(commands: Commands, house: Path)
     with pytest.raises(ValueError, match="dev"):
         call()
     assert json.dumps(commands.seen) == "[]"
+
+
+def test_the_log_of_the_vote_is_that_of_the_last_one(
+    commands: Commands, house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logged(command: Sequence[str], log: Path, *rest: Any) -> str:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"{command[2]}\n")
+        return commands(command, log, *rest)
+
+    monkeypatch.setattr(reproduce, "run_job", logged)
+    for _ in range(3):
+        assert call() == 0
+    log = house / "resource" / "results" / "vote-try" / "log.txt"
+    assert log.read_text().splitlines() == ["run.vote"] * 2  # dev and test
+
+
+def test_an_unknown_prompt_is_known_before_all_work(commands: Commands, house: Path) -> None:
+    (house / "recipes" / "polar.yaml").write_text("backbone: polar\nprompt: koraen\n", encoding="utf-8")
+    with pytest.raises(UserError, match="there is no prompt 'koraen'"):
+        call()
+    assert commands.seen == []
+
+
+def test_no_name_is_cut_on_a_narrow_terminal(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call() == 0
+    for width in (40, 60, 80):
+        console = make_console(markup=True, width=width, file=io.StringIO())
+        runs = [Path("resource/results") / name for name in ("eeve", "polar")]
+        console.print(reproduce.table(runs, Path("resource/results/vote-try")))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "vote-try" in text and "hard" in text and "…" not in text and "0.833" in text

@@ -65,7 +65,9 @@ def test_a_run_by_its_name_scores_as_in_training(method: str, place: Path, capsy
     scored(place, method, "--split", "dev", "test")
     assert {file: (run / file).read_bytes() for file in before} == before
     record = read_record(run)
-    timeless = [{k: v for k, v in one["splits"]["dev"].items() if k != "seconds"} for one in (old, record)]
+    timeless = [
+        {k: v for k, v in one["splits"]["dev"].items() if k not in ("seconds", "data")} for one in (old, record)
+    ]
     assert timeless[0] == timeless[1]
     assert {key: value for key, value in record.items() if key != "splits"} == {
         k: v for k, v in old.items() if k != "splits"
@@ -73,7 +75,7 @@ def test_a_run_by_its_name_scores_as_in_training(method: str, place: Path, capsy
     test = record["splits"]["test"]
     assert (test["items"], test["accuracy"], test["orders"]) == (4, None, 1)
     said = capsys.readouterr().out
-    assert f"{method}, dev: 6 items, 1 order(s)" in said and "no labels, so no accuracy" in said
+    assert f"{method}, dev: 6 items, 1 order, " in said and "no labels, so no accuracy" in said
     assert [one["id"] for one in json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))] == [
         f"made-{number:04d}" for number in range(4)
     ]
@@ -104,15 +106,37 @@ def test_a_run_by_its_path_and_a_file_of_its_own(place: Path, capsys: pytest.Cap
     )
 
 
-def test_six_orders(place: Path) -> None:
+def test_six_orders_lie_beside_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = place / "results" / "full"
+    before = {file: (run / file).read_bytes() for file in ("scores_dev.jsonl", "predictions_dev.json")}
     one = read_scores(run / "scores_dev.jsonl")
     scored(place, "full", "--split", "dev", "--orders", "6")
-    six = read_scores(run / "scores_dev.jsonl")
+    assert {file: (run / file).read_bytes() for file in before} == before
+    assert (run / "predictions_dev.6orders.json").is_file()
+    six = read_scores(run / "scores_dev.6orders.jsonl")
     assert {row.orders for row in six} == {ORDERS}
     for row, single in zip(six, one, strict=True):
         assert row.logits[0] == pytest.approx(single.logits[0], abs=1e-4)
-    assert read_record(run)["splits"]["dev"]["orders"] == 6
+    record = read_record(run)
+    assert (record["splits"]["dev"]["orders"], record["splits_6orders"]["dev"]["orders"]) == (1, 6)
+    assert "full, dev: 6 items, 6 orders, " in capsys.readouterr().out
+
+
+def test_six_orders_of_a_run_of_before_make_way_for_one(place: Path) -> None:
+    """They were kept in the place of one order's."""
+    run = place / "results" / "full"
+    scored(place, "full", "--split", "dev", "--orders", "6")
+    record = read_record(run)
+    record["splits"]["dev"] = record.pop("splits_6orders")["dev"]
+    write_json(records.record_path(run), record)
+    for name in ("scores_dev{}.jsonl", "predictions_dev{}.json"):
+        (run / name.format(".6orders")).replace(run / name.format(""))
+    six = (run / "scores_dev.jsonl").read_bytes()
+    scored(place, "full", "--split", "dev")
+    record = read_record(run)
+    assert (record["splits"]["dev"]["orders"], record["splits_6orders"]["dev"]["orders"]) == (1, 6)
+    assert (run / "scores_dev.6orders.jsonl").read_bytes() == six
+    assert len(read_scores(run / "scores_dev.jsonl")[0].orders) == 1
 
 
 def test_an_untrained_model(place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +155,12 @@ def test_an_untrained_model(place: Path, backbone_folder: Folder, capsys: pytest
     assert "holds scores under other settings (prompt, prompt). Delete it" in problem_of(place, model, *other)
     # It can be named as any other run, and goes on as it was made.
     scored(place, "base-untrained", "--split", "dev", "--orders", "6")
-    assert read_record(run)["splits"]["dev"]["orders"] == 6
+    assert read_record(run)["splits_6orders"]["dev"]["orders"] == 6 and set(read_record(run)["splits"]) == {
+        "dev",
+        "test",
+    }
+    scored(place, model, "--split", "dev", *flags)
+    assert read_record(run)["splits_6orders"]["dev"]["orders"] == 6
     assert "Vote: python -m run.vote" in capsys.readouterr().out
 
 
@@ -334,16 +363,18 @@ def test_reasoning_of_a_trained_run(place: Path) -> None:
     scored(place, "lora", "--other_prompt", "korean+cot", *chains, "--split", "dev", "test")
     there = place / "results" / "lora-korean+cot-reasoning2"
     record = read_record(there)
-    told = record["splits"]["dev"]["reasoning"]
+    told = record["splits_6orders"]["dev"]["reasoning"]
     assert (told["samples"], told["temperature"], told["seed"], told["chains"]) == (2, 0.7, 42, 6 * 6 * 2)
-    assert record["splits"]["test"]["reasoning"]["chains"] == 4 * 6 * 2 and record["recipe"]["reasoning"]
-    lines = [json.loads(line) for line in (there / "reasoning_dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert record["splits_6orders"]["test"]["reasoning"]["chains"] == 4 * 6 * 2 and record["recipe"]["reasoning"]
+    lines = [
+        json.loads(line) for line in (there / "reasoning_dev.6orders.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [(line["id"], line["order"], line["sample"]) for line in lines[:3]] == [
         ("made-0000", "012", 0),
         ("made-0000", "012", 1),
         ("made-0000", "021", 0),
     ]
-    rows = read_scores(there / "scores_dev.jsonl")
+    rows = read_scores(there / "scores_dev.6orders.jsonl")
     assert [(row.samples, len(row.orders)) for row in rows] == [(2, 6)] * 6
     scored(place, there.name, "--max_new_tokens", "4", "--split", "dev")  # its record says that it reasons
     assert read_scores(there / "scores_dev.jsonl")[0].samples == 1
@@ -374,3 +405,43 @@ def test_training_on_reasoning_and_on_one_category(place: Path, backbone_folder:
     assert read_record(place / "results" / "thinks")["splits"]["dev"]["reasoning"]["chains"] == 10
     scored(place, "thinks", "--split", "dev", "--no-reasoning")
     assert read_record(place / "results" / "thinks-at-once")["splits"]["dev"]["items"] == 10
+
+
+# Its own data, and what the help says
+
+
+def test_the_data_of_the_run_is_the_default(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.data.DATA", place / "nothing")
+    run = place / "results" / "lora"
+    record = read_record(run)
+    for split in ("train", "dev"):  # the copy's own
+        record["data"][split]["path"] = str(place / "data" / f"data_{split}.json")
+    record["splits"] = {}
+    write_json(records.record_path(run), record)
+    main(["--model_id", "lora", "--split", "dev", "test", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert f"test: the items are those of {place / 'data' / 'data_test.json'}\n" in said
+    assert read_record(run)["splits"]["test"]["data"] == str(place / "data" / "data_test.json")
+    file = place / "data" / "data_dev.json"
+    file.write_bytes(file.read_bytes() + b"\n")
+    main(["--model_id", "lora", "--split", "dev", "--device", "cpu"])
+    assert f"dev: {file} has changed since lora was made: sha256 " in capsys.readouterr().out
+    (place / "data" / "data_test.json").unlink()
+    with pytest.raises(
+        UserError, match=r"neither .*data_test.json, which the record of lora names, nor .*nothing/data_t"
+    ):
+        main(["--model_id", "lora", "--device", "cpu"])
+
+
+def test_the_help_is_about_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--lora_r" not in text and "--epoch" not in text and text.count("\n") < 110
+    places = [text.index(words) for words in ("  --split {", "\nreasoning:", "\nan untrained model:", "  --seed X  ")]
+    assert places == sorted(places)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model_id", "lora", "--lr", "3"])
+    assert "It is a setting of training: python -m run.train." in capsys.readouterr().err

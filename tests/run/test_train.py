@@ -116,6 +116,7 @@ def test_a_run_leaves_these_files(place: Path, backbone_folder: Folder, capsys: 
 
     # Before the long part: what the loss is on. After it: where everything lies.
     assert "### Assistant:\n⟦A. 화자1은 일기 예보를 보지 않고 집을 나섰다.</s>⟧" in said
+    assert "right answers A 3, B 3, C 2; 6 dev items" in said
     assert "4 optimizer steps an epoch, 2 epochs, lr 0.003, loss over the answer, per item" in said
     assert "dev accuracy" in said and "95 % interval" in said and "no labels, so no accuracy" in said
     assert said.strip().splitlines()[-1] == f"The run lies in {run}."

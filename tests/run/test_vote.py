@@ -10,8 +10,9 @@ import pytest
 from run.vote import main
 from src.cli import UserError
 from src.data import load_items, sha256
+from src.records import read_record, record_path, write_json
 from src.voting import RULE
-from tests.made_runs import make_predictions, make_run, make_split
+from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
 
 @pytest.fixture
@@ -216,3 +217,71 @@ def test_a_mistake_is_one_line_on_stderr(place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "runs there: alpha, beta, gamma" in done.stderr
+
+
+# Whose data, how many orders, and what is hardly a vote
+
+
+def test_the_data_of_the_runs_is_the_default(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("src.data.DATA", place / "nothing")
+    results = ("--results", str(place / "results"))
+    with pytest.raises(UserError, match=r"nothing/data_test.json: no such file"):
+        main(["alpha", "beta", *results])
+    for run in ("alpha", "beta"):
+        name_data(place / "results" / run, train=place / "data" / "data_train.json")
+    main(["alpha", "beta", *results])
+    assert f"4 items of {place / 'data' / 'data_test.json'}" in capsys.readouterr().out
+    assert record_of(place / "results" / "vote")["data"] == str(place / "data" / "data_test.json")
+    main(["vote", "alpha", *results, "--out", str(place / "again")])  # a vote's record names its data, too
+
+    make_split(place / "other", "test", 4, labelled=False)
+    with (place / "other" / "data_test.json").open("a") as file:
+        file.write("\n")
+    name_data(place / "results" / "beta", test=place / "other" / "data_test.json")
+    with pytest.raises(UserError, match=r"answered different test files: .*by alpha; .*by beta\. .*--data"):
+        main(["alpha", "beta", *results])
+
+
+def test_runs_of_some_items_are_left_out_and_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_split(place / "few", "test", 2, labelled=False)
+    make_run(place / "results" / "limited", place / "few", "test", [0, 0])
+    vote(place)
+    assert "left out: limited (scored on 2 of the 4 items only)" in capsys.readouterr().out
+    assert [voter["run"] for voter in record_of(place / "results" / "vote")["voters"]] == ["alpha", "beta", "gamma"]
+    vote(place, "--expect", "alpha", "limited")
+    assert "missing: limited (scored on 2 of the 4 items only)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found 2 items, expected 4"):
+        vote(place, "alpha", "limited")
+
+
+def test_what_is_hardly_a_vote_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(place / "results" / "alpha", place / "data", "dev", [0, 1, 1, 1], dev_accuracy=0.5)
+    vote(place, "alpha", "--split", "dev")
+    assert "note: a single voter: these are the answers of alpha" in capsys.readouterr().out
+    vote(place, "alpha", str(place / "data" / "data_dev.json"), "--split", "dev")
+    said = capsys.readouterr().out
+    assert "data_dev.json has the label of every item" in said and "single voter" not in said
+
+
+def test_orders_are_not_mixed_without_a_word(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = place / "results"
+    for run in ("alpha", "beta"):
+        before = read_record(results / run)
+        make_run(results / run, place / "data", "dev", [0, 1, 2, 1], dev_accuracy=0.75)
+        after = read_record(results / run)
+        after["splits"] = before["splits"] | after["splits"]
+        write_json(record_path(results / run), after)
+        add_orders(results / run, place / "data", "dev", [0, 1, 2, 0], accuracy=1.0)
+    vote(place, "alpha", "beta", "--split", "dev", "--orders", "6")
+    assert (record_of(results / "vote", "dev")["orders"], record_of(results / "vote", "dev")["accuracy"]) == (6, 1.0)
+    capsys.readouterr()
+    vote(place, "alpha", "beta")
+    said = capsys.readouterr().out
+    assert "this vote on test is by 1 order of the options, that on dev in the same folder by 6 orders" in said
+    with pytest.raises(UserError, match=r"3 of 3 runs have no scores of 6 orders on test"):
+        vote(place, "--orders", "6")
+    # A file of scores is a voter as it is.
+    vote(place, str(results / "alpha" / "scores_dev.6orders.jsonl"), "beta", "--split", "dev", "--orders", "1")
+    assert "scores of one order and of six vote together: " in capsys.readouterr().out
