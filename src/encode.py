@@ -98,6 +98,15 @@ class Encoder:
         self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
         self.turn_end = self._turn_end()
         self.letter_ids: tuple[int, int, int] | None = None
+        self.rows: int | None = None
+
+    def keep_to(self, rows: int | None) -> None:
+        """Refuses items with ids beyond the `rows` of the model's embedding from now on, where they are known. Padding
+        is only filling, so where its id lies there, another one fills.
+        """
+        self.rows = rows
+        if rows is not None and self.pad_id >= rows:
+            self.pad_id = next(id for id in range(rows) if id != self.tokenizer.eos_token_id)
 
     @property
     def template_sha256(self) -> str:
@@ -251,6 +260,7 @@ class Encoder:
                     f"tokens: {shown}"
                     f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
                 )
+        self._check_rows(examples)
         specials = {self.tokenizer.bos_token_id} - {None, self.tokenizer.eos_token_id}
         for one in examples:
             prompt = one.ids[: one.answer_start]
@@ -264,6 +274,23 @@ class Encoder:
                     f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before "
                     f"the answer."
                 )
+
+    def _check_rows(self, examples: Sequence[Example]) -> None:
+        """Every token of the items, and the letters, must have a row in the model's embedding."""
+        if self.rows is None:
+            return
+        found = {id: one.id for one in examples for ids in one.sequences for id in ids if id >= self.rows}
+        found |= {id: examples[0].id for id in self.letter_ids or () if id >= self.rows}
+        if found:
+            shown = ", ".join(
+                f"{self.tokenizer.convert_ids_to_tokens(id)!r} ({id}, item {item})"
+                for id, item in sorted(found.items())[:5]
+            )
+            raise UserError(
+                f"{self.name}: the tokenizer has {len(self.tokenizer)} tokens, the model's embedding {self.rows} rows, "
+                f"and items hold {len(found)} token(s) beyond them: {shown}{' …' if len(found) > 5 else ''}. Give the "
+                "tokenizer that belongs to these weights."
+            )
 
     def _check_letters(self, prompts: Sequence[str]) -> None:
         """Reads the letters' ids behind every ending that a prompt has; they must agree, be single and distinct."""

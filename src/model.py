@@ -8,26 +8,23 @@ The compute dtype is bf16 on a GPU and fp32 on a CPU, for quantised weights too:
 Gemma2.
 """
 
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from src import plan
+from src import hub, plan, weights
 from src.adapters import quicken
-from src.cli import UserError, nearest
+from src.cli import UserError
 from src.recipes import Recipe, backbones
-from src.records import RESULTS
 from src.rows import usual_attention
+from src.weights import class_of
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
@@ -68,9 +65,17 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     """The tokenizer kept in a run's `folder`, else the recipe's."""
     source = str(folder) if folder else recipe.tokenizer or recipe.model_id
-    revision = None if folder or recipe.tokenizer else recipe.revision
-    with _hub_messages(source):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=recipe.trust_remote_code)
+    revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
+    with hub.messages(source, revision):
+        where = _where(source, revision)
+        return AutoTokenizer.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
+
+
+def _where(source: str, revision: str | None) -> dict[str, Any]:
+    """What every load of transformers is told of a repository; nothing of a folder."""
+    if not hub.is_hub_id(source):
+        return {}
+    return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
 def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
@@ -78,12 +83,11 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     of backbones expects of it.
     """
     if folder is not None and (folder / "config.json").is_file():
-        with _hub_messages(str(folder)):
+        with hub.messages(str(folder)):
             return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
-    with _hub_messages(recipe.model_id):
-        config = AutoConfig.from_pretrained(
-            recipe.model_id, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+    with hub.messages(recipe.model_id, recipe.revision):
+        where = _where(recipe.model_id, recipe.revision)
+        config = AutoConfig.from_pretrained(recipe.model_id, **where, trust_remote_code=recipe.trust_remote_code)
     facts = backbones().get(recipe.backbone)
     if facts is not None and facts.model_id == recipe.model_id:
         wrong = {
@@ -100,11 +104,6 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     return config
 
 
-def class_of(config: Any) -> Any:
-    """The class that a config's model is loaded as; None when its code comes with the weights."""
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-
-
 def load_base(
     recipe: Recipe,
     device: torch.device,
@@ -119,9 +118,7 @@ def load_base(
     are the same numbers, and need not be unpacked in every pass.
     """
     dtype = dtype or compute_dtype(device)
-    config = load_config(recipe, folder)
-    if folder is None:
-        check_download(recipe)
+    config, _ = check_base(recipe, folder)
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": usual_attention(class_of(config)),
@@ -133,11 +130,17 @@ def load_base(
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    if folder is None:
-        arguments["revision"] = recipe.revision
     source = str(folder or recipe.model_id)
-    with _hub_messages(source):
-        model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    if folder is None:
+        arguments |= _where(source, recipe.revision)
+    try:
+        with hub.messages(source, recipe.revision if folder is None else None), weights.quietly():
+            arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    except ImportError as error:  # the package of a quantisation
+        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
+    model, found = loaded
+    weights.refuse(model, found, source)
     if dequantised:
         model = model.dequantize(dtype)
     if device.type == "cpu":
@@ -147,6 +150,29 @@ def load_base(
                 vars(module)["support_avx512bf16_for_cpu"] = False
     model.config.use_cache = False
     return model
+
+
+def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
+    """(config, model without values) of the base, or of the fully trained model in `folder`, once its weight files are
+    known to be whole; fetches them where they are not here yet. The model is None where only loading can tell.
+    """
+    config = load_config(recipe, folder)
+    if folder is None:
+        check_download(recipe)
+    source = str(folder or recipe.model_id)
+    where = {} if folder else _where(source, recipe.revision)
+    return config, weights.check_weights(config, source, where)
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Before a training: that the base is whole, and can be trained with the recipe's method."""
+    config, _ = check_base(recipe)
+    how = weights.kept_in(config)
+    if how and recipe.method == "full":
+        raise UserError(
+            f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. Train adapters "
+            "instead (--method qlora), or give the model that it was made from."
+        )
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:
@@ -191,9 +217,14 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         raise UserError(f"{folder} has lost its weights: there is neither {MODEL}/ nor {ADAPTER}/. Train it again.")
     if kept.name == MODEL:
         return load_base(recipe, device, folder=kept).eval()
+    _, bare = check_base(recipe)
+    if bare is not None:
+        weights.check_adapter(bare, kept)
     model = load_base(recipe, device)
-    with _hub_messages(str(kept)):
+    with hub.messages(str(kept)):
         model = PeftModel.from_pretrained(model, str(kept)).eval()
+    if bare is None:
+        weights.check_adapter(model, kept)
     quicken(model)
     return model
 
@@ -236,48 +267,3 @@ def check_download(recipe: Recipe) -> None:
     if not plan.is_cached(recipe.model_id, recipe.revision):
         cache = Path(constants.HF_HUB_CACHE)
         plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")
-
-
-@contextlib.contextmanager
-def _hub_messages(source: str) -> Iterator[None]:
-    """Turns the hub's exceptions into one message that names the page to visit; tokens are never printed."""
-    page = f"https://huggingface.co/{source}"
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        chain: list[BaseException] = [error]
-        while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
-            chain.append(below)
-        kinds = tuple(type(one) for one in chain)
-        if "trust_remote_code" in str(error):
-            message = f"{source} needs Python code of its own. Read it; if you trust it, add --trust_remote_code."
-        elif Path(source).is_dir():
-            message = f"{source} holds no complete model: {str(error).splitlines()[0]}"
-        elif source.startswith(("/", "./", "../", "~")):
-            message = f"there is no folder {source}."
-        elif errors.GatedRepoError in kinds:
-            message = f"{source} is gated: accept its terms at {page}, then log in with `hf auth login`."
-        elif any(issubclass(kind, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for kind in kinds):
-            message = (
-                f"{source} is not on this machine and the hub cannot be reached. Where there is a network run "
-                f"`hf download {source}` "
-                "and copy the cache, or give a local folder as --model_id." + _runs_like(source)
-            )
-        elif errors.RepositoryNotFoundError in kinds or errors.HFValidationError in kinds:
-            message = (
-                f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
-                + _runs_like(source)
-            )
-        elif errors.RevisionNotFoundError in kinds:
-            message = f"{source} has no such revision; see {page}/commits/main."
-        elif isinstance(error, OSError | SafetensorError):
-            message = f"{source} cannot be loaded: {str(error).splitlines()[0]}"
-        else:
-            raise
-        raise UserError(message) from error
-
-
-def _runs_like(name: str) -> str:
-    """Which trained runs there are, for a name that may have been meant as one's."""
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
-    return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from src import data, progress, records
+from src import data, hub, progress, records
 from src import model as models
 from src.cli import UserError
 from src.data import Item
@@ -59,16 +59,18 @@ def train_run(
     inputs: dict[str, Any] = {split: [found["sha256"], found["items"]] for split, found in data_records.items()}
     inputs["prompt"] = prompt.sha256
     _check_folder(folder, recipe, inputs)
+    pinned = hub.pin(recipe, _began(folder))
+    models.check_trainable(pinned)
     if recipe.only_category:
         train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
     library = find_library(prompt, data_folder, recipe.reasoning)
-    encoder = make_encoder(recipe, prompt, library=library)
+    encoder = make_encoder(pinned, prompt, library=library)
     for split in ("dev", *also_score):  # an item that does not fit is better known before the training
         encoder.for_scoring(splits[split][0])
-    facts = _facts(recipe, encoder, data_folder)
-    records.write_json(folder / INPUTS, inputs)
+    facts = _facts(pinned, encoder, data_folder)
+    records.write_json(folder / INPUTS, inputs | hub.commits(pinned))
     records.write_text(folder / RECIPE, recipe.dump())
-    outcome = fine_tune(recipe, encoder, train, dev, folder, device)
+    outcome = fine_tune(pinned, encoder, train, dev, folder, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -83,7 +85,7 @@ def train_run(
         "device": device_words(device),
         "splits": {},
     }
-    network = models.load_run(folder, recipe, device)
+    network = models.load_run(folder, pinned, device)
     for split in ("dev", *also_score):
         items, data_record = splits[split]
         score_run(folder, record, split, items, data_record, encoder, network)
@@ -101,19 +103,20 @@ def untrained_run(
     finds the training split.
     """
     prompt = load_prompt(recipe.prompt)
-    encoder = make_encoder(recipe, prompt, library=find_library(prompt, data_folder, recipe.reasoning))
-    facts = _facts(recipe, encoder, data_folder)
+    earlier = records.read_record(folder) if records.record_path(folder).is_file() else {}
+    pinned = hub.pin(recipe, earlier)
+    encoder = make_encoder(pinned, prompt, library=find_library(prompt, data_folder, recipe.reasoning))
+    facts = _facts(pinned, encoder, data_folder)
     splits = {}
-    if records.record_path(folder).is_file():
-        there = records.read_record(folder)
-        differing = differing_settings(there["recipe"], recipe)
-        differing += [key for key in ("prompt", "template") if there[key]["sha256"] != facts[key]["sha256"]]
+    if earlier:
+        differing = differing_settings(earlier["recipe"], recipe)
+        differing += [key for key in ("prompt", "template") if earlier[key]["sha256"] != facts[key]["sha256"]]
         if differing:
             raise UserError(
                 f"{folder} holds scores under other settings ({', '.join(differing)}). Delete it, or give another "
                 "--name."
             )
-        splits = there["splits"]
+        splits = earlier["splits"]
     return {
         "run": folder.name,
         "recipe": dataclasses.asdict(recipe),
@@ -142,12 +145,13 @@ def other_run(
     recipe = Recipe(**record["recipe"])
     reasons = recipe.reasoning if reasoning is None else reasoning
     recipe = recipe.replace(prompt=prompt_name or recipe.prompt, reasoning=reasons)
+    pinned = hub.recorded({**record, "recipe": dataclasses.asdict(recipe)})
     weights = weights_of(folder, record)
     words = [prompt.name] if prompt_name else []
     there = folder.with_name("-".join([weights.name, *words, *([suffix] if suffix else [])]))
-    encoder = make_encoder(recipe, prompt, models.weights_folder(weights), find_library(prompt, data_folder, reasons))
+    encoder = make_encoder(pinned, prompt, models.weights_folder(weights), find_library(prompt, data_folder, reasons))
     made = {**record, "run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
-    made["prompt"] = _facts(recipe, encoder, data_folder)["prompt"]
+    made["prompt"] = _facts(pinned, encoder, data_folder)["prompt"]
     if records.record_path(there).is_file():
         earlier = records.read_record(there)
         if earlier["prompt"]["sha256"] != prompt.sha256:
@@ -175,7 +179,7 @@ def open_run(
         encoder.for_scoring(items, orders)
     _refuse_changed(folder, record, encoder)
     weights, trained = weights_of(folder, record), record["training"] is not None
-    return encoder, models.load_run(weights, Recipe(**record["recipe"]), device, trained=trained)
+    return encoder, models.load_run(weights, hub.recorded(record), device, trained=trained)
 
 
 def score_run(
@@ -235,18 +239,18 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if folder is not None:
         record = records.read_record(folder)
         trained = weights_of(folder, record) if record["training"] is not None else None
-        return folder.name, Recipe(**record["recipe"]), trained
+        return folder.name, hub.recorded(record), trained
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:
         recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
-    return f"{recipe.name} (untrained)", recipe, None
+    return f"{recipe.name} (untrained)", hub.pin(recipe), None
 
 
 def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None, library: Library | None = None) -> Encoder:
     """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them."""
     config = models.load_config(recipe, folder)
-    return Encoder(
+    encoder = Encoder(
         models.load_tokenizer(recipe, folder),
         prompt,
         name=recipe.backbone,
@@ -256,6 +260,8 @@ def make_encoder(recipe: Recipe, prompt: Prompt, folder: Path | None = None, lib
         library=library,
         reasoning=recipe.reasoning,
     )
+    encoder.keep_to(getattr(config.get_text_config(), "vocab_size", None))
+    return encoder
 
 
 def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -> Encoder:
@@ -263,7 +269,7 @@ def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -
     same training split.
     """
     prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
-    recipe = Recipe(**record["recipe"])
+    recipe = hub.recorded(record)
     library = find_library(prompt, data_folder, recipe.reasoning)
     if library and (now := data.sha256(data.split_path(data_folder, "train"))) != record["prompt"]["examples_sha256"]:
         raise UserError(
@@ -374,6 +380,12 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         )
 
 
+def _began(folder: Path) -> dict[str, Any]:
+    """What an unfinished run in `folder` began with; nothing for a run that begins now."""
+    unfinished = (folder / CHECKPOINTS).is_dir() and (folder / INPUTS).is_file()
+    return json.loads((folder / INPUTS).read_text(encoding="utf-8")) if unfinished else {}
+
+
 def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any]:
     prompt = encoder.prompt
     shown = {"examples_sha256": data.sha256(data.split_path(data_folder, "train"))} if prompt.examples else {}
@@ -384,7 +396,7 @@ def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any
             "system_turn": encoder.system_turn,
             "sha256": encoder.template_sha256,
         },
-        "base_revision": getattr(models.load_config(recipe), "_commit_hash", None),
+        **hub.commits(recipe),
         "versions": records.versions(),
         "commit": records.git_commit(),
     }

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from src import hub
 from src.cli import Parser, UserError, new_folder
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
@@ -25,6 +26,21 @@ def make_parser(doc: str | None, prog: str) -> Parser:
     return parser
 
 
+def alone(prog: str) -> None:
+    """UserError when this is one of several processes; what a launcher or a shell says of one process is dropped, which
+    accelerate would take for several.
+    """
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if os.environ.get(name, "1") not in ("", "0", "1"):
+            raise UserError(
+                f"{prog} trains one run on one GPU; started as one of {os.environ[name]} processes ({name}). "
+                "Several GPUs are used for several runs: python -m run.reproduce"
+            )
+        os.environ.pop(name, None)
+    for name in ("LOCAL_RANK", "RANK"):
+        os.environ.pop(name, None)
+
+
 def train(
     parser: Parser, argv: list[str] | None, method: str, only: bool = False, objective: str | None = None
 ) -> None:
@@ -32,11 +48,7 @@ def train(
     objective: the one that any recipe is trained with.
     """
     arguments = parser.parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"{parser.prog} trains one run on one GPU; started as one of {os.environ['WORLD_SIZE']} processes. "
-            "Several GPUs are used for several runs: python -m run.reproduce"
-        )
+    alone(parser.prog)
     if only and arguments.method not in (None, method):
         raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
     if only:
@@ -49,6 +61,8 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
+    if not (folder / "inputs.json").is_file():  # one that goes on knows its commit
+        hub.check_there(recipe)
 
     import torch
 
