@@ -225,11 +225,12 @@ def messages(source: str, revision: str | None = None) -> Iterator[None]:
     from huggingface_hub import errors
     from safetensors import SafetensorError
 
+    own = errors.RevisionResolutionError, errors.StrictDataclassError
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError, httpx.HTTPError, errors.RevisionResolutionError) as error:
+    except (OSError, ValueError, SafetensorError, httpx.HTTPError, *own) as error:
         message = _message(source, revision, error)
         if message is None:
             raise
@@ -251,6 +252,8 @@ def _message(source: str, revision: str | None, error: Exception) -> str | None:
     lines = str(error).splitlines() or [type(error).__name__]
     if "trust_remote_code" in str(error):
         return f"{source} needs Python code of its own. Read it; if you trust it, add --trust_remote_code."
+    if isinstance(error, errors.StrictDataclassError):
+        return f"{source}: its config.json is not sound: {' '.join(str(error).split())}"
     if Path(source).is_dir():
         return f"{source} holds no complete model: {lines[0]}"
     if not is_hub_id(source):

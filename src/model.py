@@ -84,7 +84,7 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     """
     if folder is not None and (folder / "config.json").is_file():
         with hub.messages(str(folder)):
-            return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
+            return _padded_within(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
     with hub.messages(recipe.model_id, recipe.revision):
         where = _where(recipe.model_id, recipe.revision)
         config = AutoConfig.from_pretrained(recipe.model_id, **where, trust_remote_code=recipe.trust_remote_code)
@@ -101,6 +101,15 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
                 + ", ".join(f"{key} is {found!r}, expected {facts.expect[key]!r}" for key, found in wrong.items())
                 + ". Pin another `revision`, or correct `expect` in resource/backbones.yaml."
             )
+    return _padded_within(config)
+
+
+def _padded_within(config: Any) -> Any:
+    """`config` without a padding id that has no row in the embedding, which no embedding can be made with."""
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and rows is not None and pad >= rows:
+        text.pad_token_id = None
     return config
 
 
@@ -120,6 +129,7 @@ def load_base(
     dtype = dtype or compute_dtype(device)
     config, _ = check_base(recipe, folder)
     arguments: dict[str, Any] = {
+        "config": config,
         "dtype": dtype,
         "attn_implementation": usual_attention(class_of(config)),
         "device_map": {"": device},
@@ -166,17 +176,22 @@ def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
 
 def check_trainable(recipe: Recipe) -> None:
     """Before a training: that the base is whole, and can be trained with the recipe's method."""
-    config, _ = check_base(recipe)
+    config, bare = check_base(recipe)
     how = weights.kept_in(config)
     if how and recipe.method == "full":
         raise UserError(
             f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. Train adapters "
             "instead (--method qlora), or give the model that it was made from."
         )
+    if recipe.method != "full" and bare is not None:
+        add_adapter(bare, recipe, empty=True)
 
 
-def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """`model` frozen, with fresh LoRA adapters of the recipe's shape; refuses one without trainable weights."""
+def add_adapter(model: Any, recipe: Recipe, empty: bool = False) -> Any:
+    """`model` frozen, with fresh LoRA adapters of the recipe's shape; refuses one without trainable weights.
+
+    empty: the adapters have no values, as those of a model without any.
+    """
     targets: str | list[str] = recipe.lora_targets
     if targets != "all-linear":
         targets = [name.strip() for name in recipe.lora_targets.split(",")]
@@ -193,8 +208,13 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, config, low_cpu_mem_usage=empty)
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            raise UserError(
+                f"{recipe.name}: this model's experts are adapted as whole parameters, which peft does without dropout "
+                "only: add --lora_dropout 0, or name other layers in --lora_targets."
+            ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
     quicken(model)

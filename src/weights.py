@@ -78,6 +78,14 @@ def check_weights(config: Any, source: str, where: Mapping[str, Any]) -> Any:
         headers = _unpacked(headers, files)
         del plain.quantization_config
     try:
+        with quietly(), torch.device("meta"):
+            class_of(plain)(copy.deepcopy(plain))
+    except Exception as error:  # whatever an impossible value leads to
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{source}: no model can be made of its config.json: {text}. Download or copy it again.") from (
+            error
+        )
+    try:
         with quietly():
             model, found = class_of(config).from_pretrained(
                 None,
