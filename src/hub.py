@@ -137,16 +137,22 @@ def cached_file(model_id: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def check_there(recipe: Recipe) -> None:
-    """UserError when the base model or the tokenizer can be had neither from this machine nor from the hub. Light
-    enough to ask before torch is loaded.
+def check_there(recipe: Recipe, began: Mapping[str, Any] | None = None) -> None:
+    """UserError when the base model can be had neither from this machine nor from the hub: asked for its config, which
+    is light enough before torch is loaded. began: as in `pin`.
     """
-    for source in filter(None, (recipe.model_id, recipe.tokenizer)):
-        revision = recipe.revision if source == recipe.model_id else recipe.tokenizer_revision
-        if is_hub_id(source):
-            find_commit(source, revision)
-            if unreachable() and source == recipe.model_id and not cached_file(source, "config.json", revision):
-                raise UserError(_not_here(source, revision, unreachable()))
+    source = recipe.model_id
+    if not is_hub_id(source):
+        return
+    commit = (began or {}).get("base_revision") or find_commit(source, recipe.revision)
+    if cached_file(source, "config.json", commit):
+        return
+    if unreachable():
+        raise UserError(_not_here(source, commit or recipe.revision, unreachable()))
+    from huggingface_hub import hf_hub_download
+
+    with messages(source, commit):
+        hf_hub_download(source, "config.json", revision=commit)
 
 
 # Whether the hub answers
@@ -231,17 +237,11 @@ def messages(source: str, revision: str | None = None) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError, httpx.HTTPError, *own) as error:
-        message = _message(source, revision, error)
-        if message is None:
-            raise
-        raise UserError(message) from error
+        raise UserError(_message(source, revision, error)) from error
 
 
-def _message(source: str, revision: str | None, error: Exception) -> str | None:
-    """None for an error that is not of a kind that is known."""
-    import httpx
+def _message(source: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import errors
-    from safetensors import SafetensorError
 
     page = f"https://huggingface.co/{source}"
     chain: list[BaseException] = [error]
@@ -268,9 +268,9 @@ def _message(source: str, revision: str | None, error: Exception) -> str | None:
         )
     if errors.RevisionNotFoundError in kinds:
         return f"{source} has no such revision{f' ({revision})' if revision else ''}; see {page}/commits/main."
-    if isinstance(error, OSError | SafetensorError | httpx.HTTPError):
-        return f"{source} cannot be loaded: {masked(lines[0])}"
-    return None
+    if errors.EntryNotFoundError in kinds or errors.RemoteEntryNotFoundError in kinds:
+        return f"{source} is no model that can be loaded: it has no config.json; see {page}/tree/main."
+    return f"{source} cannot be loaded: {masked(lines[0])}"
 
 
 def _not_here(source: str, revision: str | None, reason: str) -> str:

@@ -59,7 +59,7 @@ def train_run(
     inputs: dict[str, Any] = {split: [found["sha256"], found["items"]] for split, found in data_records.items()}
     inputs["prompt"] = prompt.sha256
     _check_folder(folder, recipe, inputs)
-    pinned = hub.pin(recipe, _began(folder))
+    pinned = hub.pin(recipe, records.began_with(folder))
     models.check_trainable(pinned)
     if recipe.only_category:
         train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
@@ -378,12 +378,6 @@ def _check_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} is no run and holds {', '.join(taken)}, which training would overwrite. Give another --save_dir."
         )
-
-
-def _began(folder: Path) -> dict[str, Any]:
-    """What an unfinished run in `folder` began with; nothing for a run that begins now."""
-    unfinished = (folder / CHECKPOINTS).is_dir() and (folder / INPUTS).is_file()
-    return json.loads((folder / INPUTS).read_text(encoding="utf-8")) if unfinished else {}
 
 
 def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any]:

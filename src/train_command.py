@@ -6,7 +6,7 @@ from pathlib import Path
 from src import hub
 from src.cli import Parser, UserError, new_folder
 from src.recipes import add_flags, read_recipe
-from src.records import RESULTS, alone_in
+from src.records import RESULTS, alone_in, began_with
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -61,8 +61,7 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
-    if not (folder / "inputs.json").is_file():  # one that goes on knows its commit
-        hub.check_there(recipe)
+    hub.check_there(recipe, began_with(folder))
 
     import torch
 
