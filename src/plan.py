@@ -38,6 +38,12 @@ def download_bytes(recipe: Recipe) -> int | None:
     return int(facts.download_bytes) if facts is not None and facts.model_id == recipe.model_id else None
 
 
+def parameters(recipe: Recipe) -> float | None:
+    """Weights of the base model, None where they cannot be known without a download."""
+    shape, facts, _ = _known(recipe)
+    return shape.parameters if shape is not None else facts.parameters if facts is not None else None
+
+
 def check_disk(path: str | Path, needed_bytes: float, what: str) -> None:
     """UserError when the disk of `path` (which need not exist yet) has less than `needed_bytes` free for `what`."""
     place = Path(path).absolute()

@@ -164,7 +164,8 @@ def read_headers(files: Iterable[Path]) -> Headers:
             raise
         except Exception as error:
             raise UserError(
-                f"{path} is damaged or was not copied whole: {str(error).splitlines()[0]}. Download or copy it again."
+                f"{path.parent} holds no complete model: {path.name} is damaged or was not copied whole "
+                f"({str(error).splitlines()[0]}). Download or copy it again."
             ) from error
     return found
 
