@@ -18,13 +18,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import lengths, plan
+from src import lengths, plan, ready
 from src.cli import Parser, UserError, announced, run_main
 from src.data import DATA, load_split, sha256, split_path
 from src.jobs import run_job
@@ -96,13 +97,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes
     rows = plan.plan_rows(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
-    console.print(plan.plan_table(rows))
-    for line in lengths.too_long(list(recipes.values()), splits):
-        console.print(line, markup=False, soft_wrap=True)
+    too_long = lengths.too_long(list(recipes.values()), splits)
     if arguments.dry_run:
+        show_plan(console, rows, too_long)
         return 0
-
-    # The runs
     failures: dict[str, str] = {}
     jobs = []
     for (file, recipe), row in zip(recipes.items(), rows, strict=True):
@@ -113,6 +111,10 @@ def main(argv: list[str] | None = None) -> int:
             continue
         if command:
             jobs.append(Job(recipe.name, tuple(command), row.seconds or 1.0))
+    jobs = able(jobs, list(recipes.values()), rows, gpus, failures)
+    show_plan(console, rows, too_long)
+
+    # The runs
     failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console)
 
     # The vote
@@ -132,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(
             f"The vote is of {len(finished)} of {len(names)}" + (f"; missing: {', '.join(missing)}" if missing else "")
         )
-    for name, reason in failures.items():
-        console.print(f"[red]failed[/red] {name}: {reason}", soft_wrap=True)
+    for reason, failed in ready.by_reason(failures).items():
+        console.print(f"[red]failed[/red] {', '.join(failed)}: {reason}", soft_wrap=True)
     if failures:
         console.print("The same command tries what failed again and keeps the rest.")
     if finished:
@@ -166,6 +168,37 @@ def command_for(file: Path, recipe: Recipe, data: Path, test: bool) -> list[str]
     if test and record["splits"].get("test", {}).get("data_sha256") != _sha(data, "test"):
         return [sys.executable, "-m", "run.test", "--model_id", str(folder), "--data", str(data)]
     return []
+
+
+def show_plan(console: Any, rows: Sequence[plan.PlanRow], too_long: Sequence[str]) -> None:
+    console.print(plan.plan_table(rows))
+    for line in too_long:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def able(
+    jobs: list[Job], recipes: list[Recipe], rows: list[plan.PlanRow], gpus: list[plan.Gpu], failures: dict[str, str]
+) -> list[Job]:
+    """The jobs that this machine can do; why the others cannot be done goes to `failures`. UserError when none can, or
+    when the disk has no room for them: before anything is fetched or made.
+    """
+    names = [job.name for job in jobs]
+    left = [(recipe, row) for recipe, row in zip(recipes, rows, strict=True) if recipe.name in names]
+    found = ready.obstacles([recipe for recipe, _ in left], [row for _, row in left], gpus)
+    if found and len(found) == len(recipes):
+        raise UserError(
+            f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. The plan for other machines: "
+            "--dry_run; a try-out in a minute: --recipes resource/miniature/recipes --data resource/miniature/data"
+        )
+    failures |= found
+    training = [
+        row for recipe, row in left if recipe.name not in found and not record_path(RESULTS / row.run).is_file()
+    ]
+    if training:
+        from huggingface_hub import constants
+
+        ready.check_room(training, RESULTS, Path(constants.HF_HUB_CACHE))
+    return [job for job in jobs if job.name not in found]
 
 
 def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str, str]:

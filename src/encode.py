@@ -284,6 +284,7 @@ class Encoder:
                     f"tokens: {shown}"
                     f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
                 )
+        self._check_vocab(examples)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for one in examples:
             # A template may well write one in front of each turn, but no model was trained on two in a row.
@@ -297,13 +298,23 @@ class Encoder:
                     f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before the "
                     f"answer. {ANOTHER}"
                 )
-            if self.vocab is not None and max(map(max, one.sequences)) >= self.vocab:
-                beyond = max(map(max, one.sequences))
-                raise UserError(
-                    f"{self.name}: item {one.id}: its token {self.tokenizer.convert_ids_to_tokens(beyond)!r} has the "
-                    f"id {beyond}, and the model has embeddings for ids below {self.vocab} only. Tokenizer and model "
-                    "do not belong together; give the model's own with --tokenizer."
-                )
+
+    def _check_vocab(self, examples: Sequence[Example]) -> None:
+        """Every token of the items, and the letters, must be one that the model has an embedding for."""
+        if self.vocab is None:
+            return
+        found = {id: one.id for one in examples for ids in one.sequences for id in ids if id >= self.vocab}
+        found |= {id: examples[0].id for id in self.letter_ids or () if id >= self.vocab}
+        if found:
+            shown = ", ".join(
+                f"{self.tokenizer.convert_ids_to_tokens(id)!r} ({id}, item {item})"
+                for id, item in sorted(found.items())[:5]
+            )
+            raise UserError(
+                f"{self.name}: the tokenizer has {len(self.tokenizer)} tokens, the model's embedding {self.vocab} "
+                f"rows, and items hold {len(found)} token(s) beyond them: {shown}{' …' if len(found) > 5 else ''}. "
+                "Give the tokenizer that belongs to these weights."
+            )
 
     def _check_letters(self, prompts: Sequence[str]) -> None:
         """Reads the letters' ids behind every ending that a prompt has; they must agree, be single and distinct."""

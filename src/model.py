@@ -8,27 +8,25 @@ The compute dtype is bf16 on a GPU and fp32 on a CPU, for quantised weights too:
 Gemma2.
 """
 
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from src import plan
+from src import hub, plan, weights
 from src.adapters import quicken
-from src.cli import UserError, nearest
+from src.cli import UserError
 from src.recipes import Recipe, backbones
-from src.records import ADAPTER, MODEL, RESULTS
+from src.records import ADAPTER, MODEL
 from src.rows import usual_attention
 from src.start import find
+from src.weights import class_of
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
@@ -66,9 +64,17 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     """The tokenizer kept in a run's `folder`, else the recipe's."""
     source = str(folder) if folder else find(recipe.tokenizer or recipe.model_id)
-    revision = None if folder or recipe.tokenizer else recipe.revision
-    with _hub_messages(source):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=recipe.trust_remote_code)
+    revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
+    with hub.messages(source, revision):
+        where = _where(source, revision)
+        return AutoTokenizer.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
+
+
+def _where(source: str, revision: str | None) -> dict[str, Any]:
+    """What every load of transformers is told of a repository; nothing of a folder."""
+    if not hub.is_hub_id(source):
+        return {}
+    return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
 def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
@@ -76,12 +82,12 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     of backbones expects of it.
     """
     if folder is not None and (folder / "config.json").is_file():
-        with _hub_messages(str(folder)):
-            return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
-    with _hub_messages(recipe.model_id):
-        config = AutoConfig.from_pretrained(
-            find(recipe.model_id), revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+        with hub.messages(str(folder)):
+            return _padded_within(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
+    source = find(recipe.model_id)
+    with hub.messages(source, recipe.revision):
+        where = _where(source, recipe.revision)
+        config = AutoConfig.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
     facts = backbones().get(recipe.backbone)
     if facts is not None and facts.model_id == recipe.model_id:
         wrong = {
@@ -95,12 +101,16 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
                 + ", ".join(f"{key} is {found!r}, expected {facts.expect[key]!r}" for key, found in wrong.items())
                 + ". Pin another `revision`, or correct `expect` in resource/backbones.yaml."
             )
+    return _padded_within(config)
+
+
+def _padded_within(config: Any) -> Any:
+    """`config` without a padding id that has no row in the embedding, which no embedding can be made with."""
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and rows is not None and pad >= rows:
+        text.pad_token_id = None
     return config
-
-
-def class_of(config: Any) -> Any:
-    """The class that a config's model is loaded as; None when its code comes with the weights."""
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
 def load_base(
@@ -117,10 +127,9 @@ def load_base(
     are the same numbers, and need not be unpacked in every pass.
     """
     dtype = dtype or compute_dtype(device)
-    config = load_config(recipe, folder)
-    if folder is None:
-        check_download(recipe)
+    config, _ = check_base(recipe, folder)
     arguments: dict[str, Any] = {
+        "config": config,
         "dtype": dtype,
         "attn_implementation": usual_attention(class_of(config)),
         "device_map": {"": device},
@@ -131,11 +140,17 @@ def load_base(
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    if folder is None:
-        arguments["revision"] = recipe.revision
     source = str(folder or find(recipe.model_id))
-    with _hub_messages(source):
-        model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    if folder is None:
+        arguments |= _where(source, recipe.revision)
+    try:
+        with hub.messages(source, recipe.revision if folder is None else None), weights.quietly():
+            arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    except ImportError as error:  # the package of a quantisation
+        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
+    model, found = loaded
+    weights.refuse(model, found, source)
     if dequantised:
         model = model.dequantize(dtype)
     if device.type == "cpu":
@@ -147,8 +162,36 @@ def load_base(
     return model
 
 
-def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """`model` frozen, with fresh LoRA adapters of the recipe's shape; refuses one without trainable weights."""
+def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
+    """(config, model without values) of the base, or of the fully trained model in `folder`, once its weight files are
+    known to be whole; fetches them where they are not here yet. The model is None where only loading can tell.
+    """
+    config = load_config(recipe, folder)
+    if folder is None:
+        check_download(recipe)
+    source = str(folder or recipe.model_id)
+    where = {} if folder else _where(source, recipe.revision)
+    return config, weights.check_weights(config, source, where)
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Before a training: that the base is whole, and can be trained with the recipe's method."""
+    config, bare = check_base(recipe)
+    how = weights.kept_in(config)
+    if how and recipe.method == "full":
+        raise UserError(
+            f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. Train adapters "
+            "instead (--method qlora), or give the model that it was made from."
+        )
+    if recipe.method != "full" and bare is not None:
+        add_adapter(bare, recipe, empty=True)
+
+
+def add_adapter(model: Any, recipe: Recipe, empty: bool = False) -> Any:
+    """`model` frozen, with fresh LoRA adapters of the recipe's shape; refuses one without trainable weights.
+
+    empty: the adapters have no values, as those of a model without any.
+    """
     targets: str | list[str] = recipe.lora_targets
     if targets != "all-linear":
         targets = [name.strip() for name in recipe.lora_targets.split(",")]
@@ -165,8 +208,13 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, config, low_cpu_mem_usage=empty)
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            raise UserError(
+                f"{recipe.name}: this model's experts are adapted as whole parameters, which peft does without dropout "
+                "only: add --lora_dropout 0, or name other layers in --lora_targets."
+            ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
     quicken(model)
@@ -189,9 +237,14 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         raise UserError(f"{folder} has lost its weights: there is neither {MODEL}/ nor {ADAPTER}/. Train it again.")
     if kept.name == MODEL:
         return load_base(recipe, device, folder=kept).eval()
+    _, bare = check_base(recipe)
+    if bare is not None:
+        weights.check_adapter(bare, kept)
     model = load_base(recipe, device)
-    with _hub_messages(str(kept)):
+    with hub.messages(str(kept)):
         model = PeftModel.from_pretrained(model, str(kept)).eval()
+    if bare is None:
+        weights.check_adapter(model, kept)
     quicken(model)
     return model
 
@@ -234,48 +287,3 @@ def check_download(recipe: Recipe) -> None:
     if not plan.is_cached(recipe.model_id, recipe.revision):
         cache = Path(constants.HF_HUB_CACHE)
         plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")
-
-
-@contextlib.contextmanager
-def _hub_messages(source: str) -> Iterator[None]:
-    """Turns the hub's exceptions into one message that names the page to visit; tokens are never printed."""
-    page = f"https://huggingface.co/{source}"
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        chain: list[BaseException] = [error]
-        while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
-            chain.append(below)
-        kinds = tuple(type(one) for one in chain)
-        if "trust_remote_code" in str(error):
-            message = f"{source} needs Python code of its own. Read it; if you trust it, add --trust_remote_code."
-        elif Path(source).is_dir():
-            message = f"{source} holds no complete model: {str(error).splitlines()[0]}"
-        elif source.startswith(("/", "./", "../", "~")):
-            message = f"there is no folder {source}."
-        elif errors.GatedRepoError in kinds:
-            message = f"{source} is gated: accept its terms at {page}, then log in with `hf auth login`."
-        elif any(issubclass(kind, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for kind in kinds):
-            message = (
-                f"{source} is not on this machine and the hub cannot be reached. Where there is a network run "
-                f"`hf download {source}` "
-                "and copy the cache, or give a local folder as --model_id." + _runs_like(source)
-            )
-        elif errors.RepositoryNotFoundError in kinds or errors.HFValidationError in kinds:
-            message = (
-                f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
-                + _runs_like(source)
-            )
-        elif errors.RevisionNotFoundError in kinds:
-            message = f"{source} has no such revision; see {page}/commits/main."
-        elif isinstance(error, OSError | SafetensorError):
-            message = f"{source} cannot be loaded: {str(error).splitlines()[0]}"
-        else:
-            raise
-        raise UserError(message) from error
-
-
-def _runs_like(name: str) -> str:
-    """Which trained runs there are, for a name that may have been meant as one's."""
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
-    return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

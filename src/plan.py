@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.cli import UserError
+from src.hub import cached_file, is_cached
 from src.kinds import item_tokens, kind_of
 from src.recipes import ORPO, Backbone, Recipe, backbones
 from src.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
@@ -38,15 +39,10 @@ def download_bytes(recipe: Recipe) -> int | None:
     return int(facts.download_bytes) if facts is not None and facts.model_id == recipe.model_id else None
 
 
-def is_cached(model_id: str, revision: str | None = None) -> bool:
-    """Whether the hub's cache on this machine holds every weight file of `model_id`; the network is not asked."""
-    if _cached_file(model_id, "model.safetensors", revision):
-        return True
-    index = _cached_file(model_id, "model.safetensors.index.json", revision)
-    if index is None:
-        return False
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all(_cached_file(model_id, shard, revision) for shard in shards)
+def parameters(recipe: Recipe) -> float | None:
+    """Weights of the base model, None where they cannot be known without a download."""
+    shape, facts, _ = known(recipe)
+    return shape.parameters if shape is not None else facts.parameters if facts is not None else None
 
 
 def check_disk(path: str | Path, needed_bytes: float, what: str) -> None:
@@ -371,7 +367,7 @@ def known(recipe: Recipe) -> tuple[Shape | None, Backbone | None, str]:
         return shape, facts if same else None, "miniature" if small or "miniature" in folder.parts else "local folder"
     if facts is not None and facts.model_id == recipe.model_id:
         return Shape.of_backbone(facts), facts, ""
-    config = _cached_file(recipe.model_id, "config.json", recipe.revision)
+    config = cached_file(recipe.model_id, "config.json", recipe.revision)
     return (_shape_in(config) if config else None), None, ""
 
 
@@ -380,13 +376,3 @@ def _shape_in(config: Path) -> Shape | None:
         return Shape.of_json(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # loading the model will say what is wrong with it
         return None
-
-
-def _cached_file(model_id: str, name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import errors, try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(model_id, name, revision=revision)
-    except errors.HFValidationError:  # neither a folder nor a hub id
-        return None
-    return Path(found) if isinstance(found, str) else None

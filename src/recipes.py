@@ -100,6 +100,7 @@ class Recipe:
     model_id: str = _setting("", "hub id or local folder of the base model; the backbone's own by default")
     tokenizer: str | None = _setting(None, "hub id or local folder of the tokenizer, when it is not the model's")
     revision: str | None = _setting(None, "commit of the hub repository; the record keeps the one that was loaded")
+    tokenizer_revision: str | None = _setting(None, "commit of the tokenizer's repository, when it has its own")
     licence: str | None = _setting(None, "licence of the base model, for the tables")
     trust_remote_code: bool = _setting(False, "run Python code that the model repository ships")
     chat_template: str | None = _setting(

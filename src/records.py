@@ -72,6 +72,18 @@ def find_run(name: str | None) -> Path | None:
     return None
 
 
+def began_with(folder: Path) -> dict[str, Any]:
+    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now."""
+    path = folder / "inputs.json"
+    if not (folder / "checkpoints").is_dir() or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever goes on with the run says so
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8 with `\\n` line ends, whole or not at all: a reader sees the old file or the new one. Makes the folders."""
     write_texts({Path(path): text})

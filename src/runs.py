@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from src import data, progress, records
+from src import data, hub, progress, records
 from src import model as models
 from src.chat import Frozen
 from src.cli import UserError
@@ -50,18 +50,20 @@ def train_run(
             "front of the command instead."
         )
     given = gather(recipe, folder, data_folder, also_score, limit)
+    pinned = hub.pin(recipe, records.began_with(folder))
+    models.check_trainable(pinned)
     library = find_library(given.prompt, data_folder, recipe.reasoning)
     before = _template_before(folder)
     frozen = None if before is None else frozen_of(before)
-    encoder = make_encoder(recipe, given.prompt, library=library, frozen=frozen)
+    encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
     for split in ("dev", *also_score):  # an item that does not fit is better known before the training
         encoder.for_scoring(given.splits[split][0])
-    facts = _facts(recipe, encoder, data_folder)
+    facts = _facts(pinned, encoder, data_folder)
     _refuse_other_text(folder, facts["template"], before or {})
     _print_notes(encoder, [items for items, _ in given.splits.values()])
-    records.write_json(folder / INPUTS, {**given.hashes, "template": facts["template"]})
+    records.write_json(folder / INPUTS, {**given.hashes, **hub.commits(pinned), "template": facts["template"]})
     records.write_text(folder / RECIPE, recipe.dump())
-    outcome = fine_tune(recipe, encoder, given.train, given.dev, folder, device)
+    outcome = fine_tune(pinned, encoder, given.train, given.dev, folder, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -76,7 +78,7 @@ def train_run(
         "device": device_words(device),
         "splits": {},
     }
-    network = models.load_run(folder, recipe, device)
+    network = models.load_run(folder, pinned, device)
     for split in ("dev", *also_score):
         items, data_record = given.splits[split]
         score_run(folder, record, split, items, data_record, encoder, network)
@@ -95,10 +97,11 @@ def untrained_run(
     """
     prompt = load_prompt(recipe.prompt)
     there = records.read_record(folder) if records.record_path(folder).is_file() else None
+    pinned = hub.pin(recipe, there)
     frozen = frozen_of(there["template"]) if there else None
     library = find_library(prompt, data_folder, recipe.reasoning)
-    encoder = make_encoder(recipe, prompt, library=library, frozen=frozen)
-    facts = _facts(recipe, encoder, data_folder)
+    encoder = make_encoder(pinned, prompt, library=library, frozen=frozen)
+    facts = _facts(pinned, encoder, data_folder)
     scored: dict[str, Any] = {"splits": {}}
     if there:
         differing = differing_settings(there["recipe"], recipe)
@@ -138,15 +141,16 @@ def other_run(
     recipe = Recipe(**record["recipe"])
     reasons = recipe.reasoning if reasoning is None else reasoning
     recipe = recipe.replace(prompt=prompt_name or recipe.prompt, reasoning=reasons)
+    pinned = hub.recorded({**record, "recipe": dataclasses.asdict(recipe)})
     weights = weights_of(folder, record)
     words = [prompt.name] if prompt_name else []
     there = folder.with_name("-".join([weights.name, *words, *([suffix] if suffix else [])]))
     library = find_library(prompt, data_folder, reasons)
     frozen = frozen_of(record["template"])
-    encoder = make_encoder(recipe, prompt, models.weights_folder(weights), library, frozen)
+    encoder = make_encoder(pinned, prompt, models.weights_folder(weights), library, frozen)
     made = {key: value for key, value in record.items() if key not in _scored(record)}
     made |= {"run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
-    facts = _facts(recipe, encoder, data_folder)
+    facts = _facts(pinned, encoder, data_folder)
     made |= {"prompt": facts["prompt"], "template": facts["template"]}
     if records.record_path(there).is_file():
         earlier = records.read_record(there)
@@ -181,7 +185,7 @@ def open_run(
     _print_notes(encoder, splits)
     announce(found, device)
     weights, trained = weights_of(folder, record), record["training"] is not None
-    return encoder, models.load_run(weights, Recipe(**record["recipe"]), device, trained=trained)
+    return encoder, models.load_run(weights, hub.recorded(record), device, trained=trained)
 
 
 def score_run(
@@ -257,12 +261,12 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if folder is not None:
         record = records.read_record(folder)
         trained = weights_of(folder, record) if record["training"] is not None else None
-        return folder.name, Recipe(**record["recipe"]), trained
+        return folder.name, hub.recorded(record), trained
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:
         recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
-    return f"{recipe.name} (untrained)", recipe, None
+    return f"{recipe.name} (untrained)", hub.pin(recipe), None
 
 
 def make_encoder(
@@ -301,7 +305,7 @@ def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -
     same training split.
     """
     prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
-    recipe = Recipe(**record["recipe"])
+    recipe = hub.recorded(record)
     library = find_library(prompt, data_folder, recipe.reasoning)
     if library and (now := data.sha256(data.split_path(data_folder, "train"))) != record["prompt"]["examples_sha256"]:
         raise UserError(
@@ -366,7 +370,7 @@ def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any
     return {
         "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text, **shown},
         "template": _template_record(encoder),
-        "base_revision": getattr(models.load_config(recipe), "_commit_hash", None),
+        **hub.commits(recipe),
         "versions": records.versions(),
         "commit": records.git_commit(),
     }

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from src import hub
 from src.cli import Parser, UserError, announced, new_folder
 from src.data import DATA, oddity_note, split_path
 from src.environment import processes
 from src.inputs import gather, refuse_bare_name
 from src.recipes import add_flags, read_recipe
-from src.records import RESULTS, alone_in
+from src.records import RESULTS, alone_in, began_with
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -52,6 +53,7 @@ def train(
     refuse_bare_name(recipe.model_id)
     with alone_in(folder):
         gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
+        hub.check_there(recipe, began_with(folder))
         for split in ("train", "dev", *arguments.score):
             if note := oddity_note(split_path(arguments.data, split)):
                 print(note)

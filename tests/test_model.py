@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import errors
 from peft import PeftModel
 
+from src import hub
 from src import model as models
 from src.cli import UserError
 from src.encode import Encoder
@@ -298,7 +299,7 @@ def test_a_tokenizer_from_elsewhere(backbone_folder: Folder) -> None:
     ],
 )
 def test_what_the_hub_says(kind: type[Exception] | None, message: str) -> None:
-    with pytest.raises(UserError, match=message), models._hub_messages("someone/m"):
+    with pytest.raises(UserError, match=message), hub.messages("someone/m"):
         try:
             if kind:
                 raise kind.__new__(kind)  # their constructors want an answer of the server

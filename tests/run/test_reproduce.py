@@ -92,6 +92,7 @@ def commands(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands(house)
     monkeypatch.setattr(reproduce, "run_job", stand_in)
     monkeypatch.setattr(reproduce.plan, "gpus", lambda: [])
+    monkeypatch.setattr(reproduce, "able", lambda jobs, *rest: jobs)  # what this machine could really do
     return stand_in
 
 
@@ -212,6 +213,79 @@ def test_each_job_has_a_gpu_of_its_own(house: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(used.values()) == ["0", "1"]
 
 
+# What this machine cannot do
+
+
+@pytest.fixture
+def machine(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """One without a GPU, an empty cache and a hub that does not answer."""
+    from huggingface_hub import constants
+
+    stand_in = Commands(house)
+    monkeypatch.setattr(reproduce, "run_job", stand_in)
+    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(house / "hub"))
+    monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "the hub is asleep")
+    return stand_in
+
+
+def small(house: Path) -> None:
+    """A base model that any machine can train, for recipe eeve."""
+    (house / "base").mkdir()
+    (house / "recipes" / "eeve.yaml").write_text("backbone: eeve\nmodel_id: base\nmethod: lora\n", encoding="utf-8")
+
+
+def test_without_a_gpu_large_models_are_refused_before_anything_is_made(machine: Commands) -> None:
+    with pytest.raises(UserError, match=r"nothing can be run here\. eeve, polar, qwen2: there is no GPU .*--dry_run"):
+        call()
+    assert machine.seen == [] and not Path("resource/results").exists()
+
+
+def test_what_does_not_fit_the_gpu_is_left_out(
+    machine: Commands, house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(house)
+    gpu = reproduce.plan.Gpu("NVIDIA RTX 2060", 6 * 2**30, 6 * 2**30)
+    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    assert call() == 1
+    shown = capsys.readouterr().out
+    assert machine.modules() == ["run.train", "run.vote", "run.vote"]
+    assert "failed polar: it takes" in shown and "the largest GPU here has 6" in shown
+    assert not Path("resource/results/polar").exists()
+
+
+def test_a_hub_that_does_not_answer_is_said_once(
+    machine: Commands, house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = reproduce.plan.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
+    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    reason = "its base model is not on this machine and the hub is asleep"
+    with pytest.raises(UserError, match=rf"eeve, polar, qwen2: {reason}\. Nothing was fetched"):
+        call()
+    assert machine.seen == [] and not Path("resource/results").exists()
+    small(house)
+    assert call() == 1
+    assert f"failed polar, qwen2: {reason}" in capsys.readouterr().out
+    assert not Path("resource/results/polar").exists()
+    # What is finished needs neither.
+    machine.seen.clear()
+    assert call("--only", "eeve") == 0
+    assert machine.modules() == ["run.vote", "run.vote"]
+
+
+def test_a_disk_without_room_for_all_is_told_before_the_first(
+    machine: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = reproduce.plan.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
+    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "")
+    usage = shutil.disk_usage(".")._replace(free=40 * 10**9)  # enough for one of them
+    monkeypatch.setattr(reproduce.plan.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"3 run\(s\) and 65\.3 GB of downloads needs .* 40\.0 GB free.*--only NAME"):
+        call()
+    assert machine.seen == [] and not Path("resource/results").exists()
+
+
 def test_a_termination_ends_the_runs_too(house: Path) -> None:
     """The real thing, interrupted: no child is left behind, and the message says how to go on."""
     (house / "run").unlink()
@@ -219,6 +293,9 @@ def test_a_termination_ends_the_runs_too(house: Path) -> None:
     (house / "run" / "train.py").write_text(
         "import os, sys, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
     )
+    (house / "base").mkdir()  # nothing to fetch, and nobody knows that it is too large
+    for file in (house / "recipes").iterdir():
+        file.write_text("model_id: base\nmethod: lora\n", encoding="utf-8")
     command = [sys.executable, "-m", "run.reproduce", "--recipes", "recipes", "--data", "data"]
     parent = subprocess.Popen(command, cwd=house, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid = house / "pid"

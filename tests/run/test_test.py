@@ -302,7 +302,7 @@ def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistyped_run_is_named_with_the_nearest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.model.RESULTS", place / "results")
+    monkeypatch.setattr("src.hub.RESULTS", place / "results")
     (place / "results" / "vote").mkdir()
     write_json(place / "results" / "vote" / "record.json", {})
     said = problem_of(place, "qlroa")
