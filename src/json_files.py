@@ -44,8 +44,9 @@ def read_json(content: bytes, name: str, korean: Sequence[str] = ()) -> Json:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, short enough for a line, and such that every terminal's encoding can be asked for it."""
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    """A value as JSON, short enough for a line; what cannot be seen, or not be encoded, as its escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

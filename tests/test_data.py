@@ -1,5 +1,6 @@
 import copy
 import json
+import random
 import subprocess
 import sys
 import time
@@ -459,6 +460,7 @@ def test_blanks_and_unseen_characters_in_a_category_are_said(category: str) -> N
     (item,), found = odd(make_item(0, category=category))
     assert item.category == "원인"
     assert [kind for kind, _ in found] == ["category-spelling"]
+    assert found[0][1].isprintable() and json.loads(found[0][1]) == category
 
 
 def test_ids_may_be_numbers_on_either_side() -> None:
@@ -658,6 +660,19 @@ json_values = st.recursive(
 def test_no_json_value_in_any_field_breaks_the_loader(key: str, value: Any) -> None:
     items, problems = parse_items(dump_items([make_item(0, **{key: value})]).encode(), "any")
     assert bool(items) != bool(problems)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp949", "utf-16", "utf-32-be"])
+def test_no_damage_to_a_file_breaks_the_loader(encoding: str) -> None:
+    rng = random.Random(encoding)
+    whole = dump_items([make_item(0), make_item(1)]).encode(encoding)
+    for _ in range(150):
+        content = bytearray(whole[: rng.randint(0, len(whole))] if rng.random() < 0.3 else whole)
+        for _ in range(rng.randint(1, 6) if content else 0):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        items, problems = parse_items(bytes(content), "any")
+        assert items or problems
+        assert all("\n" not in line and line.startswith("any: ") for line in problems)
 
 
 # The small ones
