@@ -51,6 +51,8 @@ from src.rows import (
 from src.scores import score
 
 T = TypeVar("T")
+NOTED = 2.0
+"""Seconds after which the loss beside the bar is a new one."""
 HINTED = 16
 """Items of a step for which it is said what they would share."""
 
@@ -130,7 +132,7 @@ def fine_tune(
     with progress.stage("train", whole) as bar:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(best)
-        trainer.add_callback(_Report(bar))
+        trainer.add_callback(_Report(bar, trainer))
         if checkpoint:
             print(f"going on from {checkpoint}")
             trainer.state = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
@@ -219,7 +221,6 @@ def make_trainer(
         save_total_limit=1,
         logging_strategy="steps",
         logging_steps=10,
-        logging_first_step=True,
         logging_nan_inf_filter=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -368,7 +369,8 @@ class LetterTrainer(Trainer):
         """
         if not model.training:
             model.train()
-        return self._or_usually(lambda: self._accumulate(model, inputs, num_items_in_batch))
+        self.last_loss = self._or_usually(lambda: self._accumulate(model, inputs, num_items_in_batch))
+        return self.last_loss
 
     def _accumulate(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         rows = inputs["rows"]
@@ -535,15 +537,20 @@ class KeepBest(TrainerCallback):
 
 
 class _Report(TrainerCallback):
-    """The bar's length, and beside it the mean loss of the steps since the last log and the learning rate."""
+    """The bar's length, and beside it the loss of the last step and the next one's learning rate."""
 
-    def __init__(self, bar: progress.Progress) -> None:
-        self.bar = bar
+    def __init__(self, bar: progress.Progress, trainer: LetterTrainer) -> None:
+        self.bar, self.trainer = bar, trainer
+        self.noted = -math.inf
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self.bar.begin(state.global_step, state.max_steps)
 
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):  # type: ignore[no-untyped-def]
+        # A GPU is waited for when its loss is read.
+        if time.monotonic() - self.noted >= NOTED or state.global_step == state.max_steps:
+            self.noted = time.monotonic()
+            self.bar.note(f"loss {self.trainer.last_loss.item():.4f}, lr {lr_scheduler.get_last_lr()[0]:.2e}")
         self.bar.update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
@@ -552,8 +559,6 @@ class _Report(TrainerCallback):
             raise UserError(
                 f"training diverged before step {state.global_step}: {wrong}. A lower lr or a warm-up may help."
             )
-        if "loss" in logs:
-            self.bar.note(f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}")
 
 
 def last_checkpoint(folder: Path) -> str | None:
