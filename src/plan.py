@@ -179,6 +179,8 @@ class PlanRow:
     method: str
     words: str
     """The method as the table shows it."""
+    tokens: int | None
+    """Of a training item in the mean, as assumed; None for a miniature, whose tokenizer is like no other."""
     download: int | None
     """Bytes."""
     weights: int | None
@@ -235,6 +237,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mapping[str
         gated=facts.gated if facts else None,
         method=recipe.method,
         words=recipe.method_words,
+        tokens=None if shape is None or place == "miniature" else mean_tokens,
         download=download_bytes(recipe),
         weights=weights,
         settled=settled,
@@ -290,6 +293,7 @@ def plan_table(rows: Sequence[PlanRow]) -> "Table":
         facts = [escape(row.model_id), f"licence {escape(row.licence or '?')}"]
         facts += ["[bold red]no commercial use[/]"] if row.commercial is False else []
         facts += ["[bold red]gated[/]"] if row.gated else []
+        facts += [f"about {row.tokens:,} tokens an item"] if row.tokens else []
         facts += [escape(row.note)] if row.note else []
         lines.append(f"[bold]{escape(row.run)}[/]: {', '.join(facts)}")
     page = Table.grid()
