@@ -4,24 +4,21 @@
     python -m run.prepare_data downloads/ --out resource/data
     python -m run.prepare_data 대화맥락추론_train.json 대화맥락추론_dev.json
 
-A file belongs to the split whose word (train, dev, test) stands in its name, at any depth of a zip or folder.
-All files are checked before anything is written, and all problems are shown at once. Text is kept as it stands.
+A file belongs to the split whose word (train, dev, test) stands in its name, at any depth of a zip or folder, or in a
+zip within the zip. All files are checked before anything is written, and all problems are shown at once. What is odd
+and harmless is carried on and said: resource/data/README.md lists both kinds. Text is kept as it stands.
 """
 
 import argparse
-import re
 import sys
-import unicodedata
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli import Parser, UserError, nearest, new_folder, run_main
+from src.archives import Candidate, Found, find
+from src.cli import Parser, UserError, new_folder, run_main
 from src.data import (
     CATEGORIES,
     OUTPUTS,
@@ -29,55 +26,16 @@ from src.data import (
     Item,
     dump_items,
     missing_labels,
-    parse_items,
     problem_lines,
+    read_items,
     split_path,
 )
+from src.json_files import read_json, same
+from src.oddities import Oddity, oddity_lines
 from src.records import write_texts
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# The official files hold a few megabytes; a zip that claims this much for one is not theirs.
-LARGEST_MEMBER_BYTES = 200_000_000
-
-UTF8_NAME, ENCRYPTED = 0x800, 0x1  # bits of a zip member's general purpose flag (APPNOTE.TXT, 4.4.4)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A JSON file: the one at `path`, or the `member` of the zip there. `name` is its readable base name."""
-
-    path: Path
-    name: str
-    member: zipfile.ZipInfo | None = None
-
-    @property
-    def place(self) -> str:
-        return str(self.path) if self.member is None else f"{self.path}: {member_name(self.member)}"
-
-    @property
-    def split(self) -> str | None:
-        """The one split word in the name; None for no such word or several."""
-        words = set(re.findall(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])", self.name.lower()))
-        return words.pop() if len(words) == 1 else None
-
-    def read(self) -> bytes:
-        """Zip members are read in memory, never extracted: their names cannot reach a path of this machine."""
-        if self.member is None:
-            return self.path.read_bytes()
-        if self.member.flag_bits & ENCRYPTED:
-            raise UserError(f"{self.place} is encrypted. Unpack the zip with its password and give the folder instead.")
-        if self.member.file_size > LARGEST_MEMBER_BYTES:
-            raise UserError(
-                f"{self.place}: found {self.member.file_size:,} bytes; allowed: {LARGEST_MEMBER_BYTES:,}. "
-                "This is not the official zip."
-            )
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise UserError(f"{self.place} cannot be unpacked ({error}). Download the zip again.") from error
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -93,8 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int | None:
     args = make_parser().parse_args(argv)
-    chosen, left_aside = choose(args.paths, args.out)
-    splits = check(chosen)
+    found = search(args.paths)
+    chosen, oddities = choose(found, args.paths, args.out)
+    splits, of_items = check(chosen)
     write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})
 
     from rich.console import Console
@@ -102,8 +61,14 @@ def main(argv: list[str] | None = None) -> int | None:
     Console().print(summary(splits))
     for split, candidate in chosen.items():
         print(f"{split_path(args.out, split)}  from {candidate.place}")
-    for candidate in left_aside:
-        print(f"not used (no one split word in its name): {candidate.place}")
+    for candidate in found.candidates:
+        if candidate.split is None:
+            print(f"not used (no one split word in its name): {candidate.place}")
+    for reason in found.unread:
+        print(f"not used: {reason}")
+    if oddities := [*oddities, *of_items]:
+        print("odd, and carried on (resource/data/README.md has all kinds):")
+        print("".join(f"  {line}\n" for line in oddity_lines(oddities)), end="")
     for split in SPLITS:
         path = split_path(args.out, split)
         if split not in chosen:
@@ -115,102 +80,67 @@ def main(argv: list[str] | None = None) -> int | None:
     return 0
 
 
-def choose(paths: Sequence[Path], out: Path) -> tuple[dict[str, Candidate], list[Candidate]]:
-    """The file of each split that has one, in the order of `SPLITS`, and the JSON files whose name names no split."""
-    found_once = {
-        (candidate.path.resolve(), candidate.member and candidate.member.header_offset): candidate
-        for path in paths
-        for candidate in find(path)
-    }
-    candidates = list(found_once.values())
+def search(paths: Sequence[Path]) -> Found:
+    """What is at all these paths together, each JSON file once."""
+    together = Found()
+    for path in paths:
+        found = find(path)
+        together.unread += found.unread
+        together.others += found.others
+        known = {candidate.key for candidate in together.candidates}
+        together.candidates += [candidate for candidate in found.candidates if candidate.key not in known]
+    return together
+
+
+def choose(found: Found, paths: Sequence[Path], out: Path) -> tuple[dict[str, Candidate], list[Oddity]]:
+    """The file of each split that has one, in the order of `SPLITS`, and which were there more than once."""
     chosen: dict[str, Candidate] = {}
     problems: list[str] = []
+    oddities: list[Oddity] = []
     for split in SPLITS:
-        found = [candidate for candidate in candidates if candidate.split == split]
+        meant = [candidate for candidate in found.candidates if candidate.split == split]
         # What an earlier run wrote beside the official files is no second candidate.
         made_here = split_path(out, split).resolve()
-        found = [candidate for candidate in found if candidate.path.resolve() != made_here] or found
-        if len(found) > 1:
-            problems.append(f"{split}: {', '.join(candidate.place for candidate in found)}")
-        elif found:
-            chosen[split] = found[0]
-    left_aside = [candidate for candidate in candidates if candidate.split is None]
+        meant = [candidate for candidate in meant if candidate.path.resolve() != made_here] or meant
+        # Nor is what lies in a zip within: that is looked at where the outer one has no file.
+        meant = [candidate for candidate in meant if candidate.outer is None] or meant
+        if len(meant) > 1 and not all_same(meant):
+            problems.append(f"{split}: {', '.join(candidate.place for candidate in meant)}")
+        elif meant:
+            chosen[split] = meant[0]
+            oddities += [Oddity("file-twice", other.place, f"as {meant[0].place}") for other in meant[1:]]
     if problems:
         raise UserError(
             problem_lines("found more than one file for a split; allowed: one. Name the files that are meant", problems)
         )
     if not chosen:
-        seen = ", ".join(candidate.name for candidate in left_aside) or "none"
-        zips = [str(file) for path in paths if path.is_dir() for file in sorted(path.glob("*.zip"))]
-        hint = f". To read a zip, name it: {', '.join(zips)}" if zips else ""
-        raise UserError(
-            f"no split in {', '.join(map(str, paths))}. Found JSON files: {seen}; "
-            f"allowed: names with one of the words {', '.join(SPLITS)}, like 대화맥락추론_train.json{hint}"
-        )
-    return chosen, left_aside
+        raise UserError(nothing_found(found, paths))
+    return chosen, oddities
 
 
-def find(path: Path) -> Iterator[Candidate]:
-    """The JSON files at a path that the user gave: a folder (searched to its depth), a zip, or a JSON file itself."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if is_json(file.relative_to(path).as_posix()) and file.is_file():
-                yield Candidate(file, unicodedata.normalize("NFC", file.name))
-    elif not path.exists():
-        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file or folder.{nearest(path.name, there)}")
-    elif zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{path} is a damaged zip ({error}). Download it again.") from error
-        for member in members:
-            name = member_name(member)
-            if is_json(name):
-                yield Candidate(path, name.split("/")[-1], member)
-    elif path.suffix.lower() == ".json":
-        candidate = Candidate(path, unicodedata.normalize("NFC", path.name))
-        if candidate.split is None:
-            raise UserError(
-                f"{path}: the name does not say which split this is; allowed: exactly one of the words "
-                f"{', '.join(SPLITS)} in it. Rename it, for instance to data_train.json"
-            )
-        yield candidate
-    else:
-        kind = "a damaged zip, download it again" if path.suffix.lower() == ".zip" else "neither"
-        raise UserError(f"{path}: found {kind}; allowed: a zip, a folder or a JSON file")
+def all_same(candidates: Sequence[Candidate]) -> bool:
+    """Whether all hold the same JSON, however it is written."""
+    first, *others = (read_json(candidate.read(), candidate.name, CATEGORIES) for candidate in candidates)
+    return not first.problems and all(not other.problems and same(first.value, other.value) for other in others)
 
 
-def is_json(name: str) -> bool:
-    """Whether a path in a folder or zip is a JSON file. Resource forks of a Mac (`__MACOSX/`, `._x.json`) are not."""
-    parts = [part for part in name.split("/") if part not in (".", "..")]
-    return name.lower().endswith(".json") and not any(part.startswith((".", "__MACOSX")) for part in parts)
+def nothing_found(found: Found, paths: Sequence[Path]) -> str:
+    seen = ", ".join(candidate.name for candidate in found.candidates) or "none"
+    others = f" (other files: {', '.join(sorted(set(found.others))[:5])})" if found.others else ""
+    zips = [str(file) for path in paths if path.is_dir() for file in sorted(path.glob("*.zip"))]
+    return (
+        f"no split in {', '.join(map(str, paths))}. Found JSON files: {seen}{others}; "
+        f"allowed: names with one of the words {', '.join(SPLITS)}, like 대화맥락추론_train.json"
+        + (f". To read a zip, name it: {', '.join(zips)}" if zips else "")
+        + "".join(f"\n  {reason}" for reason in found.unread)
+    )
 
 
-def member_name(member: zipfile.ZipInfo) -> str:
-    """The name as it was meant, NFC and with slashes.
-
-    Without the UTF-8 flag zipfile reads a name as cp437; macOS then meant UTF-8 all the same, and Korean Windows CP949.
-    """
-    name = member.filename
-    if not member.flag_bits & UTF8_NAME:
-        for encoding in ("utf-8", "cp949"):
-            try:
-                name = name.encode("cp437").decode(encoding)
-                break
-            except UnicodeError:
-                continue
-    return unicodedata.normalize("NFC", name).replace("\\", "/")
-
-
-def check(chosen: Mapping[str, Candidate]) -> dict[str, list[Item]]:
-    """The items of each split. UserError with the problems of all files, and of the files together."""
-    splits: dict[str, list[Item]] = {}
-    problems: dict[str, list[str]] = {}
-    for split, candidate in chosen.items():
-        splits[split], problems[split] = parse_items(candidate.read(), candidate.name)
-
+def check(chosen: Mapping[str, Candidate]) -> tuple[dict[str, list[Item]], list[Oddity]]:
+    """The items of each split, and what is odd. UserError with the problems of all files, and of them together."""
+    read = {split: read_items(candidate.read(), candidate.name) for split, candidate in chosen.items()}
+    problems = {split: list(one.problems) for split, one in read.items()}
+    splits = {split: one.items for split, one in read.items()}
     together: list[str] = []
     test = splits.get("test", [])
     test_is_labelled = bool(test) and all(item.label is not None for item in test)
@@ -223,20 +153,38 @@ def check(chosen: Mapping[str, Candidate]) -> dict[str, list[Item]]:
             )
         elif split in chosen:
             problems[split] += missing_labels(items, chosen[split].name)
-    for one, other in combinations(splits, 2):
-        ids = {item.id for item in splits[other]}
-        shared = [item.id for item in splits[one] if item.id in ids]
-        if shared:
-            examples = ", ".join(shared[:3]) + (", …" if len(shared) > 3 else "")
-            together.append(
-                f"{chosen[one].name} and {chosen[other].name} share {len(shared)} ids ({examples}); allowed: none"
-            )
+    faults, shared = shared_ids(chosen, splits)
+    together += faults
     blocks = [problem_lines(chosen[split].place, lines) for split, lines in problems.items() if lines]
     if together:
         blocks.append(problem_lines("the files together", together))
     if blocks:
         raise UserError("\n".join(["nothing was written.", *blocks]))
-    return splits
+    return splits, [*(oddity for one in read.values() for oddity in one.oddities), *shared]
+
+
+def shared_ids(chosen: Mapping[str, Candidate], splits: Mapping[str, Sequence[Item]]) -> tuple[list[str], list[Oddity]]:
+    """Ids that two splits have both. A problem where all items of one are in the other: one file in the place of two.
+
+    Else it is odd at most: items are looked up by id within their split alone.
+    """
+    problems: list[str] = []
+    oddities: list[Oddity] = []
+    for one, other in combinations(splits, 2):
+        there = {item.id: item for item in splits[other]}
+        shared = [item for item in splits[one] if item.id in there]
+        equal = {item.id for item in shared if same(item.source["input"], there[item.id].source["input"])}
+        if equal and len(equal) == min(len(splits[one]), len(splits[other])):
+            examples = ", ".join(item.id for item in shared[:3]) + (", …" if len(shared) > 3 else "")
+            problems.append(
+                f"{chosen[one].name} and {chosen[other].name} share {len(shared)} ids ({examples}); allowed: none. "
+                "All items of one are in the other: is it the same file?"
+            )
+            continue
+        for item in shared:
+            kind = "item-in-two-splits" if item.id in equal else "id-in-two-splits"
+            oddities.append(Oddity(kind, f"{chosen[one].name}: {item.id}", f"in {chosen[other].name} too"))
+    return problems, oddities
 
 
 def summary(splits: Mapping[str, Sequence[Item]]) -> "Table":

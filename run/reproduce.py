@@ -221,7 +221,7 @@ def run_jobs(jobs: list[Job], at_once: int, gpus: int, console: Any) -> dict[str
 
         try:
             list(pool.map(work, jobs))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or nobody reads the output any more
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise

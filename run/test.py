@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from src.cli import Parser, UserError, new_file, new_folder, run_main
-from src.data import SPLITS, dump_items, load_data, predictions, sha256
+from src.data import SPLITS, dump_items, load_data, oddity_note, predictions, sha256
 from src.prompts import ORDERS
 from src.recipes import FIELDS, add_flags, read_recipe
 from src.records import RESULTS, find_run, read_record, record_path, write_json, write_text
@@ -72,6 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     if len(arguments.split) > 1 and (arguments.output or arguments.data.suffix == ".json"):
         raise UserError("--output and a --data file go with one --split; found " + ", ".join(arguments.split) + ".")
     splits = {split: load_data(arguments.data, split) for split in arguments.split}
+    for _, path in splits.values():
+        if note := oddity_note(path):
+            print(note)
 
     from src import model, runs
 

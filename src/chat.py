@@ -145,7 +145,8 @@ class Chat:
                 f"{self._whose} has not ended after {SECONDS:.0f} s on turns of {roles}. {ANOTHER}"
             ) from error
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {error.message}. {ANOTHER}") from error
+            why = str(error.message).rstrip(".")
+            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {why}. {ANOTHER}") from error
         except jinja2.TemplateError as error:
             raise UserError(f"{self._whose} does not take turns of {roles}: {error}. {ANOTHER}") from error
         except (

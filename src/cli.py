@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from src import environment
+from src.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -69,10 +72,26 @@ def new_file(text: str) -> Path:
 
 
 def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
-    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, or 130 after Ctrl-C.
+    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, 130 after Ctrl-C, or 141
+    when nobody reads the output any more.
 
-    resumes: whether the command, given again, goes on where it was interrupted.
+    What could change a result is taken out of the environment first, and any terminal will do. resumes: whether the
+    command, given again, goes on where it was interrupted.
     """
+    with on_any_terminal():
+        try:
+            try:
+                if names := environment.clear():
+                    print(environment.ignored(names), file=sys.stderr)
+                return _exit_code(main, resumes)
+            finally:
+                flush()
+        except (Unread, BrokenPipeError):  # also the pipe of a `run.reproduce` that is gone
+            drop_unread()
+            return NO_READER
+
+
+def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
     try:
         return main() or 0
     except UserError as error:

@@ -134,13 +134,13 @@ class View:
         found = {name: compare(measure, *self.parts.values()) for name, measure in MEASURES.items()}
         if self.tokens:
             counts = next(iter(self.tokens.values()))
-            lengths = {
-                item.id: float(count)
+            lengths = {  # by the item itself: two splits may have given an id each
+                item: float(count)
                 for split, items in self.parts.items()
                 for item, count in zip(items, counts[split], strict=True)
             }
-            by_id = Measure(lambda items: [lengths[item.id] for item in items])
-            found["토큰 수"] = compare(by_id, *self.parts.values())
+            by_item = Measure(lambda items: [lengths[item] for item in items])
+            found["토큰 수"] = compare(by_item, *self.parts.values())
         return found
 
     def titled(self, title: str, name: str) -> str:
@@ -245,11 +245,11 @@ def overlap(item: Item, option: str) -> float:
 def odd_values(items: Sequence[Item]) -> dict[str, int]:
     """How often the official text has something that a careless reader stumbles over. Dialogues count once."""
     raw = [turn["utterance"] for item in dialogues(items) for turn in item.source["input"]["conversation"]]
-    options = [item.source["input"][key] for item in items for key in OUTPUTS]
-    texts = [str(text) for text in raw]
+    options = [str(item.source["input"][key]) for item in items for key in OUTPUTS]
+    texts = ["" if text is None else str(text) for text in raw]
     return {
         "빈 발화": sum(not text.strip() for text in texts),
-        "글이 아니라 숫자인 발화": sum(not isinstance(text, str) for text in raw),
+        "글이 아니라 숫자인 발화": sum(isinstance(text, int | float) for text in raw),
         "줄바꿈이 든 발화": sum("\n" in text or "\r" in text for text in texts),
         "앞뒤에 빈칸이 있는 발화": sum(text != text.strip() and bool(text.strip()) for text in texts),
         "앞뒤에 빈칸이 있는 선택지": sum(option != option.strip() for option in options),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from src import layouts, preference
+from src import compiler, layouts, preference
 from src.cli import UserError
 from src.encode import Example
 from src.recipes import ORPO
@@ -81,7 +81,8 @@ def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
     """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
 
     Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
-    Rows that do not fit into memory after all become shorter. checkpointing: as it is wanted one by one, too.
+    Rows that do not fit into memory after all become shorter; None where they cannot be compiled, and the trainer goes
+    on one by one. checkpointing: as it is wanted one by one, too.
     """
     if trainer.layout.kind == "padded":
         return None
@@ -92,16 +93,16 @@ def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
     # The longest, at whose end a sliding window leaves something out.
     several = sorted(several, key=lambda items: -min(one.tokens for one in items[:2]))[:2]
     probes = [one for items in several for one in items[:2]]
-    while (ours := _in_rows(trainer, probes)) is None:
-        shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
-        if shorter is None:
-            raise UserError(
-                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
-                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
-            )
-        print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
-        trainer.layout = shorter
-    alone = Layout("padded", trainer.layout.tokens, trainer.layout.pad_id, sequences=1)
+    why = ""
+    try:
+        ours = _fitting(trainer, probes)
+    except Exception as error:
+        if not (why := compiler.failure(error)):
+            raise
+    if why:
+        trainer.fall_back(why)
+        return None
+    alone = _alone(trainer.layout)
     theirs = probe(trainer, probes, alone)
     kind = trainer.args.device.type
     apart = gap(ours.letters, theirs.letters)
@@ -120,13 +121,37 @@ def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
     }
     if not agree:
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
-        trainer.layout = alone
-        make_usual(trainer.network)
-        # On a GPU the usual layers keep more of an item than memory was planned for, of several answers anywhere.
-        tight = trainer.recipe.objective == ORPO or (kind == "cuda" and trainer.recipe.gradient_checkpointing != "off")
-        if checkpointing or tight:
-            trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
+        one_by_one(trainer, checkpointing)
     return found
+
+
+def one_by_one(trainer: Any, checkpointing: bool) -> None:
+    """From here on `trainer` takes one item (with its answers) at a time through the usual layers."""
+    trainer.layout = _alone(trainer.layout)
+    make_usual(trainer.network)
+    # On a GPU the usual layers keep more of an item than memory was planned for, of several answers anywhere.
+    on_gpu = trainer.args.device.type == "cuda"
+    tight = trainer.recipe.objective == ORPO or (on_gpu and trainer.recipe.gradient_checkpointing != "off")
+    if checkpointing or tight:
+        trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
+
+
+def _alone(layout: Layout) -> Layout:
+    return Layout("padded", layout.tokens, layout.pad_id, sequences=1)
+
+
+def _fitting(trainer: Any, probes: Sequence[Example]) -> Probe:
+    """`probe` in the trainer's rows, which become shorter until they fit into memory."""
+    while (ours := _in_rows(trainer, probes)) is None:
+        shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
+        if shorter is None:
+            raise UserError(
+                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
+                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
+            )
+        print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
+        trainer.layout = shorter
+    return ours
 
 
 def _in_rows(trainer: Any, probes: Sequence[Example]) -> Probe | None:

@@ -39,7 +39,8 @@ def run_job(
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
-            env={**os.environ, "PYTHONUNBUFFERED": "1", PIPE: str(writing), **environment},
+            # A log is UTF-8, whatever the terminal is.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", PIPE: str(writing), **environment},
         )
     os.close(writing)
     reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from src import plan, shapes
+from src.compiler import QUICKER
 from src.encode import Example
 from src.recipes import ORPO, Recipe
 from src.rows import AT_ONCE, WORTHWHILE, Layout, lengths_for, sizes
@@ -84,6 +85,22 @@ def sharing(examples: Sequence[Example], steps: Sequence[Sequence[int]], layout:
     """Tokens of the steps' items to one that is computed in the layout, over the first steps."""
     some = _some(examples, steps)
     return _raw(some) / sum(size for step in some for size in _sizes(step, layout))
+
+
+def slower(recipe: Recipe, examples: Sequence[Example], pad_id: int) -> float:
+    """About how many times longer the usual layers take to train than compiled ones on a GPU."""
+    if recipe.share_prefixes == "off":
+        return QUICKER
+    shared = sharing(examples, epoch_steps(examples, recipe), Layout("tree", GPU_ROW, pad_id))
+    return QUICKER * (shared if shared >= WORTHWHILE else 1)
+
+
+def scoring_slower(prompts: Sequence[Sequence[int]], share: str = "auto") -> float:
+    """About how many times longer the usual layers take to score `prompts` than compiled ones on a GPU."""
+    if share == "off" or not prompts:
+        return QUICKER
+    shared = sum(map(len, prompts)) / sum(sizes(prompts, Layout("tree", GPU_SCORING, 0)))
+    return QUICKER * (shared if shared >= WORTHWHILE else 1)
 
 
 def _places(recipe: Recipe, examples: Sequence[Example], items: int) -> int:

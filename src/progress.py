@@ -1,4 +1,5 @@
-"""Progress of the long parts: a bar on a terminal, or lines into a pipe when `run.reproduce` watches.
+"""Progress of the long parts: a bar on a terminal, now and then a line in a log, and lines into a pipe when
+`run.reproduce` watches.
 
 The pipe's number is in the environment, so that a command started by hand and one started by `run.reproduce` are
 the same command.
@@ -6,41 +7,98 @@ the same command.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 PIPE = "CCI_PROGRESS_FD"
+OFTEN, PARTS = 30.0, 50
+"""A log has a line at most so many seconds after the last one, and at most so many lines of a stage."""
 
 
 class Progress:
-    """One stage of known length. `update(done)` takes the count so far."""
+    """One stage. `update(done)` takes the count so far; `begin` how long the stage is, where it is known late."""
 
     def __init__(self, stage: str, total: int, bar: Any, pipe: int | None) -> None:
         self.stage, self.total, self._bar, self._pipe = stage, total, bar, pipe
-        self._last = 0.0
+        self._started = self._last = self._line = time.monotonic()
+        self._first = self._said = 0
+        self._note = ""
+
+    def begin(self, done: int, total: int) -> None:
+        """The stage has `total` steps, of which `done` were done by an earlier command; time counts from now."""
+        self.total, self._first, self._said = total, done, done
+        self._started = self._line = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(total)
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+            self._bar.refresh()
+
+    def note(self, note: str) -> None:
+        """What is said beside the count from here on."""
+        self._note = note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note)
 
     def update(self, done: int, note: str = "") -> None:
-        if self._pipe is not None and (time.monotonic() - self._last > 0.2 or done >= self.total):
-            self._last = time.monotonic()
-            line = json.dumps({"stage": self.stage, "done": done, "total": self.total, "note": note})
+        self._note = note or self._note
+        now = time.monotonic()
+        if self._pipe is not None and (now - self._last > 0.2 or done >= self.total):
+            self._last = now
+            line = json.dumps({"stage": self.stage, "done": done, "total": self.total, "note": self._note})
             os.write(self._pipe, line.encode() + b"\n")
         if self._bar is not None:
-            self._bar.n = done
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif now - self._line >= OFTEN and (done - self._said) * PARTS >= self.total:
+            self._line, self._said = now, done
+            left = (now - self._started) / (done - self._first) * (self.total - done) if done > self._first else 0.0
+            said = f"{self.stage}: {done} of {self.total}{', ' if self._note else ''}{self._note}, {_time(left)} left"
+            print(said, flush=True)
+
+
+class Above:
+    """A stream whose lines stand above a bar: the bar is cleared while they are written, and drawn anew."""
+
+    def __init__(self, stream: Any, bar: Any) -> None:
+        self._stream, self._bar, self._open = stream, bar, False
+
+    def write(self, text: str) -> int:
+        if not self._open:
+            self._bar.clear()
+        self._stream.write(text)
+        self._stream.flush()
+        if text:
+            self._open = not text.endswith("\n")
+        if not self._open:
             self._bar.refresh()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
 def stage(name: str, total: int) -> Iterator[Progress]:
-    """A bar called `name` over `total` steps."""
+    """A bar called `name` over `total` steps, below whatever is printed meanwhile."""
     number = os.environ.get(PIPE)
-    if number:
-        yield Progress(name, total, None, int(number))
+    if number or not sys.stderr.isatty():
+        yield Progress(name, total, None, int(number) if number else None)
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=name, dynamic_ncols=True, mininterval=0.5, disable=None) as bar:
-        yield Progress(name, total, bar, None)
+    before = sys.stdout, sys.stderr
+    with tqdm(total=total, desc=name, dynamic_ncols=True, mininterval=0.5, file=sys.stderr) as bar:
+        sys.stdout, sys.stderr = (Above(stream, bar) for stream in before)
+        try:
+            yield Progress(name, total, bar, None)
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

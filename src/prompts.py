@@ -2,7 +2,7 @@
 
 A prompt is one YAML file in `resource/prompts/`. Its texts are Jinja2 templates, as chat templates are, over
 
-    dialogue    the utterances, each with .speaker (1 or 2), .text and .target (true for a target utterance)
+    dialogue    the utterances, each with .speaker (1, 2, …), .text and .target (true for a target utterance)
     targets     the target utterances alone, in dialogue order
     category    원인, 후행사건, 전제, 동기 or 반응
     question    the sentence that the prompt's `categories` gives for it
@@ -32,6 +32,7 @@ import yaml
 
 from src.cli import UserError, nearest
 from src.data import CATEGORIES, Item, Utterance
+from src.items import regular
 
 PROMPTS = Path("resource/prompts")
 LETTERS = ("A", "B", "C")
@@ -126,16 +127,19 @@ class Prompt:
         return text.strip() + bridge if text.strip() else bridge.lstrip()
 
     def parts(self, item: Item, order: str = ORDERS[0], *, reasoning: bool = False) -> list[tuple[str, str]]:
-        """The user's message cut where another part (a key of `MARKS`) begins: (part, text), as they first come up.
+        """The user's message cut where another part (one of `MARKS`) begins: (part, text), as they first come up.
         What heads a part belongs to it.
         """
-        text = _fill(self.user, self._values(item, order, reasoning, MARKS))
+        plain = _fill(self.user, self._values(item, order, reasoning))
+        free = (mark for mark in map(chr, PRIVATE_USE) if mark not in plain)  # an utterance may hold some of them
+        marks = dict(zip((*MARKS, END), free, strict=False))
+        text = _fill(self.user, self._values(item, order, reasoning, marks))
         cuts: list[tuple[int, str]] = []
-        for start, part in sorted((text.find(mark), part) for part, mark in MARKS.items() if mark in text):
-            behind = text.rfind(END, 0, start)
+        for start, part in sorted((text.find(marks[part]), part) for part in MARKS if marks[part] in text):
+            behind = text.rfind(marks[END], 0, start)
             line = text.find("\n", behind, start) + 1
             cuts.append((0 if behind < 0 else line or start, part))
-        bare = str.maketrans("", "", "".join([*MARKS.values(), END]))
+        bare = str.maketrans("", "", "".join(marks.values()))
         ends = [start for start, _ in cuts[1:]] + [len(text)]
         return [(part, text[start:end].translate(bare)) for (start, part), end in zip(cuts, ends, strict=True)]
 
@@ -143,7 +147,7 @@ class Prompt:
         self, item: Item, order: str, reasoning: bool, marks: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         def marked(part: str, text: str) -> str:
-            return f"{marks[part]}{text}{END}" if marks else text
+            return f"{marks[part]}{text}{marks[END]}" if marks else text
 
         def turns(part: str) -> list[dict[str, Any]]:
             return [
@@ -166,15 +170,16 @@ class Prompt:
 
 
 OPTIONAL = ("guidance", "bridge", "examples")
-MARKS = {"dialogue": "\ue000", "targets": "\ue001", "question": "\ue002", "options": "\ue003"}
-END = "\ue004"
-"""What `Prompt.parts` puts around an item's texts; no text has characters for private use."""
+MARKS = ("dialogue", "targets", "question", "options")
+END = "end"
+PRIVATE_USE = range(0xE000, 0xF900)
+"""`Prompt.parts` puts characters of these in front of an item's texts, one for each of `MARKS`, and one behind them."""
 
 
 def reasoning_of(item: Item) -> str | None:
     """The reasoning that a data file carries for an item, in the key `reasoning` of its object (no official one)."""
     text = item.source.get("reasoning")
-    return text if isinstance(text, str) and text.strip() else None
+    return regular(text) if isinstance(text, str) and text.strip() else None
 
 
 @functools.cache

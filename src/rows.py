@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
-from src import tree
+from src import compiler, tree
 
 Row = dict[str, Any]
 
@@ -186,7 +185,7 @@ def usual_attention(model_class: Any) -> str:
 
 def rows_on_gpu(device: torch.device) -> bool:
     """Whether `make_ready` serves for `device`. Elsewhere a tree takes a mask of all pairs, and should be short."""
-    return device.type == "cuda" and has_triton()
+    return device.type == "cuda" and not compiler.obstacle(device)
 
 
 def obstacle(model_class: Any, config: Any, device: torch.device) -> str:

@@ -25,7 +25,7 @@ from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
 from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.records import ItemScores
-from src.scores import how_read, score
+from src.scores import announce, how_read, score
 from src.trainer import CHECKPOINTS, fine_tune
 
 RECIPE, INPUTS = "recipe.yaml", "inputs.json"
@@ -180,10 +180,10 @@ def open_run(
 ) -> tuple[Encoder, Any]:
     """Encoder and model of a run, the model loaded once it is sure that the items of `splits` can be scored."""
     encoder = encoder_of(folder, record, data_folder)
-    for items in splits:
-        encoder.for_scoring(items, orders)
+    found = [encoder.for_scoring(items, orders) for items in splits]
     _refuse_changed(folder, record, encoder)
     _print_notes(encoder, splits)
+    announce(found, device)
     weights, trained = weights_of(folder, record), record["training"] is not None
     return encoder, models.load_run(weights, Recipe(**record["recipe"]), device, trained=trained)
 

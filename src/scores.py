@@ -1,17 +1,19 @@
 """Scoring: the logits of the three letters behind each prompt, in fp32."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from src import compiler
 from src.encode import Example
 from src.guard import allowed, gap, rounding
-from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout
+from src.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slower
 from src.records import ItemScores
-from src.rows import Layout, Term, causal_of, lay_out, logits_at, make_ready, obstacle, to_device, usually
+from src.rows import Layout, Term, causal_of, lay_out, logits_at, make_ready, make_usual, obstacle, to_device, usually
 from src.shapes import Shape
 
 PROBES = 4
@@ -74,15 +76,10 @@ def score(
     one; should they differ, all are read one by one. `how_read` tells what it was.
     """
     prompts = [example.ids for example in examples]
-    alone = Layout("padded", batch_tokens or CPU_BATCH, pad_id, sequences=1)
-    why = ""
-    if kind is None and batch_tokens is None and prompts:
-        causal = causal_of(model)
-        why = obstacle(type(causal), causal.config, model.device)
-        if why and getattr(model, "read", {}).get("obstacle") != why:
-            print(f"no prefixes are shared: {why}", flush=True)
+    side_by_side = Layout("padded", CPU_BATCH if model.device.type == "cpu" else GPU_SCORING, pad_id)
+    why = _obstacle(model, prompts, share) if kind is None and batch_tokens is None and prompts else ""
     if kind == "padded" or why or not prompts:
-        layout = Layout("padded", batch_tokens or (CPU_BATCH if model.device.type == "cpu" else GPU_SCORING), pad_id)
+        layout = dataclasses.replace(side_by_side, tokens=batch_tokens or side_by_side.tokens)
     elif kind or batch_tokens:
         layout = Layout(kind or "padded", batch_tokens or CPU_TREE, pad_id)
     else:
@@ -91,20 +88,19 @@ def score(
     # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
     mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
-    guard = None
+    guard, failed = None, ""
     with torch.inference_mode(), letters_only(model, letter_ids), autocast:
-        if layout.kind != "padded":
-            guard = getattr(model, "rows_guard", None) or _compared(model, examples, layout, alone)
-            if guard["agree"]:
-                model.rows_guard = guard
-            else:
-                print(
-                    f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
-                    f"{guard['letter_logits_gap']:.3f}; reading all one by one, which is slower",
-                    flush=True,
-                )
-                layout = alone
-        logits = _read(model, prompts, layout, update)
+        try:
+            layout, guard = _trusted(model, examples, layout)
+            logits = _read(model, prompts, layout, update)
+        except Exception as error:
+            if not (failed := compiler.failure(error)):
+                raise
+        if failed:
+            compiler.give_up(failed, scoring_slower(prompts, share))
+            make_usual(model)
+            layout, guard, why = side_by_side, None, failed
+            logits = _read(model, prompts, layout, update)
     model.read = {"kind": layout.kind, "guard": guard} | ({"obstacle": why} if why else {})
     by_item: dict[str, list[tuple[str, tuple[float, float, float]]]] = {}
     for example, (a, b, c) in zip(examples, logits.tolist(), strict=True):
@@ -115,9 +111,44 @@ def score(
     ]
 
 
+def announce(splits: Sequence[Sequence[Example]], device: torch.device) -> None:
+    """Says what keeps this machine from compiling, for `splits` that are to be scored; before weights are loaded."""
+    if why := compiler.obstacle(device):
+        compiler.give_up(why, scoring_slower([example.ids for examples in splits for example in examples]))
+
+
 def how_read(model: Any) -> dict[str, Any]:
     """How `score` last had `model` read: the rows' kind, what the comparison found, the obstacle to sharing if any."""
     return dict(model.read)
+
+
+def _obstacle(model: Any, prompts: Sequence[Sequence[int]], share: str) -> str:
+    """Why the model cannot read rows of a tree here, which is said; "" when it can."""
+    causal = causal_of(model)
+    machine = compiler.obstacle(model.device)
+    why = obstacle(type(causal), causal.config, model.device)
+    if why and getattr(model, "read", {}).get("obstacle") != why:
+        print(f"no prefixes are shared: {why}", flush=True)
+    if machine:
+        compiler.give_up(machine, scoring_slower(prompts, share))
+    return why or machine
+
+
+def _trusted(model: Any, examples: Sequence[Example], layout: Layout) -> tuple[Layout, dict[str, Any] | None]:
+    """(the layout, or, where it reads something else, prompts one by one; what the comparison found)."""
+    if layout.kind == "padded":
+        return layout, None
+    alone = Layout("padded", CPU_BATCH, layout.pad_id, sequences=1)
+    guard: dict[str, Any] = getattr(model, "rows_guard", None) or _compared(model, examples, layout, alone)
+    if guard["agree"]:
+        model.rows_guard = guard
+        return layout, guard
+    print(
+        f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
+        f"{guard['letter_logits_gap']:.3f}; reading all one by one, which is slower",
+        flush=True,
+    )
+    return alone, guard
 
 
 def _compared(model: Any, examples: Sequence[Example], layout: Layout, alone: Layout) -> dict[str, Any]:

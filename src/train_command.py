@@ -1,9 +1,10 @@
 """The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
 
-import os
 from pathlib import Path
 
 from src.cli import Parser, UserError, new_folder
+from src.data import oddity_note, split_path
+from src.environment import processes
 from src.recipes import add_flags, read_recipe
 from src.records import RESULTS, alone_in
 
@@ -32,9 +33,9 @@ def train(
     objective: the one that any recipe is trained with.
     """
     arguments = parser.parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if (count := processes()) > 1:
         raise UserError(
-            f"{parser.prog} trains one run on one GPU; started as one of {os.environ['WORLD_SIZE']} processes. "
+            f"{parser.prog} trains one run on one GPU; started as one of {count} processes. "
             "Several GPUs are used for several runs: python -m run.reproduce"
         )
     if only and arguments.method not in (None, method):
@@ -49,6 +50,9 @@ def train(
         arguments.objective = objective
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
+    for split in ("train", "dev", *arguments.score):
+        if note := oddity_note(split_path(arguments.data, split)):
+            print(note)
 
     import torch
 

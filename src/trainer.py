@@ -17,20 +17,20 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from src import layouts, plan, preference, progress, shapes
+from src import compiler, layouts, plan, preference, progress, shapes
 from src import model as models
 from src.cli import UserError
 from src.data import Item
 from src.encode import Encoder, Example
-from src.guard import CHECKPOINTING, guarded
+from src.guard import CHECKPOINTING, guarded, one_by_one
 from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
@@ -50,6 +50,7 @@ from src.rows import (
 )
 from src.scores import score
 
+T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 HINTED = 16
 """Items of a step for which it is said what they would share."""
@@ -92,18 +93,14 @@ def fine_tune(
     planned = recipe
     if checkpoint and recipe.method == "full":  # its moments are of one kind
         planned = recipe.replace(optimizer=optimizer_of(checkpoint))
-    if why := obstacle(models.class_of(config), config, device):
-        if recipe.share_prefixes == "on":
-            raise UserError(f"{recipe.name}: share_prefixes is on, but {why}. Leave it at auto.")
-        print(f"no prefixes are shared: {why}")
+    why = _obstacle(recipe, config, examples, encoder.pad_id, device)
+    if why:
         planned = planned.replace(share_prefixes="off")
     compiled = rows_on_gpu(device) and not why
     given = planned, shape, examples, steps, encoder.pad_id, device, compiled
     layout, saved, settled = layouts.training_layout(*given)
     if compiled and layout.kind != "tree" and recipe.share_prefixes == "auto":
         _hint(recipe, examples, layout)
-    elif device.type == "cuda" and not compiled and not why:
-        print("no prefixes are shared: triton, which compiles for the GPU, is missing. pip install triton")
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     plan.check_disk(
@@ -131,7 +128,7 @@ def fine_tune(
     guard = guarded(trainer, settled.checkpointing)
     best = KeepBest(folder, trainer, recipe)
     started = time.monotonic()
-    with progress.stage("train", 1) as bar:
+    with progress.stage("train", whole) as bar:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(best)
         trainer.add_callback(_Report(bar))
@@ -162,7 +159,7 @@ def fine_tune(
             "sharing": saved if shares else 1.0,
             "dropout": "one mask for each shared token" if shares and drops else "usual",
             "guard": guard,
-            **({"obstacle": why} if why else {}),
+            **({"obstacle": why or trainer.obstacle} if why or trainer.obstacle else {}),
         },
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
@@ -223,6 +220,7 @@ def make_trainer(
         save_total_limit=1,
         logging_strategy="steps",
         logging_steps=10,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -247,7 +245,29 @@ def make_trainer(
         dev_examples=dev_examples,
         dev_answers=dev_answers,
         layout=layout,
+        checkpointing=settled.checkpointing,
     )
+
+
+def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: int, device: torch.device) -> str:
+    """Why no prefixes can be shared, which is said, or refused where they were asked for; "" when they can."""
+    machine = compiler.obstacle(device)
+    on_gpu = device.type != "cpu"
+    if not machine and recipe.method == "full" and recipe.optimizer in ("bf16-stochastic", "auto" if on_gpu else ""):
+        # This optimizer compiles its steps, and one that failed half-way could not be taken again.
+        failed = compiler.try_out(device)
+        machine = failed if on_gpu else ""
+        if failed and not on_gpu:
+            print(f"the optimizer is not compiled: {failed}")
+            compiler.stay_eager()
+    why = obstacle(models.class_of(config), config, device)
+    if (why or machine) and recipe.share_prefixes == "on":
+        raise UserError(f"{recipe.name}: share_prefixes is on, but {why or machine}. Leave it at auto.")
+    if why:
+        print(f"no prefixes are shared: {why}")
+    if machine:
+        compiler.give_up(machine, layouts.slower(recipe, examples, pad_id))
+    return why or machine
 
 
 def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
@@ -304,17 +324,22 @@ class LetterTrainer(Trainer):
         dev_examples: Sequence[Example],
         layout: Layout,
         dev_answers: Sequence[Example] = (),
+        checkpointing: bool = False,
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
         self.dev_answers = list(dev_answers)
         self.network, self.layout, self.examples = network, layout, list(train)
+        self.checkpointing = checkpointing
+        self.obstacle = ""
+        """What failed while compiling, if anything did."""
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
             network,
             arguments,
             train_dataset=self.examples,
             eval_dataset=list(dev_examples),
-            data_collator=lambda step: self.collate(step, self.layout),
+            # What was laid out ahead is laid out anew where compiling fails meanwhile.
+            data_collator=lambda step: {**self.collate(step, self.layout), "examples": step, "layout": self.layout},
         )
         self.loss_is_scaled_for_ga = True
 
@@ -344,14 +369,39 @@ class LetterTrainer(Trainer):
         """
         if not model.training:
             model.train()
+        return self._or_usually(lambda: self._accumulate(model, inputs, num_items_in_batch))
+
+    def _accumulate(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
+        rows = inputs["rows"]
+        if inputs["layout"] != self.layout:
+            rows = self.collate(inputs["examples"], self.layout)["rows"]
         losses = []
-        for number, row in enumerate(inputs["rows"], 1):
-            last = number == len(inputs["rows"])
+        for number, row in enumerate(rows, 1):
+            last = number == len(rows)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self.compute_loss(model, self._prepare_inputs(row), num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
         return torch.stack(losses).sum()
+
+    def _or_usually(self, work: Callable[[], T]) -> T:
+        """What `work` gives; done anew in the usual layers should compiling fail in it."""
+        try:
+            return work()
+        except Exception as error:
+            if not (why := compiler.failure(error)):
+                raise
+        self.fall_back(why)
+        return work()
+
+    def fall_back(self, why: str) -> None:
+        """Goes on without compiled layers, one item at a time, from before the step that is under way."""
+        compiler.give_up(why, layouts.slower(self.recipe, self.examples, self.layout.pad_id))
+        self.obstacle = why
+        self.network.zero_grad(set_to_none=True)
+        self.network.train()
+        one_by_one(self, self.checkpointing)
+        torch.cuda.empty_cache()
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         if self._trained is None:  # what is trained does not change, and looking for it takes as long again
@@ -394,10 +444,14 @@ class LetterTrainer(Trainer):
             kind="padded" if self.layout.kind == "padded" else None,
             share=self.recipe.share_prefixes,
         )
+        if self.layout.kind != "padded" and (why := compiler.gave_up()):
+            self.fall_back(why)
         found = dev_metrics(self.dev, rows)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
-            found |= preference.measure(network, self.dev_answers, self.layout, self.recipe, self.args.bf16)
+            found |= self._or_usually(
+                lambda: preference.measure(network, self.dev_answers, self.layout, self.recipe, self.args.bf16)
+            )
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -482,11 +536,13 @@ class KeepBest(TrainerCallback):
 
 
 class _Report(TrainerCallback):
+    """The bar's length, and beside it the mean loss of the steps since the last log and the learning rate."""
+
     def __init__(self, bar: progress.Progress) -> None:
         self.bar = bar
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        self.bar.total = state.max_steps
+        self.bar.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self.bar.update(state.global_step)
@@ -497,6 +553,8 @@ class _Report(TrainerCallback):
             raise UserError(
                 f"training diverged before step {state.global_step}: {wrong}. A lower lr or a warm-up may help."
             )
+        if "loss" in logs:
+            self.bar.note(f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}")
 
 
 def last_checkpoint(folder: Path) -> str | None:

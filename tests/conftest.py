@@ -1,5 +1,6 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,26 @@ def make_item(number: int, **changes: Any) -> dict[str, Any]:
         else:
             owner[key] = value
     return item
+
+
+def odd_items(count: int, **changes: Any) -> list[dict[str, Any]]:
+    """`count` raw items, each with all that is odd and hinders no answer (`src/oddities.py`)."""
+    items = []
+    for number in range(count):
+        item = make_item(number, id=9000 + number, topic="날씨", **changes)
+        inner = item["input"]
+        turns, target = inner["conversation"], inner["reference_id"][0]
+        inner["reference_id"] = [target, f"{target} "]
+        inner["category"] = f" {inner['category']}\u200b"
+        inner["inference_3"] = unicodedata.normalize("NFD", inner["inference_3"]) + "\n"
+        turns[4] |= {"speaker": "3", "utterance": "앗\ud83d \ue000\u2028"}
+        turns += [
+            {"speaker": "1", "utterance": 7, "utterance_id": "more"},
+            {"speaker": 2.0, "utterance": None, "utterance_id": "more"},
+            {"speaker": 1, "utterance": "  ", "emotion": None},
+        ]
+        items.append(item)
+    return items
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,10 @@ from src.data import (
     dump_items,
     load_items,
     load_split,
+    oddity_note,
     parse_items,
     predictions,
+    read_items,
     sha256,
     split_path,
 )
@@ -194,20 +196,21 @@ def test_the_largest_split_loads_in_no_time(tmp_path: Path) -> None:
 PROBLEMS: list[tuple[dict[str, Any], list[str]]] = [
     (make_item(0, id=...), ["item 1, id: missing"]),
     (make_item(0, id=" "), ["id: found", "not blank"]),
-    (make_item(0, id=3), ["id: found 3"]),
+    (make_item(0, id=True), ["id: found true"]),
     (make_item(0, input=...), ["input: missing"]),
     (make_item(0, input=[]), ["input: found []", "an object"]),
     (make_item(0, category=...), ["input.category: missing"]),
-    (make_item(0, category="후행 사건"), ['found "후행 사건"', "원인, 후행사건, 전제, 동기, 반응", "'후행사건'?"]),
+    (make_item(0, category="후행사긴"), ['found "후행사긴"', "원인, 후행사건, 전제, 동기, 반응", "'후행사건'?"]),
     (make_item(0, category=3), ["input.category: found 3"]),
     (make_item(0, conversation=...), ["input.conversation: missing"]),
     (make_item(0, conversation=[]), ["input.conversation: found []"]),
     (make_item(0, conversation=["안녕"]), ["turn 1", 'found "안녕"']),
     (make_item(0, reference_id=...), ["input.reference_id: missing"]),
     (make_item(0, reference_id=[]), ["input.reference_id: found []", "at least one"]),
-    (make_item(0, reference_id="d0.1"), ['input.reference_id: found "d0.1"', "a list"]),
+    (make_item(0, reference_id={}), ["input.reference_id: found {}", "a list"]),
+    (make_item(0, reference_id="d0.11"), ['input.reference_id: found "d0.11"', "Did you mean 'd0.1'?"]),
     (make_item(0, reference_id=["d0.11"]), ['found "d0.11"', "d0.1 to d0.5", "Did you mean 'd0.1'?"]),
-    (make_item(0, reference_id=["d0.1", "d0.1"]), ['found "d0.1" twice']),
+    (make_item(0, reference_id=["d0.1", "d0.11"]), ['found "d0.11"']),
     (make_item(0, reference_id=[1]), ["input.reference_id: found 1"]),
     (make_item(0, inference_3=...), ["input.inference_3: missing"]),
     (make_item(0, inference_3=" \n"), ["input.inference_3: found", "not blank"]),
@@ -215,16 +218,19 @@ PROBLEMS: list[tuple[dict[str, Any], list[str]]] = [
     (make_item(0, inference_1="같다.", inference_3="같다. "), ['inference_3: found "같다."', "same as inference_1"]),
     (make_item(0, output="inference_4"), ['output: found "inference_4"', "inference_1, inference_2, inference_3"]),
     (make_item(0, output=1), ["output: found 1"]),
-    (with_turn(0, 2, speaker=3), ["turn 3, speaker: found 3; allowed: 1 or 2"]),
+    (make_item(0, inference_1="같다.", inference_3="같다.", output=""), ["the same as inference_1"]),
+    (make_item(0, inference_2=True), ["input.inference_2: found true"]),
+    (with_turn(0, 2, speaker=0), ["turn 3, speaker: found 0; allowed: 1 or 2"]),
+    (with_turn(0, 2, speaker=-1), ["turn 3, speaker: found -1"]),
     (with_turn(0, 2, speaker=True), ["turn 3, speaker: found true"]),
-    (with_turn(0, 2, speaker=1.0), ["turn 3, speaker: found 1.0"]),
+    (with_turn(0, 2, speaker=1.5), ["turn 3, speaker: found 1.5"]),
+    (with_turn(0, 2, speaker="화자1"), ['turn 3, speaker: found "화자1"']),
+    (with_turn(0, 2, speaker=10**400), ["turn 3, speaker: found 1000"]),
     (with_turn(0, 2, speaker=...), ["turn 3, speaker: missing"]),
-    (with_turn(0, 2, utterance=None), ["turn 3, utterance: found null"]),
+    (with_turn(0, 2, utterance=...), ["turn 3, utterance: missing"]),
     (with_turn(0, 2, utterance=False), ["turn 3, utterance: found false"]),
     (with_turn(0, 2, utterance=["네"]), ['turn 3, utterance: found ["네"]']),
-    (with_turn(0, 2, utterance_id="d0.2"), ['turn 3, utterance_id: found "d0.2" a second time']),
-    (with_turn(0, 2, utterance_id=""), ['turn 3, utterance_id: found ""']),
-    (with_turn(0, 2, utterance_id=...), ["turn 3, utterance_id: missing"]),
+    (with_turn(0, 2, utterance_id="d0.1"), ['turn 3, utterance_id: found "d0.1" a second time']),
 ]
 
 
@@ -242,6 +248,18 @@ def test_each_problem_names_file_item_field_found_and_allowed(
         assert words in line
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [("", 'turn 1, utterance_id: found ""'), ([], "turn 1, utterance_id: found []"), (..., "utterance_id: missing")],
+)
+def test_a_target_that_cannot_be_found_names_the_utterances_without_id(
+    tmp_path: Path, found: object, expected: str
+) -> None:
+    message = refused(tmp_path, with_turn(0, 0, utterance_id=found))
+    assert expected in message
+    assert 'input.reference_id: found "d0.1"' in message
+
+
 def test_a_mistyped_key_names_the_nearest(tmp_path: Path) -> None:
     raw = make_item(0)
     raw["input"]["referense_id"] = raw["input"].pop("reference_id")
@@ -254,7 +272,7 @@ def test_all_problems_of_a_file_are_told_at_once_in_its_order(tmp_path: Path) ->
         make_item(0, category="이유", inference_1=""),
         make_item(1),
         make_item(2, reference_id=["d9.9"]),
-        make_item(1),
+        make_item(1, inference_1="다른 문항이다."),
         "줄",  # type: ignore[arg-type]  # not an item at all
         make_item(6, output=""),
         labelled=True,
@@ -303,7 +321,12 @@ def test_some_missing_labels_are_named_one_by_one(tmp_path: Path) -> None:
         ("[]", ["the list is empty"]),
         ('{"id": "made-0000"}', ['found {"id": "made-0000"}', "a list of items"]),
         ("null", ["found null", "a list of items"]),
-        ('{"id": "a"}\n{"id": "b"}\n', ["Extra data at line 2, column 1", "not one object a line"]),
+        ('{"id": "a"}\n{"id": "b"}\n', ["item 1 (a), input: missing", "item 2 (b), input: missing"]),
+        ('{"id": "a"}\n{"id": "b"', ["line 2", "cut off"]),
+        ('{"id": "a"},\n{"id": "b"}', ["Extra data at line 1, column 12", "one list of items"]),
+        ('[{"id": "a"}]\n[{"id": "b"}]', ["Extra data at line 2, column 1", "one list of items"]),
+        ('{"id": "a"}\n[1]', ["Extra data at line 2, column 1"]),
+        ('{"meta": 1, "document": []}', ['Save the list under "document" alone']),
         ('[\n  {"id": "made-0000",', ["line 2, column 22", "cut off"]),
         ('[\n  {"id": "made-00', ["Unterminated string", "line 2", "cut off"]),
         ('[{"id": tru', ["column 9", "cut off"]),
@@ -332,27 +355,187 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             load_items(path)
 
 
-def test_other_encodings_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["euc-jp", "johab", "iso2022_kr"])
+def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "data_train.json"
-    path.write_bytes(dump_items([make_item(0)]).encode("cp949"))
+    text = dump_items([make_item(0)]).replace("우산", "ウサン") if encoding == "euc-jp" else dump_items([make_item(0)])
+    path.write_bytes(text.encode(encoding, "ignore") + b"\xff" * (encoding == "iso2022_kr"))
     with pytest.raises(UserError, match=r"not UTF-8: found byte 0x\w\w in line \d+. Save the file as UTF-8"):
         load_items(path)
 
 
+def test_a_damaged_utf8_file_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "data_train.json"
+    path.write_bytes(dump_items([make_item(0)]).encode().replace("비가".encode(), b"\xb0\xa1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_items(path)
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_encodings_that_are_sure_are_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data_train.json"
+    path.write_bytes(dump_items([make_item(0), make_item(1)]).encode(encoding))
+    assert [item.source for item in load_items(path)] == [make_item(0), make_item(1)]
+    assert (oddity_note(path) or "").endswith(
+        "carried on: encoding 1 (what is done with each: resource/data/README.md)"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_file_of_two_or_four_bytes_a_character_is_refused_when_cut(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data_train.json"
+    whole = dump_items([make_item(0)]).rstrip().encode(encoding)
+    for end in range(5, len(whole), 37):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="cut off"):
+            load_items(path)
+
+
 def test_a_key_given_twice_is_not_settled_in_silence(tmp_path: Path) -> None:
     path = tmp_path / "data_train.json"
-    path.write_text(dump_items([make_item(0)]).replace('"output":', '"output": "inference_2", "output":'), "utf-8")
-    with pytest.raises(UserError, match="found the key 'output' more than once"):
+    text = dump_items([make_item(0), make_item(1)])
+    path.write_text(text.replace('"output":', '"output": "inference_3", "output":', 1), "utf-8")
+    with pytest.raises(UserError, match='found the key "output" more than once, with different values'):
+        load_items(path)
+    path.write_text(text.replace('"speaker": 2', '"speaker": 2, "speaker": 2'), "utf-8")
+    assert [item.source for item in load_items(path)] == [make_item(0), make_item(1)]
+    assert "key-twice 2" in (oddity_note(path) or "")
+    path.write_text(text.replace('"speaker": 1', '"speaker": 1, "speaker": true', 1), "utf-8")  # equal to Python
+    with pytest.raises(UserError, match="different values"):
         load_items(path)
 
 
-def test_half_a_character_is_refused_because_no_submission_could_hold_it(tmp_path: Path) -> None:
+def test_half_a_character_is_kept_as_it_stood_and_is_whole_for_the_model(tmp_path: Path) -> None:
     path = tmp_path / "data_train.json"
-    path.write_text(json.dumps([with_turn(0, 0, utterance="\ud83d")]), "utf-8")
-    with pytest.raises(UserError, match=r"half a character \(\\ud83d\)"):
-        load_items(path)
+    raw = with_turn(0, 0, utterance="\ud83d 앗", note="\udfff")
+    path.write_text(json.dumps([raw]), "utf-8")
+    (item,) = load_items(path)
+    assert item.dialogue[0].text == "\ufffd 앗"
+    assert item.source == raw
+    text = dump_items(predictions([item], [0]))
+    assert "\\ud83d 앗" in text and json.loads(text.encode().decode()) == [raw]
     path.write_text(json.dumps([with_turn(0, 0, utterance="😀")]), "utf-8")
     assert load_items(path)[0].dialogue[0].text == "😀"
+    assert oddity_note(path) is None
+
+
+def test_half_a_character_in_an_id_is_refused_because_no_score_could_name_it() -> None:
+    items, problems = parse_items(json.dumps([make_item(0, id="a\ud83d")]).encode(), "any")
+    assert not items
+    assert problems == ['any: item 1, id: found "a\\ud83d"; allowed: a text of whole characters that is not blank']
+
+
+# What is odd, and carried on
+
+
+def odd(*raw: dict[str, Any]) -> tuple[list[Item], list[tuple[str, str]]]:
+    read = read_items(dump_items(list(raw)).encode(), "any")
+    assert read.problems == []
+    return read.items, [(one.kind, one.found) for one in read.oddities]
+
+
+def test_a_target_named_twice_counts_once() -> None:
+    (item,), found = odd(make_item(0, reference_id=["d0.4", "d0.2", "d0.4", "d0.4"]))
+    assert item.targets == ("d0.4", "d0.2")
+    assert found == [("target-twice", '"d0.4"')] * 2
+    assert item.source["input"]["reference_id"] == ["d0.4", "d0.2", "d0.4", "d0.4"]
+
+
+@pytest.mark.parametrize(("value", "read"), [("1", 1), (" 2 ", 2), (1.0, 1), ("02", 2)])
+def test_a_speaker_is_the_number_however_it_is_written(value: object, read: int) -> None:
+    (item,), found = odd(with_turn(0, 2, speaker=value))
+    assert item.dialogue[2].speaker == read
+    assert [kind for kind, _ in found] == ["speaker-spelling"]
+
+
+def test_a_third_speaker_is_carried_on() -> None:
+    (item,), found = odd(with_turn(0, 2, speaker="3"))
+    assert item.dialogue[2].speaker == 3
+    assert [kind for kind, _ in found] == ["speaker-spelling", "speaker-more"]
+
+
+@pytest.mark.parametrize("category", ["원인 ", "\n원인", "원\u3000인", "\ufeff원인", "원인\u200b"])
+def test_blanks_and_unseen_characters_in_a_category_are_said(category: str) -> None:
+    (item,), found = odd(make_item(0, category=category))
+    assert item.category == "원인"
+    assert [kind for kind, _ in found] == ["category-spelling"]
+
+
+def test_ids_may_be_numbers_on_either_side() -> None:
+    raw = make_item(0, id=12, reference_id=[1])
+    for number, turn in enumerate(raw["input"]["conversation"]):
+        turn["utterance_id"] = str(number)
+    (item,), found = odd(raw)
+    assert (item.id, item.targets) == ("12", ("1",))
+    assert [kind for kind, _ in found] == ["id-number", "target-spelling"]
+    raw["input"]["conversation"][1]["utterance_id"] = 1
+    (item,), found = odd(raw)
+    assert [turn.id for turn in item.target_utterances] == ["1"]
+    assert [kind for kind, _ in found] == ["id-number", "number"]
+
+
+def test_an_id_and_its_text_are_the_same_id(tmp_path: Path) -> None:
+    assert "id: found again, item 1 has it" in refused(tmp_path, make_item(0, id=7), make_item(1, id="7"))
+
+
+def test_what_is_no_target_needs_no_id_of_its_own() -> None:
+    raw = with_turn(0, 2, utterance_id=...)
+    raw["input"]["conversation"][3]["utterance_id"] = "d0.2"
+    (item,), found = odd(raw)
+    assert [turn.id for turn in item.dialogue] == ["d0.1", "d0.2", "", "d0.2", "d0.5"]
+    assert [kind for kind, _ in found] == ["utterance-id-missing", "utterance-id-twice"]
+    assert len(item.target_utterances) == 1
+
+
+def test_an_option_may_be_a_number_and_equals_its_text(tmp_path: Path) -> None:
+    (item,), found = odd(make_item(0, inference_2=3))
+    assert item.options[1] == "3" and item.source["input"]["inference_2"] == 3
+    assert found == [("number", "input.inference_2: 3")]
+    assert "the same as inference_1" in refused(tmp_path, make_item(0, inference_1="3", inference_2=3))
+
+
+def test_a_copy_of_an_item_is_kept_once_whatever_the_order_of_its_keys() -> None:
+    copied = dict(reversed(make_item(1).items()))
+    items, found = odd(make_item(0), make_item(1), copied)
+    assert [item.id for item in items] == ["made-0000", "made-0001"]
+    assert found == [("item-twice", "as item 2")]
+
+
+def test_an_item_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    path = write(tmp_path, make_item(0))
+    assert [item.source for item in load_items(path)] == [make_item(0)]
+
+
+def test_a_table_by_columns_is_read_only_where_every_column_has_every_row(tmp_path: Path) -> None:
+    raw = [make_item(0), make_item(1)]
+    columns = {key: {str(row): item[key] for row, item in enumerate(raw)} for key in raw[0]}
+    assert [item.source for item in load_items(write(tmp_path, columns))] == raw
+    del columns["output"]["1"]
+    with pytest.raises(UserError, match="item 1, id: found"):
+        load_items(write(tmp_path, columns))
+
+
+def test_the_note_of_a_file_is_one_line_and_counts_items(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, [with_turn(0, 2, utterance=""), with_turn(1, 2, speaker="1"), with_turn(2, 3, utterance=" ")]
+    )
+    assert oddity_note(path) == (
+        f"{path}: odd, and carried on: speaker-spelling 1, utterance-blank 2 "
+        "(what is done with each: resource/data/README.md)"
+    )
+    assert oddity_note(write(tmp_path, [make_item(0)])) is None
+    assert oddity_note(tmp_path / "none.json") is None
+    assert oddity_note(write(tmp_path, [make_item(0, id=3, category="?")])) is None
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path, [make_item(0)])
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        load_items(path)
 
 
 @pytest.mark.parametrize("labelled", [None, True])
@@ -370,7 +553,8 @@ def test_a_missing_file_says_what_is_there(tmp_path: Path, labelled: bool | None
 
 
 def test_an_item_with_a_problem_is_never_among_the_sound_ones() -> None:
-    items, problems = parse_items(dump_items([make_item(0), make_item(1, category=""), make_item(0)]).encode(), "any")
+    raw = [make_item(0), make_item(1, category=""), make_item(0, category="전제")]
+    items, problems = parse_items(dump_items(raw).encode(), "any")
     assert [item.id for item in items] == ["made-0000"]
     assert len(problems) == 2
 
@@ -423,7 +607,7 @@ def raw_items(draw: st.DrawFn) -> dict[str, Any]:
             ),
             min_size=1,
             max_size=5,
-        )
+        ).filter(lambda turns: any(str(text).strip() for _, text in turns))
     )
     options = draw(
         st.lists(

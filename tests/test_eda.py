@@ -15,7 +15,7 @@ from src.cli import UserError
 from src.data import Item, dump_items, parse_items, split_path
 from src.eda import MEASURES, Corpus, Measure, View, compare
 from src.encode import Encoder
-from tests.conftest import make_item
+from tests.conftest import make_item, odd_items
 
 
 def read(raw: list[dict[str, Any]]) -> list[Item]:
@@ -82,6 +82,14 @@ def test_odd_values_are_those_of_the_file() -> None:
     found = eda.odd_values(read([odd, same_dialogue, item(2, "멀쩡해")]))
     assert list(found.values()) == [1, 1, 1, 2, 1, 1, 1, 1]
     assert set(eda.odd_values(read([item(0, "멀쩡해")])).values()) == {0}
+
+
+def test_odd_values_are_counted_whatever_else_is_odd() -> None:
+    found = eda.odd_values(parse_items(json.dumps(odd_items(3, output="")).encode(), "odd")[0])
+    # One dialogue: a null and a blank utterance, a number, one that ends in U+2028. Three items: an option in pieces.
+    assert list(found.values()) == [2, 1, 0, 1, 3, 3, 0, 3]
+    raw = [make_item(0), make_item(1, inference_2=3)]
+    assert eda.odd_values(read(raw))["앞뒤에 빈칸이 있는 선택지"] == 0
 
 
 def test_marks_and_masked_names() -> None:
@@ -274,6 +282,14 @@ def test_tokenizers_come_from_this_disk_alone(
     assert asked == []
     assert isinstance(found["near"], Encoder)
     assert len(View(own, "train").parts) == 1
+
+
+def test_two_splits_may_give_an_id_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = read([item(0, "가"), item(1, "나")]), read([item(0, "가 나 다", "라"), item(1, "마 바", "사")])
+    corpus = eda.Corpus("own", {"train": short, "dev": long, "test": short}, "0" * 16)
+    view = View(corpus, "train", "dev")
+    monkeypatch.setitem(view.__dict__, "tokens", {"any": {"train": [5, 5], "dev": [50, 50]}})
+    assert view.distances["토큰 수"].value == 1
 
 
 def test_a_view_measures_distances_only_with_another_split() -> None:

@@ -37,6 +37,16 @@ def test_environment_reaches_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines()[-1] == "1"
 
 
+def test_a_log_is_utf_8_whatever_the_terminal_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PYTHONIOENCODING", "ascii"), ("PYTHONUTF8", "0"), ("LC_ALL", "C")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "says.py").write_text("print('⟦정답⟧'); raise SystemExit('error: 똠방각하')", encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "says.py")]
+    reason = run_job(command, tmp_path / "log", {}, lambda event: None, threading.Event())
+    assert reason.startswith("똠방각하 (exit 1")
+    assert (tmp_path / "log").read_text(encoding="utf-8").splitlines()[1] == "⟦정답⟧"
+
+
 def test_a_failure_is_the_last_error_of_the_last_command(tmp_path: Path) -> None:
     log = tmp_path / "log"
     run("import sys; print('error: the old one'); sys.exit(2)", log)

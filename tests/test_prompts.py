@@ -2,6 +2,7 @@ import itertools
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from hypothesis import strategies as st
 
 from src.cli import UserError
 from src.data import CATEGORIES, Item, parse_items
-from src.prompts import LETTERS, ORDERS, PROMPTS, Examples, Prompt, available, combinations, load_prompt, parse_prompt
+from src.prompts import (
+    LETTERS,
+    ORDERS,
+    PROMPTS,
+    Examples,
+    Prompt,
+    available,
+    combinations,
+    load_prompt,
+    parse_prompt,
+    reasoning_of,
+)
 from tests.conftest import make_item
 
 OLD = ("entry", "korean", "plain")
@@ -205,6 +217,19 @@ def test_the_parts_make_the_message(name: str) -> None:
     told = dict(parts)
     assert prompt.categories[item.category] in told["question"] and item.options[0] in told["options"]
     assert prompt.guidance.get(item.category, "") in told["question"] and "둘째 줄" in told["dialogue"]
+
+
+@pytest.mark.parametrize("name", ["entry", "plain"])
+def test_characters_for_private_use_are_text_like_any_other(name: str) -> None:
+    prompt = load_prompt(name)
+    item = item_of(conversation=turns("\ue000첫\ue004 줄\ue001", "\ue002응\ue003"), reference_id=["t0"])
+    parts = prompt.parts(item)
+    assert "".join(text for _, text in parts) == prompt.render(item).messages[-1]["content"]
+    assert parts[0][0] == "dialogue" and "\ue000첫\ue004 줄\ue001" in parts[0][1]
+
+
+def test_reasoning_is_whole_and_composed_like_all_text() -> None:
+    assert reasoning_of(item_of(reasoning=unicodedata.normalize("NFD", "까닭") + "\ud83d")) == "까닭\ufffd"
 
 
 def test_strategies_of_ones_own(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.backends.debugging import aot_eager
 
-from src import layouts, scores, tree
+from src import compiler, layouts, scores, tree
 from src.cli import UserError
 from src.encode import Encoder, Example
 from src.prompts import ORDERS, parse_prompt
@@ -171,6 +172,58 @@ def test_a_model_that_cannot_branch_reads_side_by_side(
     assert "qwen2 carries a state" in how_read(network)["obstacle"]
     scored(network, "qwen2")
     assert capsys.readouterr().out.count("no prefixes are shared: qwen2 carries a state") == 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the comparison"])
+def test_compiling_that_fails_while_prompts_are_read(
+    late: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiler, "_reasons", [])
+    network, done = toys.network("qwen2"), list[int]()
+    right = values(scored(network, "qwen2", ORDERS))
+    failing, read = [not late], scores._read
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        if failing[0]:
+            raise OSError("Read-only file system")
+        return aot_eager(graph, inputs)
+
+    def compile_layer(layer: Any, **keys: Any) -> None:
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend=backend, **keys)
+
+    def noted(model: Any, prompts: Any, layout: Any, update: Any = lambda done: None) -> Any:
+        if layout.kind == "tree":
+            torch._dynamo.reset()
+            failing[0] = True
+        return read(model, prompts, layout, update)
+
+    monkeypatch.setattr(scores, "_read", noted)
+    with toys.compiled_on_a_cpu(monkeypatch):
+        monkeypatch.setattr(torch.nn.Module, "compile", compile_layer)
+        found = values(scored(network, "qwen2", ORDERS, update=done.append))
+        assert network.config._attn_implementation == "sdpa"
+        assert not any(layer._compiled_call_impl for layer in network.model.layers)
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=0)
+    why = "compiling failed (OSError: Read-only file system)"
+    assert how_read(network) == {"kind": "padded", "guard": None, "obstacle": why}
+    assert done[-1] == len(ITEMS) * len(ORDERS)
+    assert capsys.readouterr().out.count(f"nothing is compiled and no prefixes are shared: {why}. It goes on") == 1
+
+
+def test_a_machine_that_cannot_compile_reads_side_by_side_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiler, "_reasons", [])
+    network = toys.network("qwen2")
+    right = values(scored(network, "qwen2"))
+    monkeypatch.setattr(compiler, "obstacle", lambda device: "there is no C compiler")
+    with torch.compiler.set_stance("default"):
+        scores.announce([encoder("qwen2").for_scoring(ITEMS)], network.device)
+        said = capsys.readouterr().out
+        assert "there is no C compiler. It goes on with the usual layers, about " in said and said.count("\n") == 1
+        torch.testing.assert_close(values(scored(network, "qwen2", share="on")), right)
+    assert how_read(network) == {"kind": "padded", "guard": None, "obstacle": "there is no C compiler"}
+    assert capsys.readouterr().out == ""
 
 
 def test_rows_without_numbers_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

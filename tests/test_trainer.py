@@ -1,5 +1,8 @@
 import dataclasses
+import json
 import math
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch._dynamo.backends.debugging import aot_eager
 from transformers import Qwen2ForCausalLM, TrainerCallback
 
+from src import compiler as compiling
 from src import guard as guard_room
 from src import layouts, rows, trainer, tree
 from src.cli import UserError
@@ -20,6 +25,7 @@ from src.data import Item
 from src.encode import Encoder, Example
 from src.layouts import by_dialogue
 from src.model import add_adapter, load_base
+from src.progress import PIPE
 from src.prompts import parse_prompt
 from src.recipes import Recipe, backbones
 from src.records import ItemScores
@@ -839,6 +845,142 @@ def test_compiled_rows_and_the_way_back_from_them(
     assert recorder.losses == [pytest.approx(expected.item(), abs=1e-4)]
     for name, gradient in recorder.gradients[0].items():
         torch.testing.assert_close(gradient, gradients[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was compiled in vain before."""
+    monkeypatch.setattr(compiling, "_reasons", [])
+
+
+def compiling_fails(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Has compiling a layer fail while the list it gives holds something."""
+    failing: list[bool] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        if failing:
+            raise OSError("Read-only file system")
+        return aot_eager(graph, inputs)
+
+    def compile_layer(layer: Any, **keys: Any) -> None:
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend=backend, **keys)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_layer)
+    return failing
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("objective", ["answer", "orpo"])
+@pytest.mark.parametrize("when", ["guard", "forward", "backward", "evaluation"])
+def test_compiling_that_fails_costs_no_step_and_is_in_the_record(
+    when: str,
+    objective: str,
+    backbone_folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: type[Recorder],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = shares(backbone_folder("qwen2"), objective=objective, batch_size=4, epoch=2)
+    usual = train(recipe.replace(share_prefixes="off"), tmp_path / "usual")
+    expected, losses = weights(tmp_path / "usual" / "adapter"), list(recorder.losses)
+    with toys.compiled_on_a_cpu(monkeypatch):
+        failing = compiling_fails(monkeypatch)
+        if when == "guard":
+            failing.append(True)
+
+        def from_here_on(*args: Any, **keys: Any) -> None:
+            torch._dynamo.reset()
+            failing.append(True)
+
+        def before(room: Any, name: str, at: int) -> None:
+            whole, calls = getattr(room, name), []
+
+            def call(*args: Any, **keys: Any) -> Any:
+                calls.append(name)
+                if len(calls) == at:
+                    from_here_on()
+                return whole(*args, **keys)
+
+            monkeypatch.setattr(room, name, call)
+
+        if when == "forward":
+            before(Recorder, "training_step", 2)
+        if when == "evaluation":
+            before(trainer, "score", 1)
+        if when == "backward":
+            left, accumulate = [2], trainer.LetterTrainer._accumulate
+
+            def fails_late(self: Any, *args: Any) -> Any:
+                loss = accumulate(self, *args)
+                left[0] -= 1
+                if left[0] == 0:  # gradients are there already
+                    raise RuntimeError("no message") from torch._dynamo.exc.InternalTorchDynamoError("in triton")
+                return loss
+
+            monkeypatch.setattr(trainer.LetterTrainer, "_accumulate", fails_late)
+        outcome = train(recipe.replace(share_prefixes="auto"), tmp_path / "fails")
+    found = outcome.training["rows"]
+    assert found["kind"] == "padded" and (found["guard"] is None) == (when == "guard")
+    assert found["obstacle"].startswith("compiling failed (") and compiling.gave_up() == found["obstacle"]
+    said = capsys.readouterr().out
+    assert said.count(f"nothing is compiled and no prefixes are shared: {found['obstacle']}. It goes on") == 1
+    assert outcome.training["steps"] == usual.training["steps"]
+    assert recorder.losses == pytest.approx(losses, abs=1e-4)
+    for name, value in weights(tmp_path / "fails" / "adapter").items():
+        torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_machine_that_cannot_compile_is_known_before_weights_are_loaded(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = shares(backbone_folder("qwen2"), share_prefixes="auto", epoch=1)
+    order: list[str] = []
+    load = trainer.load_for_training
+
+    def loading(*args: Any) -> Any:
+        order.append(capsys.readouterr().out)
+        return load(*args)
+
+    monkeypatch.setattr(trainer, "load_for_training", loading)
+    monkeypatch.setattr(layouts, "WORTHWHILE", 1.1)  # the toys share little
+    monkeypatch.setattr(compiling, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
+    found = train(recipe, tmp_path / "auto").training["rows"]
+    assert found["kind"] == "padded" and found["obstacle"] == "there is no C compiler (apt-get install gcc)"
+    (said,) = [line for line in order[0].splitlines() if "nothing is compiled" in line]
+    sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
+    times = compiling.QUICKER * sum(map(len, sequences)) / len(tree.build(sequences))
+    assert "no C compiler (apt-get install gcc). It goes on" in said and f"about {times:.1f} times slower" in said
+    with pytest.raises(UserError, match=r"share_prefixes is on, but there is no C compiler .* Leave it at auto"):
+        train(recipe.replace(share_prefixes="on"), tmp_path / "on")
+    assert len(order) == 1
+
+
+@pytest.mark.usefixtures("fresh")
+def test_an_optimizer_that_cannot_be_compiled_takes_its_steps_all_the_same(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiling, "try_out", lambda device: "compiling failed (InvalidCxxCompiler: no g++)")
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer="bf16-stochastic", epoch=1)
+    with torch.compiler.set_stance("default"):
+        found = train(recipe, tmp_path).training
+    assert found["optimizer"] == "bf16-stochastic" and found["weights_moved"] > 0 and "obstacle" not in found["rows"]
+    assert "the optimizer is not compiled: compiling failed (InvalidCxxCompiler: no g++)" in capsys.readouterr().out
+
+
+def test_the_bar_has_the_steps_loss_and_learning_rate(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setenv(PIPE, str(writing))
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", batch_size=2, epoch=3, warmup_steps=0)
+    train(recipe, tmp_path)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        events = [json.loads(line) for line in lines]
+    assert {(event["stage"], event["total"]) for event in events} == {("train", 12)} and events[-1]["done"] == 12
+    assert re.fullmatch(r"loss \d\.\d{4}, lr \d\.\d\de-\d\d", events[-1]["note"])
 
 
 def test_what_larger_steps_would_share_is_said(

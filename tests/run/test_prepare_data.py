@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import struct
@@ -12,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from run.prepare_data import LARGEST_MEMBER_BYTES, main
+from run.prepare_data import main
+from src.archives import LARGEST_MEMBER_BYTES
 from src.cli import UserError
-from src.data import SPLITS, dump_items, load_split
+from src.data import OUTPUTS, SPLITS, dump_items, load_split, predictions
 from tests.conftest import make_item
+from tests.official_shape import load_json, official_files, write_official_zip, zipped_with_raw_names
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "대화맥락추론_{}.json"
@@ -39,21 +40,6 @@ def zipped(path: Path, files: Mapping[str, bytes], compression: int = zipfile.ZI
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    return path
-
-
-def zipped_with_raw_names(path: Path, files: Mapping[bytes, bytes]) -> Path:
-    """A zip whose names are these bytes and do not say in which encoding, as other programs than zipfile write them."""
-    stand_ins = {f"{index}".rjust(len(name), "x"): name for index, name in enumerate(files)}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for stand_in, name in stand_ins.items():
-            archive.writestr(stand_in, files[name])
-    content = buffer.getvalue()
-    for stand_in, name in stand_ins.items():
-        assert content.count(stand_in.encode()) == 2  # before the member and in the directory
-        content = content.replace(stand_in.encode(), name)
-    path.write_bytes(content)
     return path
 
 
@@ -232,6 +218,121 @@ def test_the_table_counts_what_was_found(tmp_path: Path, out: Path, capsys: Any)
     assert [rows[category][0] for category in ("원인", "후행사건", "전제", "동기", "반응")] == ["2", "1", "1", "1", "1"]
     assert rows["1 target utterance"] == ["6", "2", "2"]
     assert rows["2 target utterances"] == ["0", "1", "0"]
+
+
+# The official download, with everything odd that it has
+
+
+@pytest.mark.parametrize("system", ["mac", "windows", "linux"])
+@pytest.mark.parametrize("hidden", ["", None])
+def test_the_official_shape_goes_through_and_its_text_comes_out_unchanged(
+    tmp_path: Path, out: Path, capsys: Any, system: str, hidden: str | None
+) -> None:
+    archive = write_official_zip(tmp_path / "대화맥락추론_데이터.zip", small=True, system=system, hidden=hidden)
+    assert main([str(archive), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for split in SPLITS:
+        official = load_json(official_files(small=True, hidden=hidden)[f"대화맥락추론_{split}.json"])
+        items = load_split(out, split, labelled=split != "test")
+        filled = predictions(items, [1] * len(items))
+        assert [{**one, "output": OUTPUTS[1]} for one in official] == filled
+        assert [list(one["input"]) for one in official] == [list(one["input"]) for one in filled]
+        assert f"{archive}: 대화맥락추론/대화맥락추론_{split}.json" in printed
+    told = [line for line in printed.splitlines() if line.startswith("  ") and " (first: " in line]
+    assert [line.split(": ")[:2] for line in told] == [
+        ["  number", "4 items"],
+        ["  decomposed", "1 item"],
+        ["  utterance-blank", "30 items"],
+        ["  target-twice", "1 item"],
+        ["  option-blanks", "23 items"],
+    ]
+    assert "dev.json: item " in told[3] and "shape.dev." in told[3]
+    assert "not used" not in printed
+
+
+def test_the_official_shape_has_the_official_sizes(tmp_path: Path, out: Path, capsys: Any) -> None:
+    main([str(write_official_zip(tmp_path / "x.zip")), "--out", str(out)])
+    printed = capsys.readouterr().out
+    splits = {split: load_split(out, split) for split in SPLITS}
+    assert {split: len(items) for split, items in splits.items()} == {"train": 758, "dev": 151, "test": 605}
+    keys = {split: {item.dialogue_key for item in items} for split, items in splits.items()}
+    assert {split: len(found) for split, found in keys.items()} == {"train": 163, "dev": 52, "test": 209}
+    assert len(keys["train"] & keys["dev"]) == 1 and not keys["test"] & (keys["train"] | keys["dev"])
+    turns = {item.dialogue_key: item.dialogue for items in splits.values() for item in items}.values()
+    assert {len(dialogue) for dialogue in turns} == set(range(12, 31))
+    assert sum(not turn.text.strip() for dialogue in turns for turn in dialogue) == 28 + 1
+    assert "target-twice: 1 item: " in printed and "number: 5 items: " in printed
+    again = write_official_zip(tmp_path / "again.zip")
+    assert again.read_bytes() == (tmp_path / "x.zip").read_bytes()
+
+
+# What is odd among files, and carried on
+
+
+def test_a_zip_within_the_zip_is_read_where_the_outer_one_has_no_file(tmp_path: Path, out: Path, capsys: Any) -> None:
+    files = official()
+    train = NAME.format("train")
+    inner = zipped(tmp_path / "inner.zip", files | {train: b"[]"}).read_bytes()
+    outer = zipped(tmp_path / "x.zip", {train: files[train], "대화/안.zip": inner})
+    main([str(outer), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert f"from {outer}: 대화맥락추론_train.json" in printed
+    assert f"from {outer}: 대화/안.zip: 대화맥락추론_dev.json" in printed
+    assert [len(load_split(out, split)) for split in SPLITS] == [6, 3, 2]
+
+
+def test_a_zip_within_that_cannot_be_read_hinders_nothing(tmp_path: Path, out: Path, capsys: Any) -> None:
+    whole = zipped(tmp_path / "inner.zip", {"a.txt": b"x" * 1000}).read_bytes()
+    files = official() | {"cut.zip": whole[:-20], "no.zip": b"no zip at all", "__MACOSX/._cut.zip": b"\0"}
+    main([str(zipped(tmp_path / "x.zip", files)), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert printed.count("not used: ") == 2
+    assert "cut.zip is a damaged zip" in printed and "no.zip is a damaged zip" in printed
+    del files[NAME.format("train")], files[NAME.format("dev")], files[NAME.format("test")]
+    message = refused(zipped(tmp_path / "y.zip", files), out=out)
+    assert "Found JSON files: none" in message and "cut.zip is a damaged zip" in message
+
+
+def test_the_same_items_in_two_files_are_one_file(tmp_path: Path, out: Path, capsys: Any) -> None:
+    files = official()
+    again = dump_items(load_json(files[NAME.format("dev")])).encode()  # no BOM, other line ends
+    folder = unpacked(tmp_path / "x", files | {"나중/data_dev.json": again})
+    main([str(folder), "--out", str(out)])
+    assert f"file-twice: 1 file: the same items in more than one file; the first is taken (first: {folder}" in (
+        capsys.readouterr().out
+    )
+    assert len(load_split(out, "dev")) == 3
+
+
+def test_ids_that_splits_share_for_other_items_are_said(tmp_path: Path, out: Path, capsys: Any) -> None:
+    files = official() | {
+        NAME.format("train"): dump_items([make_item(number, id=number) for number in range(6)]).encode(),
+        NAME.format("dev"): dump_items([make_item(30 + number, id=number) for number in range(3)]).encode(),
+    }
+    main([str(zipped(tmp_path / "x.zip", files)), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "id-in-two-splits: 3 items" in printed and "id-number: 9 items" in printed
+    assert "item-in-two-splits" not in printed
+
+
+def test_files_of_one_item_a_line_may_be_called_so(tmp_path: Path, out: Path) -> None:
+    lines = "\n".join(json.dumps(make_item(number)) for number in range(3)).encode()
+    folder = unpacked(tmp_path / "x", {"train.jsonl": lines, "dev.NDJSON": lines.replace(b"made-", b"more-")})
+    main([str(folder), "--out", str(out)])
+    main([str(folder / "train.jsonl"), "--out", str(out)])
+    assert load_split(out, "train")[2].source == make_item(2)
+
+
+def test_names_that_windows_wrote_and_linux_unpacked_are_shown_as_they_were_meant(
+    tmp_path: Path, out: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, content in official().items():
+        Path(os.fsdecode(bytes(folder) + b"/" + name.encode("cp949"))).write_bytes(content)
+    main([str(folder), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert printed.encode("utf-8") and f"from {folder}/대화맥락추론_train.json" in printed
 
 
 # What is refused, with nothing written

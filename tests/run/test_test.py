@@ -14,7 +14,7 @@ from src.cli import UserError, run_main
 from src.data import dump_items
 from src.prompts import ORDERS
 from src.records import read_record, read_scores, write_json
-from tests.conftest import make_item
+from tests.conftest import make_item, odd_items
 from tests.made_runs import make_split
 
 Folder = Callable[[str], Path]
@@ -133,6 +133,21 @@ def test_an_untrained_model(place: Path, backbone_folder: Folder, capsys: pytest
     scored(place, "base-untrained", "--split", "dev", "--orders", "6")
     assert read_record(run)["splits"]["dev"]["orders"] == 6
     assert "Vote: python -m run.vote" in capsys.readouterr().out
+
+
+def test_what_is_odd_is_said_in_a_line_and_scored_like_the_rest(
+    place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = odd_items(4, output="")
+    path = place / "data" / "data_test.json"
+    path.write_text(json.dumps(raw), encoding="utf-16")
+    scored(place, backbone_folder("qwen2"), "--name", "odd", "--prompt", "plain")
+    told = [line for line in capsys.readouterr().out.splitlines() if "odd, and carried on" in line]
+    assert len(told) == 1 and told[0].startswith(f"{path}: odd, and carried on: encoding 1, unknown-key 4, id-number 4")
+    run = place / "results" / "odd-untrained"
+    assert [row.id for row in read_scores(run / "scores_test.jsonl")] == ["9000", "9001", "9002", "9003"]
+    written = json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
+    assert [one | {"output": ""} for one in written] == raw
 
 
 def test_an_untrained_model_on_some_items(place: Path, backbone_folder: Folder) -> None:

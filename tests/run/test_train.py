@@ -20,6 +20,7 @@ from src.cli import UserError, run_main
 from src.data import load_items, sha256
 from src.recipes import load_recipe
 from src.records import alone_in, read_record, read_scores
+from tests.conftest import odd_items
 from tests.made_runs import make_split
 
 SMALL = ("--epoch", "2", "--batch_size", "2", "--lr", "3e-3", "--device", "cpu")
@@ -118,6 +119,18 @@ def test_a_run_leaves_these_files(place: Path, backbone_folder: Folder, capsys: 
     assert "4 optimizer steps an epoch, 2 epochs, lr 0.003, loss over the answer, per item" in said
     assert "dev accuracy" in said and "95 % interval" in said and "no labels, so no accuracy" in said
     assert said.strip().splitlines()[-1] == f"The run lies in {run}."
+
+
+def test_what_is_odd_is_said_once_and_trained_on(
+    place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place / "data" / "data_train.json"
+    path.write_text(json.dumps(odd_items(8)), encoding="utf-8")
+    main(arguments(place, backbone_folder("qwen2"), "--epoch", "1"))
+    said = capsys.readouterr().out
+    assert said.count("odd, and carried on") == 1
+    assert f"{path}: odd, and carried on: unknown-key 8, id-number 8, number 8" in said
+    assert read_record(place / "run")["data"]["train"]["items"] == 8
 
 
 def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,126 @@
+"""What the shell hands over besides the command: no variable of it changes what is trained or scored.
+
+The libraries below us read some hundred variables, many of which change numbers: another precision, other kernels,
+another order of summation. A result depends on recipe, flags, data and versions alone, so whole families of names are
+taken out before torch is imported (`clear`). What stays says where things lie, what is logged, how memory is kept, or
+how many threads there are (which the record notes).
+"""
+
+import os
+import re
+from collections.abc import MutableMapping
+
+FAMILIES = (
+    # accelerate, and what it hands its plugins
+    "ACCELERATE_",
+    "FSDP_",
+    "MEGATRON_LM_",
+    "PARALLELISM_CONFIG_",
+    "XLA_",
+    # transformers
+    "TRANSFORMERS_",
+    "FLASH_ATTENTION_",
+    # torch and its compilers
+    "AOT_",
+    "AOTINDUCTOR_",
+    "ATEN_",
+    "INDUCTOR_",
+    "PYTORCH_",
+    "TORCH_",
+    "TORCHAO_",
+    "TORCHDYNAMO_",
+    "TORCHELASTIC_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    # the libraries that multiply
+    "CUBLAS_",
+    "CUBLASLT_",
+    "CUDNN_",
+    "DNNL_",
+    "MKL_",
+    "ONEDNN_",
+)
+"""Beginnings of names that are taken out, but for those that match `KEPT`."""
+SINGLE = (
+    "CUTLASS_EPILOGUE_FUSION",
+    "DISABLE_ADDMM_CUDA_LT",
+    "DISABLE_LLVM_OPT",
+    "DISABLE_PTXAS_OPT",
+    "ENABLE_PERSISTENT_TMA_MATMUL",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "PJRT_DEVICE",
+    "PTXAS_OPTIONS",
+    "PT_HPU_LAZY_MODE",
+    "SM_FRAMEWORK_PARAMS",
+    "SM_HP_MP_PARAMETERS",
+    "TENSORIFY_PYTHON_SCALARS",
+    "USE_HUB_KERNELS",
+    "USE_TORCH_XLA",
+)
+"""Names of no family that are taken out."""
+KEPT = re.compile(
+    # Where things lie and what they are
+    r"\w+_(VERSION|HOME|PATH|DIR|CACHE|ROOT|OFFLINE|ARCH_LIST)"
+    # What is said
+    r"|\w*_(LOGS?|TRACE|TRACEBACKS|STACKTRACES|VERBOSE|VERBOSITY|WARNINGS|PRINT_AUTOTUNING)(_\w+)?"
+    r"|\w+_LOG_LEVEL|TORCH_DISABLE_ADDR2LINE|ACCELERATE_ENABLE_RICH"
+    # How memory is kept, how a GPU is found, how many threads compile
+    r"|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|PYTORCH_NVML_BASED_CUDA_CHECK"
+    r"|TORCH_(DEVICE_BACKEND_AUTOLOAD|USE_RTLD_GLOBAL|NCCL_\w+|DISTRIBUTED_DEBUG)|TORCHAO_FORCE_SKIP_LOADING_SO_FILES"
+    r"|TORCHINDUCTOR_COMPILE_THREADS"
+    # The number of threads is in the record; the others are needed to load the library at all
+    r"|MKL_(NUM_THREADS|THREADING_LAYER|SERVICE_FORCE_INTEL)"
+)
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LAUNCHED = (
+    *SIZES,
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+)
+"""What launchers of several processes set. Of a single process it would make torch wait for others."""
+SHOWN = 8
+
+
+def processes(environment: MutableMapping[str, str] = os.environ) -> int:
+    """How many processes a launcher (torchrun, mpirun, srun) started of this command; 1 without one."""
+    return max(int(value) if (value := environment.get(name, "")).isdigit() else 1 for name in SIZES)
+
+
+def clear(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Takes out what could change a result, before torch is imported; the names, sorted.
+
+    What a launcher set stays where it started several processes, so that a command can refuse to be one of them.
+    """
+    names = [name for name in environment if _matters(name)]
+    if processes(environment) == 1:
+        names += [name for name in LAUNCHED if name in environment]
+    for name in names:
+        del environment[name]
+    return sorted(names)
+
+
+def _matters(name: str) -> bool:
+    return name in SINGLE or (name.startswith(FAMILIES) and not KEPT.fullmatch(name))
+
+
+def ignored(names: list[str]) -> str:
+    """The line that says which variables were taken out."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"ignored from the environment: {', '.join(names[:SHOWN])}{more}. "
+        "Only recipe and flags decide what is trained and scored."
+    )
