@@ -177,6 +177,8 @@ class PlanRow:
     method: str
     words: str
     """The method as the table shows it."""
+    tokens: int | None
+    """Of a training item in the mean, as assumed; None for a miniature, whose tokenizer is like no other."""
     download: int | None
     """Bytes."""
     weights: int | None
@@ -234,6 +236,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mapping[str
         gated=facts.gated if facts else None,
         method=recipe.method,
         words=recipe.method_words,
+        tokens=None if shape is None or place == "miniature" else mean_tokens,
         download=download_bytes(recipe),
         weights=weights,
         settled=settled,
@@ -330,6 +333,7 @@ def _facts_line(row: PlanRow) -> str:
     facts += [] if row.miniature and not row.licence else [f"licence {escape(row.licence or '?')}"]
     facts += ["[bold red]no commercial use[/]"] if row.commercial is False else []
     facts += ["[bold red]gated[/]"] if row.gated else []
+    facts += [f"about {row.tokens:,} tokens an item"] if row.tokens else []
     facts += [escape(row.note)] if row.note else []
     return f"[bold]{escape(row.run)}[/]: {', '.join(facts)}"
 

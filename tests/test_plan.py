@@ -210,6 +210,7 @@ def test_the_table_says_it_all(width: int) -> None:
         assert any(line.split()[:2] == [row.run, row.words] for line in lines), text
         assert f"{row.run}: {row.model_id}, licence {row.licence}" in words
     assert words.count("no commercial use") == 1
+    assert words.count("about 1,134 tokens an item") == 2 and words.count("about 699 tokens an item") == 2
     assert "…" not in text and "?" not in text
     assert "no GPU here" in words and words.endswith("may not be used commercially")
     assert next(line for line in lines if line.split()[:1] == ["all"]).split()[1] == "152.3"
@@ -294,7 +295,7 @@ def test_a_miniature_lies_in_a_folder(settings: dict[str, str], tmp_path: Path) 
     small_config().save_pretrained(folder)
     (row,) = plan.plan_rows([make_recipe({"name": "mini", "model_id": str(folder), **settings}, "here")], ITEMS)
     assert (row.download, row.note, row.seconds, row.commercial) == (0, "miniature", None, None)
-    assert row.weights < 10**6 and row.cards["24"].fits
+    assert row.weights < 10**6 and row.cards["24"].fits and row.tokens is None
     assert "mini: " in text_of([row])
 
 
