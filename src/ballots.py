@@ -50,13 +50,11 @@ def absence(run: Path, split: str) -> str:
 def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
     """Why a run that was scored on `split` cannot vote on `items`, in a few words; empty when it can."""
     wanted = {item.id for item in items}
-    file = next(iter(scored_orders(run, split).values()))
-    found = {row.id for row in read_scores(file)}
-    if found == wanted:
+    scored = [{row.id for row in read_scores(file)} for file in scored_orders(run, split).values()]
+    if wanted in scored:
         return ""
-    if found < wanted:
-        return f"scored on {len(found)} of the {len(wanted)} items only"
-    return "scored on other items"
+    largest = max(scored, key=len)
+    return f"scored on {len(largest)} of the {len(wanted)} items only" if largest < wanted else "scored on other items"
 
 
 def started_runs(results: Path) -> list[str]:
@@ -109,10 +107,13 @@ def common_orders(runs: Sequence[Path], split: str, asked: int | None) -> tuple[
             f"one order and of six are not mixed. Found {told}. Score what is missing:\n  " + "\n  ".join(commands)
         )
     several = max(common)
-    if asked or several == wanted:
-        return wanted, ""
     other = "dev" if split == "test" else "test"
-    if all(several in scored_orders(run, other) for run in found):
+    elsewhere = {run.name: scored_orders(run, other) for run in found}
+    if asked or several == wanted:
+        unlike = [name for name, there in elsewhere.items() if there and wanted not in there]
+        told = f"these are scores of {orders_words(wanted)}, but on {other} there are none such of {', '.join(unlike)}"
+        return wanted, told if unlike else ""
+    if all(several in there for there in elsewhere.values()):
         return several, f"taken are the scores of {orders_words(several)}, which all have on dev and test"
     return wanted, f"all have scores of {orders_words(several)} on {split}, too, but not on {other}: --orders {several}"
 

@@ -278,9 +278,10 @@ class Encoder:
             lengths = [(one.id, max(map(len, one.sequences))) for one in examples]
             long = [(id, length) for id, length in lengths if length > self.context]
             if long:
+                many = "1 item is" if len(long) == 1 else f"{len(long)} items are"
                 shown = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
                 raise UserError(
-                    f"{self.name}: {len(long)} item(s) are longer than the model's context of {self.context} "
+                    f"{self.name}: {many} longer than the model's context of {self.context} "
                     f"tokens: {shown}"
                     f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
                 )

@@ -994,9 +994,7 @@ def test_what_larger_steps_would_share_is_said(
         assert train(recipe, tmp_path / "enough").training["rows"]["kind"] == "single"
     sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
     fewer = sum(map(len, sequences)) / len(tree.build(sequences))
-    said = (
-        f"steps of 1 item(s) share too little. --batch_size 16 --order dialogue would compute {fewer:.1f} times fewer"
-    )
+    said = f"steps of one item share too little. --batch_size 16 --order dialogue would compute {fewer:.1f} times fewer"
     assert said in capsys.readouterr().out
 
 

@@ -245,9 +245,7 @@ def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPa
     long = make_item(7, output="", conversation=[turn], reference_id=["x"])
     (place / "data" / "data_test.json").write_text(dump_items([make_item(1), long]), encoding="utf-8")
     monkeypatch.setattr("src.model.load_run", lambda *given, **keys: pytest.fail("no need to load the model"))
-    assert "polar: 1 item(s) are longer than the model's context of 1024 tokens: made-0007 (" in problem_of(
-        place, "full"
-    )
+    assert "polar: 1 item is longer than the model's context of 1024 tokens: made-0007 (" in problem_of(place, "full")
 
 
 def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
