@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from src import figures
+from src.canvas import Figure
 from src.data import CATEGORIES, SPLITS, Item
 from src.eda import (
     FEELINGS,
