@@ -3,11 +3,15 @@
     python -m run.evaluate qwen2                                   # a run in resource/results, on the dev split
     python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
     python -m run.evaluate qwen2 bllossom vote --json compared.json
+    python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
 
-Intervals are 95 % Wilson intervals. The test split has no labels outside NIKL, so it cannot be evaluated here.
+Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
+the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs);
+intervals that overlap say nothing about it. The test split has no labels outside NIKL, so it cannot be evaluated here.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,11 @@ from src import records
 from src.ballots import read_sources
 from src.cli import Parser, UserError, new_file, run_main
 from src.data import OUTPUTS, SPLITS, Item, load_data, sha256
-from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
+from src.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
+from src.run_data import data_of
+
+MOST_FOR_ALL_PAIRS = 4
+"""With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
 
 
 def make_parser() -> Parser:
@@ -24,10 +32,18 @@ def make_parser() -> Parser:
         "inputs", nargs="+", metavar="RUN_OR_FILE", help="a predictions file, or a run's name or folder"
     )
     parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("resource/data"), help="folder or file; default: %(default)s")
+    parser.add_argument(
+        "--data", type=Path, help="folder or file; default: the first run's own data, or resource/data for files"
+    )
     parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
+    )
+    parser.add_argument("--against", metavar="RUN_OR_FILE", help="one of the inputs: test the others against this one")
+    parser.add_argument(
+        "--pairs",
+        choices=("all", "best"),
+        help=f"which pairs to print: all, or those with the best; default: all of up to {MOST_FOR_ALL_PAIRS} inputs",
     )
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     return parser
@@ -42,7 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
     console = Console(markup=False, highlight=False)
 
-    items, data = load_data(args.data, args.split)
+    if args.against and args.against not in args.inputs:
+        parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
+    if args.against and args.pairs:
+        parser.error("--against and --pairs: give one of them")
+    items, data = load_data(args.data or data_of(args.inputs, args.split, args.results), args.split)
     refuse_unlabelled(items, data)
     sources = read_sources(args.inputs, items, data, args.split, args.results)
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
@@ -54,6 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     for source in sources:
         if source.note:
             console.print(f"note: {source.note}")
+    right = {
+        name: [item.label == answer for item, answer in zip(items, given, strict=True)]
+        for name, given in answers.items()
+    }
+    against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
+    pairs = compare_pairs(right, against)
+    if pairs:
+        show_pairs(console, pairs, len(results), len(items), args.pairs, against)
     if len(results) == 1:
         (name,) = results
         show_parts(console, results[name])
@@ -65,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             {
                 "data": {"path": data, "sha256": sha256(data), "items": len(items)},
                 "floors": {"chance": chance} | {name: floor.as_json() for name, floor in floors.items()},
+                "pairs": [asdict(pair) | {"better": pair.better} for pair in pairs],
                 "inputs": [
                     {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
                     | results[source.ballot.run].as_json()
@@ -95,9 +124,7 @@ def missed_rows(items: list[Item], answers: list[int]) -> list[dict[str, str]]:
 
 def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str, Evaluation], total: int) -> None:
     """One row per input, then the floors."""
-    from rich.table import Table
-
-    table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
+    table = folding("answers", "correct", "accuracy", "95 % interval", "mean of categories")
     for name, result in results.items():
         table.add_row(*accuracy_cells(name, result))
     table.add_section()
@@ -108,10 +135,55 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     console.print(table)
     console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
     if len(results) > 1:
-        table = Table("answers", *next(iter(results.values())).per_category)
+        table = folding("answers", *next(iter(results.values())).per_category)
         for name, result in results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(table)
+
+
+def folding(*headers: str) -> Any:
+    """A table that loses no sign of a name or number on a narrow terminal."""
+    from rich.table import Table
+
+    table = Table()
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def show_pairs(
+    console: Any, pairs: list[Pair], answers: int, items: int, asked: str | None, against: str | None
+) -> None:
+    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed: which
+    one is the best is known from the same items.
+    """
+    few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)
+    shown = [pair for pair in pairs if pair.one == pairs[0].one] if few and against is None else pairs
+    which = f"those with {against}" if against else f"all of {answers} answers"
+    console.print(
+        f"Who is better? Tested on the same {items} items: McNemar's exact test, p corrected after Holm for "
+        f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} ({which})"
+        + (
+            f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
+            if len(shown) < len(pairs)
+            else ""
+        ),
+        soft_wrap=True,
+    )
+    for pair in shown:
+        verdict = "not told apart" if pair.better is None else f"{pair.better} is better"
+        console.print(
+            f"  {pair.one} and {pair.other}: {pair.only_one} and {pair.only_other} items right alone, "
+            f"{100 * pair.difference:+.1f} points, p {p_text(pair.p)}, corrected {p_text(pair.corrected_p)}: {verdict}",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
+    )
+
+
+def p_text(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:
@@ -127,14 +199,12 @@ def share_text(share: Share, separator: str = ", ") -> str:
 
 def show_parts(console: Any, result: Evaluation) -> None:
     """Per category, and label against answer."""
-    from rich.table import Table
-
-    table = Table("category", "correct, accuracy, interval")
+    table = folding("category", "correct, accuracy, interval")
     for category, share in result.per_category.items():
         table.add_row(category, share_text(share))
     console.print(table)
 
-    table = Table("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
+    table = folding("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
     for label, row in enumerate(result.confusion):
         right = share_text(result.per_label[label]) if label in result.per_label else "–"
         table.add_row(OUTPUTS[label], *map(str, row), right)
@@ -145,11 +215,9 @@ def show_parts(console: Any, result: Evaluation) -> None:
 
 
 def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
-    from rich.table import Table
-
     console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
     if missed and shown:
-        table = Table("item", "category", "label", "answer")
+        table = folding("item", "category", "label", "answer")
         for row in missed[:shown]:
             table.add_row(*row.values())
         console.print(table)

@@ -183,12 +183,9 @@ def lengths(view: View) -> Finding:
         f"{characters.high:,.0f}), "
         f"{words.mean:.6f}어절(표준편차 {words.std:.6f})입니다."
     )
-    if view.corpus.name == "공식 말뭉치" and view.split == "train":
-        equal = all(
-            abs(found[name].mean - mean) < 1e-6 and abs(found[name].std - std) < 1e-6
-            for name, (mean, std) in PUBLISHED.items()
-        )
+    if view.corpus.of_official_size and view.split == "train" and view.corpus.kind != SAMPLE:
         told = ", ".join(f"{mean} (표준편차 {std})" for mean, std in PUBLISHED.values())
+        equal = view.corpus.as_published
         says += f" 발표된 값 {told}과 {'같습니다' if equal else '다릅니다. 파일이 공식 자료인지 확인하세요'}."
     says += view.apart("턴 수", "글자 수", "어절 수")
     so = (
