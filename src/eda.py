@@ -56,7 +56,7 @@ class Corpus:
     def of_official_size(self) -> bool:
         return {split: len(items) for split, items in self.splits.items()} == OFFICIAL_ITEMS
 
-    @cached_property
+    @property
     def as_published(self) -> bool:
         """Whether the train split has the published figures, to the last digit that was published."""
         found = length_figures(self.splits["train"])
