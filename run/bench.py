@@ -259,14 +259,12 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
 
 def draw_growth(points: Sequence[tuple[int, float]], heading: str, path: Path) -> None:
     """Seconds over tokens computed, with the line through the origin that fits the points best."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from src.canvas import Figure
 
     tokens, seconds = zip(*points, strict=True)
     slope = sum(x * y for x, y in points) / sum(x * x for x in tokens)
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
     axes.plot([0, max(tokens)], [0, slope * max(tokens)], color="#999999", label=f"{1 / slope:,.0f} tokens a second")
     axes.plot(tokens, seconds, "o", color="#0072B2", label="1, 2, 4, 8 and 16 test splits")
     axes.set(xlabel="tokens computed, shared ones once", ylabel="seconds", xlim=0, ylim=0)
@@ -275,7 +273,6 @@ def draw_growth(points: Sequence[tuple[int, float]], heading: str, path: Path) -
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def title(record: dict[str, Any]) -> list[str]:

@@ -3,11 +3,15 @@
     python -m run.evaluate qwen2                                   # a run in resource/results, on the dev split
     python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
     python -m run.evaluate qwen2 bllossom vote --json compared.json
+    python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
 
-Intervals are 95 % Wilson intervals. The test split has no labels outside NIKL, so it cannot be evaluated here.
+Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
+the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs);
+intervals that overlap say nothing about it. The test split has no labels outside NIKL, so it cannot be evaluated here.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,10 @@ from src.ballots import read_sources, run_folder
 from src.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
 from src.inputs import load_own
-from src.metrics import Evaluation, Share, chance_range, evaluate, floor_answers
+from src.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
+
+MOST_FOR_ALL_PAIRS = 4
+"""With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
 
 
 def make_parser() -> Parser:
@@ -34,6 +41,12 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
     )
+    parser.add_argument("--against", metavar="RUN_OR_FILE", help="one of the inputs: test the others against this one")
+    parser.add_argument(
+        "--pairs",
+        choices=("all", "best"),
+        help=f"which pairs to print: all, or those with the best; default: all of up to {MOST_FOR_ALL_PAIRS} inputs",
+    )
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     return parser
 
@@ -47,6 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
     console = make_console()
 
+    if args.against and args.against not in args.inputs:
+        parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
+    if args.against and args.pairs:
+        parser.error("--against and --pairs: give one of them")
     folders = [run_folder(name, args.results) for name in args.inputs]
     items, data, notes = load_own(args.data, args.split, folders)
     refuse_unlabelled(items, data)
@@ -59,6 +76,14 @@ def main(argv: list[str] | None = None) -> None:
     show_accuracy(console, results, floors, len(items))
     for note in [*notes, *(source.note for source in sources if source.note)]:
         console.print(f"note: {note}")
+    right = {
+        name: [item.label == answer for item, answer in zip(items, given, strict=True)]
+        for name, given in answers.items()
+    }
+    against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
+    pairs = compare_pairs(right, against)
+    if pairs:
+        show_pairs(console, pairs, len(results), len(items), args.pairs, against)
     if len(results) == 1:
         (name,) = results
         show_parts(console, results[name])
@@ -70,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             {
                 "data": {"path": data, "sha256": sha256(data), "items": len(items)},
                 "floors": {"chance": chance} | {name: floor.as_json() for name, floor in floors.items()},
+                "pairs": [asdict(pair) | {"better": pair.better} for pair in pairs],
                 "inputs": [
                     {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
                     | results[source.ballot.run].as_json()
@@ -119,6 +145,41 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
         for name, result in results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(Fitted(table))
+
+
+def show_pairs(
+    console: Any, pairs: list[Pair], answers: int, items: int, asked: str | None, against: str | None
+) -> None:
+    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed: which
+    one is the best is known from the same items.
+    """
+    few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)
+    shown = [pair for pair in pairs if pair.one == pairs[0].one] if few and against is None else pairs
+    which = f"those with {against}" if against else f"all of {answers} answers"
+    console.print(
+        f"Who is better? Tested on the same {items} items: McNemar's exact test, p corrected after Holm for "
+        f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} ({which})"
+        + (
+            f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
+            if len(shown) < len(pairs)
+            else ""
+        ),
+        soft_wrap=True,
+    )
+    for pair in shown:
+        verdict = "not told apart" if pair.better is None else f"{pair.better} is better"
+        console.print(
+            f"  {pair.one} and {pair.other}: {pair.only_one} and {pair.only_other} items right alone, "
+            f"{100 * pair.difference:+.1f} points, p {p_text(pair.p)}, corrected {p_text(pair.corrected_p)}: {verdict}",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
+    )
+
+
+def p_text(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:

@@ -12,6 +12,7 @@ test split is never read. Every step is kept in --out, and the same command goes
 
 import dataclasses
 import difflib
+import math
 import os
 import sys
 from argparse import Namespace
@@ -20,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src.addresses import Address, is_local, looks_like_address, masked
 from src.cli import Parser, UserError, announced, new_folder, run_main
 from src.data import DATA, Item, load_data, sha256
 from src.inputs import check_models, sample_items
@@ -29,6 +31,8 @@ from src.records import RESULTS, find_run, git_commit, read_record, versions, wr
 
 NOT_FIXED = ("steps", "max_calls")
 """Settings that may change when a search goes on."""
+FREE_BEFORE_CALLS = ("engine", "engine_model", "temperature")
+"""Settings that may change until the critic has answered: a wrong address can be mended."""
 
 
 def make_parser() -> Parser:
@@ -41,9 +45,9 @@ def make_parser() -> Parser:
     parser.add_argument("--engine_model", metavar="NAME", help="the model's name at the endpoint")
     parser.add_argument(
         "--key_env",
-        default="OPENAI_API_KEY",
         metavar="NAME",
-        help="environment variable with the key of an endpoint elsewhere (default: %(default)s); it is written nowhere",
+        help="environment variable with the endpoint's key; it is written nowhere (default: OPENAI_API_KEY for an "
+        "endpoint elsewhere, none on this machine)",
     )
     parser.add_argument(
         "--send_items", action="store_true", help="allow items to be sent to an endpoint that is not on this machine"
@@ -57,6 +61,13 @@ def make_parser() -> Parser:
         default=2048,
         metavar="N",
         help="longest answer of the critic (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--answer_seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="longest wait for an answer of an endpoint (default: %(default)g)",
     )
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -102,6 +113,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    from src import critics
     from src import prompt_search as searching
     from src.tables import make_console
 
@@ -134,12 +146,19 @@ def main(argv: list[str] | None = None) -> None:
         "start": start.sha256,
         "data_sha256": sha256(path),
         "items": len(items),
-        "engine": arguments.engine,
+        "engine": masked(arguments.engine),
         "engine_model": arguments.engine_model,
         "temperature": arguments.temperature,
         **{key: value for key, value in dataclasses.asdict(settings).items() if key not in NOT_FIXED},
     }
-    check_folder(out, asked)
+    calls_file = out / "calls.jsonl"
+    made = critics.Calls(lambda message, system: "", calls_file, settings.max_calls).count
+    check_folder(out, asked, made)
+
+    # The critic, as far as it can be tried before anything is loaded
+    remote = make_endpoint(arguments, settings.seed) if looks_like_address(arguments.engine) else None
+    if remote and made < settings.max_calls and len(searching.read_steps(out)) <= settings.steps:
+        remote.check()
     write_json(out / "search.json", asked)
 
     # The model under test
@@ -148,17 +167,19 @@ def main(argv: list[str] | None = None) -> None:
     kept = models.weights_folder(weights) if weights else None
     library = runs.find_library(start, arguments.data)
     plain = recipe.replace(reasoning=False)
-    tokenizer = runs.make_encoder(plain, start, kept, library).tokenizer
+    frozen = runs.frozen_in(weights)
+    tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
 
     def scorer(prompt: Prompt, some: Any) -> Any:
         from src.scores import score
 
-        encoder = runs.make_encoder(plain, prompt, kept, library)
+        encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
         return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
 
     # The search
-    calls = searching.Calls(make_ask(arguments, settings, device), out / "calls.jsonl", settings.max_calls)
+    ask = remote or make_ask(arguments, settings.seed, device)
+    calls = critics.Calls(ask, calls_file, settings.max_calls)
     console.print(
         f"{name}, prompt {start.name}: {len(learn)} items of {path} to learn from, {len(held)} held out; at most "
         f"{settings.steps} steps and {settings.max_calls} calls, {calls.count} of them made"
@@ -180,8 +201,9 @@ def main(argv: list[str] | None = None) -> None:
     best = dataclasses.replace(searching.parse(last.prompt), name=out.name)
     write_text(out / "prompt.yaml", best.text)
     before, after = start.text, dataclasses.replace(best, name=start.name).text
-    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
-    difference = "".join(difflib.unified_diff(*lines, f"{start.name}.yaml", "prompt.yaml"))
+    # Lines end with "\n" alone: a text may hold U+2028, at which splitlines would part it.
+    old, new = ([f"{line}\n" for line in text.removesuffix("\n").split("\n")] for text in (before, after))
+    difference = "".join(difflib.unified_diff(old, new, f"{start.name}.yaml", "prompt.yaml"))
     write_text(out / "prompt.diff", difference)
     searching.plot(steps, out / "accuracy.png")
     record = {
@@ -209,34 +231,60 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_engine(arguments: Namespace) -> None:
-    from src.prompt_search import is_local
-
-    if "://" not in arguments.engine:
-        return
-    if not arguments.engine_model:
-        raise UserError(f"--engine {arguments.engine} needs --engine_model, the name of the model there.")
-    if is_local(arguments.engine):
-        return
-    if not os.environ.get(arguments.key_env):
+    """UserError for what can be known of the critic without asking it."""
+    if arguments.answer_tokens < 1 or not 0 < arguments.answer_seconds < math.inf or not arguments.temperature >= 0:
         raise UserError(
-            f"--engine {arguments.engine} is not on this machine, and {arguments.key_env} holds no key for it. Set it, "
+            f"--answer_tokens {arguments.answer_tokens}, --answer_seconds {arguments.answer_seconds:g}, --temperature "
+            f"{arguments.temperature:g}: allowed: 1 or more, more than 0, 0 or more."
+        )
+    if not looks_like_address(arguments.engine):
+        return
+    address = Address(arguments.engine)
+    if not arguments.engine_model:
+        raise UserError(f"--engine {address} needs --engine_model, the name of the model there.")
+    local = is_local(arguments.engine)
+    # An address may hold a password, or a key in its query; then no other key is needed.
+    needed = arguments.key_env is not None or not (local or address.secrets)
+    if needed and not os.environ.get(key_name(arguments)):
+        where = "on" if local else "not on"
+        raise UserError(
+            f"--engine {address} is {where} this machine, and {key_name(arguments)} holds no key for it. Set it, "
             "or name another variable with --key_env."
         )
-    if not arguments.send_items:
+    if not local and not arguments.send_items:
         raise UserError(
-            f"--engine {arguments.engine} is not on this machine: dialogues and options would be sent there. Where the "
+            f"--engine {address} is not on this machine: dialogues and options would be sent there. Where the "
             "data's terms allow it, say so with --send_items; the official corpus may not be passed on."
         )
 
 
-def make_ask(arguments: Namespace, settings: Any, device: Any) -> Any:
-    from src import prompt_search as searching
+def key_name(arguments: Namespace) -> str:
+    return arguments.key_env or "OPENAI_API_KEY"
 
-    how = (arguments.temperature, arguments.answer_tokens, settings.seed)
-    if "://" in arguments.engine:
-        key = None if searching.is_local(arguments.engine) else os.environ[arguments.key_env]
-        return searching.endpoint(arguments.engine, arguments.engine_model, key, *how)
-    return searching.in_process(arguments.engine, device, *how)
+
+def wish_of(arguments: Namespace, seed: int) -> Any:
+    from src.critics import Wish
+
+    return Wish(arguments.temperature, arguments.answer_tokens, seed, arguments.answer_seconds)
+
+
+def make_endpoint(arguments: Namespace, seed: int) -> Any:
+    from src.critics import Endpoint
+
+    # A server on this machine gets no key that was not meant for it.
+    meant = arguments.key_env or not is_local(arguments.engine)
+    key = os.environ.get(key_name(arguments)) if meant else None
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return Endpoint(arguments.engine, arguments.engine_model, key, wish_of(arguments, seed), tell)
+
+
+def make_ask(arguments: Namespace, seed: int, device: Any) -> Any:
+    from src.critics import in_process
+
+    return in_process(arguments.engine, device, wish_of(arguments, seed))
 
 
 def start_prompt(arguments: Namespace, recipe: Any) -> Prompt:
@@ -248,7 +296,8 @@ def start_prompt(arguments: Namespace, recipe: Any) -> Prompt:
     return load_prompt(recipe.prompt)
 
 
-def check_folder(out: Path, asked: dict[str, Any]) -> None:
+def check_folder(out: Path, asked: dict[str, Any], made: int) -> None:
+    """UserError when `out` holds another search, or something else. made: calls so far."""
     import json
 
     file = out / "search.json"
@@ -256,8 +305,13 @@ def check_folder(out: Path, asked: dict[str, Any]) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {out} holds something else than a search; name a new folder.")
         return
-    there = json.loads(file.read_text(encoding="utf-8"))
-    differing = [key for key, value in asked.items() if there.get(key) != value]
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+        there["engine"] = masked(there["engine"])  # older versions stored it as it was given
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error!r}). Delete {out}, or name another --out.") from error
+    free = () if made else FREE_BEFORE_CALLS
+    differing = [key for key, value in asked.items() if there.get(key) != value and key not in free]
     if differing:
         told = ", ".join(f"{key} was {there.get(key)!r}, now {asked[key]!r}" for key in differing)
         raise UserError(f"{out} holds another search: {told}. Delete it, or name another --out.")

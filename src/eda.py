@@ -44,19 +44,36 @@ SHORT_WINDOW_TURNS = 10
 
 @dataclass(frozen=True)
 class Corpus:
-    """The three splits. `kind`: SAMPLE, or "own" for what lies on the disk. `sha256`: of all official objects."""
+    """The three splits. `kind`: SAMPLE, or "own" for what lies on the disk, in `folder`. `sha256`: of all official
+    objects.
+    """
 
     kind: str
     splits: dict[str, list[Item]]
     sha256: str
+    folder: str = str(DATA)
+
+    @property
+    def of_official_size(self) -> bool:
+        return {split: len(items) for split, items in self.splits.items()} == OFFICIAL_ITEMS
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the train split has the published figures, to the last digit that was published."""
+        found = length_figures(self.splits["train"])
+        return all(
+            abs(found[name].mean - mean) < 1e-6 and abs(found[name].std - std) < 1e-6
+            for name, (mean, std) in PUBLISHED.items()
+        )
 
     @property
     def name(self) -> str:
-        """For people: which corpus this is."""
+        """For people: which corpus this is. Only what has the official sizes and the published figures is called
+        official: any file can lie in its place.
+        """
         if self.kind == SAMPLE:
             return "지어낸 말뭉치(sample)"
-        official = {split: len(items) for split, items in self.splits.items()} == OFFICIAL_ITEMS
-        return "공식 말뭉치" if official else "받은 말뭉치(공식과 문항 수가 다름)"
+        return "공식 말뭉치" if self.of_official_size and self.as_published else f"{self.folder}의 말뭉치"
 
 
 def read_corpus(folder: str | Path | None = None) -> Corpus:
@@ -74,7 +91,7 @@ def read_corpus(folder: str | Path | None = None) -> Corpus:
             f"{place}: found {', '.join(there)}, but not {', '.join(missing)}; allowed: all three splits, or none for "
             "the sample corpus. Prepare the whole download: python -m run.prepare_data 대화맥락추론_데이터.zip"
         )
-    return _corpus("own", {split: load_split(place, split) for split in SPLITS})
+    return _corpus("own", {split: load_split(place, split) for split in SPLITS}, _shown(Path(place)))
 
 
 def sample_corpus() -> Corpus:
@@ -86,9 +103,16 @@ def sample_corpus() -> Corpus:
     return _corpus(SAMPLE, splits)
 
 
-def _corpus(kind: str, splits: dict[str, list[Item]]) -> Corpus:
+def _corpus(kind: str, splits: dict[str, list[Item]], folder: str = "") -> Corpus:
     text = "".join(dump_items([item.source for item in items]) for items in splits.values())
-    return Corpus(kind, splits, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Corpus(kind, splits, hashlib.sha256(text.encode()).hexdigest()[:16], folder)
+
+
+def _shown(folder: Path) -> str:
+    """A folder as pictures name it: from the project's root, or its name alone where it lies elsewhere."""
+    whole, root = folder.resolve(), Path(__file__).resolve().parent.parent
+    inside = whole != root and whole.is_relative_to(root)
+    return whole.relative_to(root).as_posix() if inside else whole.name
 
 
 @dataclass(frozen=True)

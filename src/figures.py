@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager, rcParams
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
+
+from src.canvas import Axes, Figure, LinearSegmentedColormap, font_manager, rcParams
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, BLACK = (
     "#0072B2",

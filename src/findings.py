@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from src import figures
+from src.canvas import Figure
 from src.data import CATEGORIES, SPLITS, Item
 from src.eda import (
     FEELINGS,
@@ -184,12 +184,9 @@ def lengths(view: View) -> Finding:
         f"{characters.high:,.0f}), "
         f"{words.mean:.6f}어절(표준편차 {words.std:.6f})입니다."
     )
-    if view.corpus.name == "공식 말뭉치" and view.split == "train":
-        equal = all(
-            abs(found[name].mean - mean) < 1e-6 and abs(found[name].std - std) < 1e-6
-            for name, (mean, std) in PUBLISHED.items()
-        )
+    if view.corpus.of_official_size and view.split == "train" and view.corpus.kind != SAMPLE:
         told = ", ".join(f"{mean} (표준편차 {std})" for mean, std in PUBLISHED.values())
+        equal = view.corpus.as_published
         says += f" 발표된 값 {told}과 {'같습니다' if equal else '다릅니다. 파일이 공식 자료인지 확인하세요'}."
     says += view.apart("턴 수", "글자 수", "어절 수")
     so = (

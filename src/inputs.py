@@ -194,10 +194,11 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
         if result.get("data"):  # what it was last scored on
             return Path(find(result["data"])), result.get("data_sha256")
         if split in trained:
-            return Path(find(trained[split]["path"])), trained[split]["sha256"]
-        if "train" in trained:
-            beside = data.split_path(Path(trained["train"]["path"]).parent, split)
-            return Path(find(str(beside))), result.get("data_sha256")
+            return Path(find(trained[split]["path"])), trained[split].get("sha256")
+        known = [one["path"] for one in trained.values()]
+        known += [one["data"] for one in record.get("splits", {}).values() if one.get("data")]
+        for path in known:  # the splits of a corpus lie side by side
+            return Path(find(str(data.split_path(Path(path).parent, split)))), result.get("data_sha256")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # who reads the run will say what is wrong
         pass
     return None

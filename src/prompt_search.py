@@ -6,9 +6,7 @@ what is amiss (the text's gradient), then writes a new text. A new prompt has to
 worse on the items it learns from, and is kept only if it wins on items held out from the search.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import importlib
 import json
 import logging
@@ -22,21 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import jinja2.meta
 import jinja2.sandbox
 import yaml
 
 from src.cli import UserError
+from src.critics import Calls, Spent
 from src.data import CATEGORIES, Item
 from src.metrics import mcnemar, wilson
 from src.prompts import LETTERS, ORDERS, Prompt, make_prompt
 from src.records import ItemScores, write_json, write_text
 
 Scorer = Callable[[Prompt, Sequence[Item]], list[ItemScores]]
-Ask = Callable[[str, str], str]
-"""(message, system text) → answer."""
 
 SYSTEM = (
     "the system text of a prompt for a language model that answers Korean multiple-choice questions about dialogues"
@@ -50,13 +46,6 @@ PURPOSE = (
     "likely letter. The output lists questions, the right letter, and the probability that the model gave to each "
     "letter. The metric is the share of questions with the right letter most likely."
 )
-
-
-RETRIES = 6
-
-
-class Spent(Exception):
-    """The cap on calls is reached."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,37 +109,6 @@ class Step:
         """(share, low, high) of the held-out items, with the 95 % Wilson interval."""
         right = self.right["held"]
         return (sum(right) / len(right), *wilson(sum(right), len(right))) if right else None
-
-
-class Calls:
-    """Asks the critic: each answer is kept in `file` and not asked for twice, and there are at most `most`."""
-
-    def __init__(self, ask: Ask, file: Path, most: int) -> None:
-        self.ask, self.file, self.most = ask, file, most
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.answers: dict[str, str] = {}
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off is asked again
-                found = json.loads(line)
-                self.answers[found["key"]] = found["answer"]
-
-    @property
-    def count(self) -> int:
-        return len(self.answers)
-
-    def __call__(self, message: str, system: str = "") -> str:
-        key = hashlib.sha256(f"{system}\n\0{message}".encode()).hexdigest()
-        if key not in self.answers:
-            if self.count >= self.most:
-                raise Spent
-            started = time.monotonic()
-            answer = self.ask(message, system)
-            row = {"key": key, "system": system, "message": message, "answer": answer}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps({**row, "seconds": time.monotonic() - started}, ensure_ascii=False) + "\n")
-            self.answers[key] = answer
-        return self.answers[key]
 
 
 def search(
@@ -409,13 +367,10 @@ def read_steps(folder: Path) -> list[Step]:
 
 def plot(steps: Sequence[Step], path: Path) -> None:
     """Accuracy on the held-out items over the steps, with 95 % intervals; rejected prompts are hollow."""
-    import matplotlib
+    from src.canvas import Figure, MaxNLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     line: list[float] = []
     for step in steps:
         found = step.accuracy
@@ -434,11 +389,7 @@ def plot(steps: Sequence[Step], path: Path) -> None:
     figure.tight_layout()
     temporary = path.with_name(f".{path.name}.tmp.png")
     figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
     os.replace(temporary, path)
-
-
-# Critics
 
 
 def load_textgrad() -> Any:
@@ -465,79 +416,6 @@ def load_textgrad() -> Any:
         logger.propagate = False  # every call is in our own file
         shutil.rmtree(log, ignore_errors=True)
     return sys.modules["textgrad"]
-
-
-def is_local(url: str) -> bool:
-    """Whether a URL stays on this machine."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-
-
-def endpoint(url: str, model: str, key: str | None, temperature: float, max_tokens: int, seed: int) -> Ask:
-    """A critic behind an OpenAI-compatible endpoint; network faults and busy servers are tried again, at
-    growing intervals.
-    """
-    import openai
-
-    # A proxy of the environment is for what lies beyond this machine.
-    http = openai.DefaultHttpxClient(trust_env=not is_local(url))
-    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=RETRIES, timeout=600, http_client=http)
-
-    def ask(message: str, system: str) -> str:
-        turns: Any = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": message}]
-        try:
-            answer = client.chat.completions.create(
-                model=model, messages=turns, temperature=temperature, max_tokens=max_tokens, seed=seed
-            )
-        except openai.APIConnectionError as error:
-            raise UserError(f"{url} cannot be reached ({error}). The same command goes on once it can.") from error
-        except openai.APIStatusError as error:
-            raise UserError(f"{url} refuses the call for model {model}: {error.status_code} {error.message}") from error
-        return answer.choices[0].message.content or ""
-
-    return ask
-
-
-def in_process(model_id: str, device: Any, temperature: float, max_tokens: int, seed: int) -> Ask:
-    """A critic that is loaded here: a hub id or a folder, with its own chat template."""
-    import torch
-    from transformers import GenerationConfig
-
-    from src import model as models
-    from src.recipes import make_recipe
-
-    recipe = make_recipe({"model_id": model_id, "method": "lora"}, "--engine")
-    tokenizer, network = models.load_tokenizer(recipe), models.load_base(recipe, device).eval()
-    if tokenizer.chat_template is None:
-        raise UserError(f"--engine {model_id}: its tokenizer ships no chat template; a critic needs one.")
-    config = GenerationConfig(
-        max_new_tokens=max_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        use_cache=True,
-    )
-
-    def ask(message: str, system: str) -> str:
-        turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": message}]
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError:  # no system turn
-            turns = [{"role": "user", "content": f"{system}\n\n{message}"}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
-        limit = models.context_length(network.config)
-        if limit and ids.shape[1] >= limit:
-            raise UserError(
-                f"--engine {model_id}: {ids.shape[1]} tokens do not fit into its context of {limit}; give a smaller "
-                "--batch_size."
-            )
-        with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            out = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-
-    return ask
 
 
 def _right(items: Sequence[Item], rows: Sequence[ItemScores]) -> list[int]:

@@ -10,6 +10,13 @@ import pytest
 
 from src.data import CATEGORIES, OUTPUTS
 
+
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests has a terminal of some width; output that is caught has none."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 # Per dialogue: the turns of speakers 1 and 2 by turns, and three things one may say of them.
 DIALOGUES = (
     (

@@ -221,13 +221,33 @@ def test_the_corpus_is_the_prepared_one_or_the_sample(tmp_path: Path, monkeypatc
     own = eda.read_corpus(tmp_path)
     assert (own.kind, len(own.splits["test"])) == ("own", 1)
     assert own.sha256 != eda.sample_corpus().sha256
-    assert "공식 말뭉치" not in own.name
-    monkeypatch.setattr(eda, "OFFICIAL_ITEMS", {"train": 1, "dev": 1, "test": 1})
-    assert own.name == "공식 말뭉치"
+    assert own.name == f"{tmp_path.name}의 말뭉치"
     monkeypatch.setenv(eda.DATA_VARIABLE, str(tmp_path))
     assert eda.read_corpus() == own
     monkeypatch.setenv(eda.DATA_VARIABLE, eda.SAMPLE)
     assert eda.read_corpus().kind == eda.SAMPLE
+
+
+def test_only_the_published_figures_make_a_corpus_official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the same number of items is not enough."""
+    made = [make_item(0), make_item(1)]
+    write_corpus(tmp_path, {"train": made, "dev": made[:1], "test": made[:1]})
+    monkeypatch.setattr(eda, "OFFICIAL_ITEMS", {"train": 2, "dev": 1, "test": 1})
+    own = eda.read_corpus(tmp_path)
+    assert (own.of_official_size, own.name) == (True, f"{tmp_path.name}의 말뭉치")
+    assert eda.View(own, "train").source.startswith(f"자료: {tmp_path.name}의 말뭉치 · train 2문항")
+    found = eda.length_figures(own.splits["train"])
+    figures = {name: (found[name].mean, found[name].std) for name in eda.PUBLISHED}
+    monkeypatch.setattr(eda, "PUBLISHED", figures)
+    assert eda.read_corpus(tmp_path).name == "공식 말뭉치"
+    monkeypatch.setattr(eda, "OFFICIAL_ITEMS", {"train": 2, "dev": 1, "test": 2})
+    assert eda.read_corpus(tmp_path).name == f"{tmp_path.name}의 말뭉치"
+
+
+def test_a_corpus_is_named_by_where_it_lies(tmp_path: Path) -> None:
+    root = Path(eda.__file__).parent.parent
+    assert eda._shown(Path("resource/data")) == eda._shown(root / "resource" / "data") == "resource/data"
+    assert eda._shown(tmp_path / "some" / "corpus") == "corpus"
 
 
 def test_the_stamp_is_that_of_every_word() -> None:

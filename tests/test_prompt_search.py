@@ -3,9 +3,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import yaml
 
 from src import prompt_search
 from src.cli import UserError
+from src.critics import Calls
 from src.data import CATEGORIES, Item
-from src.prompt_search import Calls, Search, Step, describe, endpoint, plot, read_steps, search, split
+from src.prompt_search import Search, Step, describe, plot, read_steps, search, split
 from src.prompts import Prompt, load_prompt, make_prompt
 from src.records import ItemScores
 from tests import toys
@@ -231,70 +230,29 @@ def test_settings_are_checked(changes: dict[str, Any]) -> None:
         Search(**changes)
 
 
+def test_answers_with_thoughts_and_odd_line_ends(tmp_path: Path) -> None:
+    """A thought that names the tags is no new text, and a text with U+2028, U+0085 or a form feed is read as it was."""
+    odd = "앞뒤의 말을\u2028견주어\u2029 고르\x85세요."
+
+    class Thinking(Scripted):
+        def __call__(self, message: str, system: str) -> str:
+            return f"<think>The text must stand in <IMPROVED_VARIABLE>.</think>\n{super().__call__(message, system)}"
+
+    critic = Thinking(odd)
+    (_, step), _ = searched(tmp_path, critic, steps=1)
+    assert "items" in step.reason and make_prompt(yaml.safe_load(step.prompt), "x").system == odd
+    assert read_steps(tmp_path)[1] == step
+    again = Thinking()
+    for file in (tmp_path / "steps/001").iterdir():
+        file.unlink()
+    (_, same), _ = searched(tmp_path, again, steps=1)
+    assert not again.heard and same.prompt == step.prompt
+
+
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     steps, _ = searched(tmp_path, Scripted(WORSE, BETTER, BLIND))
     plot(steps, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob(".*"))
-
-
-# Critics
-
-
-class Flaky(BaseHTTPRequestHandler):
-    """Closes the connection on the first call, is busy on the second, then answers."""
-
-    seen: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append({**body, "key": self.headers["Authorization"]})
-        if len(self.seen) == 1:
-            self.close_connection = True
-            return
-        status = 503 if len(self.seen) == 2 else 401 if body["model"] == "locked" else 200
-        answer = json.dumps(
-            {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "m",
-                "choices": [{"index": 0, "message": {"role": "assistant", "content": "네"}, "finish_reason": "stop"}],
-            }
-        ).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *words: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def flaky() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    Flaky.seen = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", Flaky.seen
-    server.shutdown()
-
-
-def test_network_faults_are_tried_again(
-    flaky: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    url, seen = flaky
-    ask = endpoint(url, "some", None, 0.5, 64, 3)
-    assert ask("질문", "지시") == "네"
-    assert len(seen) == 3 and seen[0]["messages"] == seen[2]["messages"]
-    assert seen[2]["messages"] == [{"role": "system", "content": "지시"}, {"role": "user", "content": "질문"}]
-    assert (seen[2]["temperature"], seen[2]["max_tokens"], seen[2]["seed"]) == (0.5, 64, 3)
-    with pytest.raises(UserError, match="refuses the call for model locked: 401"):
-        endpoint(url, "locked", "k", 0.5, 64, 3)("질문", "")
-    monkeypatch.setattr(prompt_search, "RETRIES", 0)
-    with pytest.raises(UserError, match="cannot be reached"):
-        endpoint("http://127.0.0.1:9/v1", "some", None, 0.5, 64, 3)("질문", "")
 
 
 def test_textgrad_comes_without_network_noise_or_traces(tmp_path: Path) -> None:

@@ -54,12 +54,12 @@ def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytes
     (out / "test").mkdir(parents=True)
     (out / "test" / "test_old.png").write_bytes(b"")
     assert command.main(["--data", str(data), "--out", str(out), "--only", "test"]) == 0
-    assert "받은 말뭉치" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("data의 말뭉치: train 6")
     made = out / "test"
     assert not (made / "test_old.png").exists()
     assert (made / "test_EDA.ipynb").is_file()
     page = (made / "test_EDA.html").read_text(encoding="utf-8")
-    assert "받은 말뭉치" in page and "data:image/png;base64" in page
+    assert "data의 말뭉치" in page and "공식 말뭉치" not in page and "data:image/png;base64" in page
     own = eda.read_corpus(data).sha256
     stamps = {figures.stamp_of(file.read_bytes()) for file in made.glob("*.png")}
     assert stamps == {own}

@@ -78,6 +78,80 @@ def test_several_inputs_are_compared(
     assert "missed" not in printed
 
 
+def made_answers(items: list[Item], right: int) -> list[int]:
+    """The first `right` items right, the others wrong."""
+    return [((item.label or 0) + (place >= right)) % 3 for place, item in enumerate(items)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Five runs, of 40 items 38 to 20 right, each alone right on none that a better one misses."""
+    items = make_split(tmp_path / "data", "dev", 40)
+    counts = {"alpha": 20, "beta": 36, "gamma": 38, "delta": 21, "epsilon": 36}
+    for name, right in counts.items():
+        make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+    return ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+
+
+def pair_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
+    printed = capsys.readouterr().out.split("Who is better?")[1].split("\n")
+    return printed[0], [line.strip() for line in printed if line.startswith("  ")]
+
+
+def test_every_pair_is_tested_on_the_same_items(
+    tmp_path: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Intervals of alpha and beta would say so, too; those of 36 and 38 overlap, and nothing tells them apart."""
+    monkeypatch.setenv("COLUMNS", "60")
+    main(["alpha", "beta", "gamma", *runs, "--json", str(tmp_path / "found.json")])
+    head, lines = pair_lines(capsys)
+    assert "the same 40 items" in head and "for 3 pairs (all of 3 answers)" in head
+    assert lines == [
+        "gamma and beta: 2 and 0 items right alone, +5.0 points, p .500, corrected .500: not told apart",
+        "gamma and alpha: 18 and 0 items right alone, +45.0 points, p < .001, corrected < .001: gamma is better",
+        "beta and alpha: 16 and 0 items right alone, +40.0 points, p < .001, corrected < .001: beta is better",
+    ]
+    pairs = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["pairs"]
+    assert [(pair["one"], pair["other"], pair["better"]) for pair in pairs] == [
+        ("gamma", "beta", None),
+        ("gamma", "alpha", "gamma"),
+        ("beta", "alpha", "beta"),
+    ]
+
+
+def test_many_answers_are_held_against_the_best_or_a_named_one(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["alpha", "beta", "gamma", "delta", "epsilon"]
+    main([*names, *runs])
+    head, lines = pair_lines(capsys)
+    assert len(lines) == 4 and all(line.startswith("gamma and ") for line in lines)
+    assert "for 10 pairs (all of 5 answers); shown: those with the best, gamma (--pairs all" in head
+    main([*names, *runs, "--pairs", "all"])
+    assert len(pair_lines(capsys)[1]) == 10
+    main([*names[:3], *runs, "--pairs", "best"])
+    assert len(pair_lines(capsys)[1]) == 2
+    main([*names, *runs, "--against", "alpha"])
+    head, lines = pair_lines(capsys)
+    assert len(lines) == 4 and all("alpha" in line for line in lines) and "for 4 pairs (those with alpha)" in head
+    assert any(line.endswith("corrected 1.000: not told apart") and "delta" in line for line in lines)
+    for wrong in (["--against", "zeta"], ["--against", "alpha", "--pairs", "all"]):
+        with pytest.raises(SystemExit):
+            main([*names, *runs, *wrong])
+
+
+def test_a_run_is_held_against_its_own_data(
+    tmp_path: Path, items: list[Item], predicted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [item.label or 0 for item in items]
+    run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", labels)
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    record["data"] = {"train": {"path": str(tmp_path / "data" / "data_train.json")}}
+    (run / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    main([str(predicted), "alpha", "--results", str(tmp_path / "results")])
+    assert "10 items of" in capsys.readouterr().out
+
+
 def test_missed_limits_what_is_printed(
     tmp_path: Path, items: list[Item], predicted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,13 +14,14 @@ import yaml
 
 from run import optimize_prompt
 from run.optimize_prompt import main
-from src import prompt_search
+from src import critics, prompt_search
 from src.cli import UserError
 from src.data import load_items
 from src.encode import Encoder
 from src.prompts import load_prompt
 from src.scores import score
 from tests import toys
+from tests.made_endpoint import Server, completion
 from tests.made_runs import make_split
 
 SERVE = "import sys; from transformers.cli.transformers import main; sys.argv = ['transformers', *sys.argv[1:]]; main()"
@@ -89,6 +90,71 @@ def test_textgrad_through_a_real_server(place: Path, server: str, capsys: pytest
         main(arguments(place, "served", *engine, "--seed", "1", "--categories"))
 
 
+def test_an_odd_endpoint_keeps_what_was_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused at once, then after step 0, then gone on with; what opens the endpoint's door is written nowhere."""
+    monkeypatch.setattr(critics, "LONGEST_WAIT", 0.0)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    server = Server()
+
+    def command(path: str) -> list[str]:
+        url = f"http://user:geheim@{server.place}{path}?api_key=auchgeheim"
+        return arguments(place, "odd", "--engine", url, "--engine_model", "m", "--steps", "1")
+
+    server.replies = [(200, b"<html>web ui</html>")]
+    with pytest.raises(UserError, match="answered with a web page"):
+        main(command("/"))
+    assert not (place / "odd").exists(), "told before anything is loaded or written"
+    server.replies = [(200, b'{"choices": null, "error": {"message": "upstream overloaded"}}')]
+    with pytest.raises(UserError, match=r"answered without choices: upstream overloaded 3 times.*goes on") as caught:
+        main(command("/wrong"))
+    assert (place / "odd" / "steps" / "000" / "step.json").is_file() and "asked again in" in capsys.readouterr().err
+    # No call was answered so far: the address may be mended.
+    new = "대화를 끝까지 읽고\u2028알맞은 문장의 기호만 답하세요."
+    server.replies = [
+        (200, completion(f"<think>음</think>좋지\u2028않습니다. <IMPROVED_VARIABLE>{new}</IMPROVED_VARIABLE>"))
+    ]
+    for _ in range(2):
+        asked = len(server.seen)
+        main(command("/v1"))
+    assert len(server.seen) == asked, "nothing is asked twice"
+    assert load_prompt(place / "odd" / "steps" / "001" / "prompt.yaml").system == new
+    printed = "".join(capsys.readouterr()) + str(caught.value)
+    stored = "".join(
+        file.read_text(encoding="utf-8")
+        for file in (place / "odd").rglob("*.*")
+        if file.is_file() and file.suffix != ".png"
+    )
+    assert "geheim" not in printed + stored and f"http://***@{server.place}/v1?api_key=***" in stored
+    with pytest.raises(UserError, match="holds another search: engine was"):
+        main(command("/v2"))
+    server.close()
+
+
+def test_settings_of_the_critic_are_checked_before_all_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, told in [
+        (("--engine", "localhost:8000/v1", "--engine_model", "m"), "is no address; allowed: http://HOST:PORT/v1"),
+        (("--engine", "http://u:geheim/x@h/v1", "--engine_model", "m"), r"http://\*\*\*@h/v1 is no address"),
+        (("--engine", "x", "--temperature", "nan"), "--temperature nan: allowed"),
+        (("--engine", "x", "--answer_tokens", "0"), "--answer_tokens 0, .*allowed: 1 or more"),
+        (("--engine", "x", "--answer_seconds", "inf"), "--answer_seconds inf"),
+        (("--engine", "http://localhost:1/v1", "--engine_model", "m", "--key_env", "NO_KEY"), "NO_KEY holds no key"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            main([*arguments(place, "checked"), *words])
+    assert not (place / "checked").exists()
+
+
+def test_a_damaged_search_is_named(place: Path) -> None:
+    for number, text in enumerate(["{", "[]", "{}"]):
+        folder = place / f"damaged-{number}"
+        folder.mkdir()
+        (folder / "search.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"search\.json is damaged"):
+            main(arguments(place, folder.name, "--engine", "x"))
+
+
 def test_a_critic_in_process(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments(place, "local", "--engine", str(place / "critic"), "--steps", "1"))
     assert "step 1, refused: the critic's answer holds no new text" in capsys.readouterr().out
@@ -123,7 +189,7 @@ def test_a_better_prompt_of_a_real_model(
     (place / "start.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     answers = iter(["말", worse, "말", better])
 
-    def proposing(*_: object) -> prompt_search.Ask:
+    def proposing(*_: object) -> critics.Ask:
         return lambda message, system: (
             next(answers) if "gradient" in system else f"<IMPROVED_VARIABLE>{next(answers)}</IMPROVED_VARIABLE>"
         )

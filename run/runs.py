@@ -1,0 +1,58 @@
+"""All runs in resource/results: finished or not, the settings that differ, accuracies, orders, items, and data.
+
+    python -m run.runs
+    python -m run.runs --csv > runs.csv
+    python -m run.runs --markdown > runs.md
+
+Accuracies have their 95 % Wilson interval. Of the settings only those are shown that are not the same in all runs; of
+the data the first digits of its SHA-256, so that runs on other files can be told apart.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
+
+from src import records
+from src.cli import Parser, UserError, run_main
+from src.run_list import as_csv, as_markdown, cells, differing, list_runs
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__, "run.runs")
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="print comma-separated values")
+    forms.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    entries = list_runs(args.results)
+    if not entries:
+        raise UserError(f"{args.results}: there are no runs there. Train one: python -m run.train --help")
+    settings = differing(entries)
+    rows = [cells(entry, settings) for entry in entries]
+    if args.csv or args.markdown:
+        print((as_csv if args.csv else as_markdown)(rows), end="")
+        return
+    show(rows)
+    unfinished = [entry.name for entry in entries if entry.state.startswith("unfinished")]
+    if unfinished:
+        print(f"Unfinished: the command that started {', '.join(unfinished)} goes on where it stopped.")
+
+
+def show(rows: list[dict[str, str]]) -> None:
+    from rich.table import Table
+
+    from src.tables import Fitted, make_console
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    make_console().print(Fitted(table))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
