@@ -443,3 +443,23 @@ def test_the_help_is_about_scoring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--model_id", "lora", "--lr", "3"])
     assert "It is a setting of training: python -m run.train." in capsys.readouterr().err
+
+
+def test_what_keeps_a_machine_from_compiling_is_said_before_weights_are_loaded_and_recorded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from src import compiler, model
+
+    said: list[str] = []
+    load = model.load_run
+    monkeypatch.setattr(compiler, "_reasons", [])
+    monkeypatch.setattr(compiler, "stay_eager", lambda: None)
+    monkeypatch.setattr(compiler, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
+    monkeypatch.setattr(
+        model, "load_run", lambda *args, **keys: said.append(capsys.readouterr().out) or load(*args, **keys)
+    )
+    main(["--model_id", "lora", "--data", str(place / "data"), "--split", "dev"])
+    assert said[0].count("nothing is compiled and no prefixes are shared: there is no C compiler") == 1
+    rows = read_record(place / "results" / "lora")["splits"]["dev"]["rows"]
+    assert rows["obstacle"] == "there is no C compiler (apt-get install gcc)"
+    assert "nothing is compiled" not in capsys.readouterr().out
