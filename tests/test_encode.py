@@ -193,11 +193,11 @@ def test_an_item_longer_than_the_context() -> None:
     lengths = [len(example.ids) for example in one.for_scoring(items)]
     assert len(encoder("qwen2", context=max(lengths)).for_scoring(items)) == 3
     long = lengths.index(max(lengths))
-    message = rf"qwen2: 1 item\(s\) are longer than .* context of {max(lengths) - 1} tokens: made-000{long} \("
+    message = rf"qwen2: 1 item is longer than .* context of {max(lengths) - 1} tokens: made-000{long} \("
     with pytest.raises(UserError, match=message + rf"{max(lengths)} tokens\)\. Nothing is cut"):
         encoder("qwen2", context=max(lengths) - 1).for_scoring(items)
     # In training the answer counts.
-    with pytest.raises(UserError, match=r"3 item\(s\) are longer"):
+    with pytest.raises(UserError, match=r"3 items are longer"):
         encoder("qwen2", context=max(lengths)).for_training(items)
 
 
