@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,13 @@ def check_there(recipe: Recipe, began: Mapping[str, Any] | None = None) -> None:
         return
     if unreachable():
         raise UserError(_not_here(source, commit or recipe.revision, unreachable()))
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     with messages(source, commit):
         hf_hub_download(source, "config.json", revision=commit)
+        there = HfApi().list_repo_files(source, revision=commit)
+    if not any(name.endswith(".safetensors") for name in there):
+        raise UserError(no_safetensors(source, there))
 
 
 # Whether the hub answers
@@ -272,6 +275,21 @@ def _message(source: str, revision: str | None, error: Exception) -> str:
     if errors.EntryNotFoundError in kinds or errors.RemoteEntryNotFoundError in kinds:
         return f"{source} is no model that can be loaded: it has no config.json; see {page}/tree/main."
     return f"{source} cannot be loaded: {masked(lines[0])}"
+
+
+def no_safetensors(source: str, there: Sequence[str]) -> str:
+    """What is said of a folder or repository of the files `there`, none of which is read as weights."""
+    pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth"))]
+    found = pickles + [name for name in there if name.endswith((".gguf", ".safetensors"))]
+    message = f"{source} holds no complete model: there is no model.safetensors"
+    message += f"; found {', '.join(found[:5])}{' …' if len(found) > 5 else ''}." if found else "."
+    if pickles:
+        message += (
+            " Pickles (.bin, .pt, .pth) are not read, since they can run code. Where you trust it, convert it: in "
+            f"Python, transformers.AutoModelForCausalLM.from_pretrained({source!r}, use_safetensors=False)"
+            ".save_pretrained(FOLDER)."
+        )
+    return message
 
 
 def _not_here(source: str, revision: str | None, reason: str) -> str:

@@ -144,7 +144,7 @@ def load_base(
     if folder is None:
         arguments |= _where(source, recipe.revision)
     try:
-        with hub.messages(source, recipe.revision if folder is None else None), weights.quietly():
+        with hub.messages(source, recipe.revision if folder is None else None), weights.quietly(bars=True):
             arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
     except ImportError as error:  # the package of a quantisation
@@ -175,16 +175,20 @@ def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
 
 
 def check_trainable(recipe: Recipe) -> None:
-    """Before a training: that the base is whole, and can be trained with the recipe's method."""
-    config, bare = check_base(recipe)
+    """Before a training: that the base can be trained with the recipe's method, and that its weights are whole where
+    they are on this machine. Those that are yet to be fetched are checked as they are loaded.
+    """
+    config = load_config(recipe)
     how = weights.kept_in(config)
     if how and recipe.method == "full":
         raise UserError(
             f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. Train adapters "
             "instead (--method qlora), or give the model that it was made from."
         )
-    if recipe.method != "full" and bare is not None:
+    if recipe.method != "full" and (bare := weights.bare_model(config, recipe.model_id)) is not None:
         add_adapter(bare, recipe, empty=True)
+    if not hub.is_hub_id(recipe.model_id) or hub.is_cached(recipe.model_id, recipe.revision):
+        check_base(recipe)
 
 
 def add_adapter(model: Any, recipe: Recipe, empty: bool = False) -> Any:

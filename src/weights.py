@@ -73,23 +73,14 @@ def check_weights(config: Any, source: str, where: Mapping[str, Any]) -> Any:
     how = kept_in(config)
     if class_of(config) is None or how not in (None, "bitsandbytes, 4 bits"):
         return None
-    plain = copy.deepcopy(config)
     if how:
         headers = _unpacked(headers, files)
-        del plain.quantization_config
-    try:
-        with quietly(), torch.device("meta"):
-            class_of(plain)(copy.deepcopy(plain))
-    except Exception as error:  # whatever an impossible value leads to
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source}: no model can be made of its config.json: {text}. Download or copy it again.") from (
-            error
-        )
+    bare_model(config, source)
     try:
         with quietly():
             model, found = class_of(config).from_pretrained(
                 None,
-                config=plain,
+                config=_whole(config),
                 state_dict=headers,
                 device_map={"": "meta"},
                 ignore_mismatched_sizes=True,
@@ -100,6 +91,29 @@ def check_weights(config: Any, source: str, where: Mapping[str, Any]) -> Any:
         return None
     refuse(model, found, source)
     return model
+
+
+def bare_model(config: Any, source: str) -> Any:
+    """The model of `config` without values, its weights as before a quantisation; None for one of its own code.
+    UserError when the config's values make none.
+    """
+    if class_of(config) is None:
+        return None
+    try:
+        with quietly(), torch.device("meta"):
+            return class_of(config)(_whole(config))
+    except Exception as error:  # whatever an impossible value leads to
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        again = "Download or copy it again"
+        raise UserError(f"{source}: no model can be made of its config.json: {text}. {again}.") from error
+
+
+def _whole(config: Any) -> Any:
+    """A copy of `config` without its quantisation."""
+    whole = copy.deepcopy(config)
+    if hasattr(whole, "quantization_config"):
+        del whole.quantization_config
+    return whole
 
 
 def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Path]:
@@ -114,7 +128,8 @@ def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Pat
         return [single]
     index = find(INDEX)
     if index is None:
-        raise UserError(_no_safetensors(source))
+        there = [path.name for path in sorted(Path(source).iterdir())] if Path(source).is_dir() else []
+        raise UserError(hub.no_safetensors(source, there))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -131,23 +146,6 @@ def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Pat
             "Download or copy it again."
         )
     return paths
-
-
-def _no_safetensors(source: str) -> str:
-    folder = Path(source)
-    others = [
-        path.name
-        for ending in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors")
-        for path in sorted(folder.glob(ending) if folder.is_dir() else [])
-    ]
-    found = f"; found {_some(others)}" if others else ""
-    pickled = (
-        " Pickles (.bin, .pt, .pth) are not read, since they can run code. Where you trust it, convert it: in Python, "
-        f"transformers.AutoModelForCausalLM.from_pretrained({source!r}, use_safetensors=False).save_pretrained(FOLDER)."
-    )
-    return f"{source} holds no complete model: there is no {SINGLE}{found}." + (
-        pickled if any(not name.endswith(("gguf", "safetensors")) for name in others) or not others else ""
-    )
 
 
 def read_headers(files: Iterable[Path]) -> Headers:
@@ -301,17 +299,18 @@ def _adapter_config(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Within, transformers tells nothing and shows no bar: what its report says is ours to say."""
+def quietly(bars: bool = False) -> Iterator[None]:
+    """Within, transformers tells nothing, since what its report says is ours to say. bars: its bars are shown still."""
     logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hidden = logging.get_verbosity(), logging.is_progress_bar_enabled() and not bars
     logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    if hidden:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        if hidden:
             logging.enable_progress_bar()
 
 

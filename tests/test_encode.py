@@ -279,3 +279,33 @@ def test_letters_that_change_with_the_item() -> None:
     one.letter_ids = (one.letter_ids[1], one.letter_ids[0], one.letter_ids[2])
     with pytest.raises(UserError, match=r"the letters are tokens .* behind one prompt and .* behind another"):
         one.for_scoring(toys.items(1))
+
+
+# A tokenizer that is larger than the embedding
+
+
+def test_padding_lies_within_the_embedding() -> None:
+    one = encoder("kogemma")
+    rows = one.pad_id + 1
+    one.keep_to(rows)
+    assert one.pad_id == rows - 1
+    one = encoder("spow12")  # its padding is among its last tokens
+    padding, one.rows = one.pad_id, None
+    one.keep_to(padding)
+    assert 0 <= one.pad_id < padding and one.pad_id != one.tokenizer.eos_token_id
+    one.keep_to(None)
+
+
+def test_tokens_beyond_the_embedding_are_named() -> None:
+    one = encoder("qwen2")
+    (example,) = one.for_training(toys.items(1))
+    highest = max(example.ids)
+    one.keep_to(highest + 1)
+    one.for_training(toys.items(1))
+    one.keep_to(highest)
+    token = one.tokenizer.convert_ids_to_tokens(highest)
+    for encode in (one.for_training, one.for_scoring):
+        with pytest.raises(UserError) as caught:
+            encode(toys.items(1))
+        assert f"the model's embedding {highest} rows, and items hold" in str(caught.value)
+        assert f"{token!r} ({highest}, item made-0000)" in str(caught.value)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from src import hub
+from src.cli import UserError
 from src.recipes import make_recipe
 from src.records import read_record, read_scores, scores_path
 from tests.made_runs import make_split
@@ -181,7 +182,10 @@ def test_what_is_in_the_cache_needs_no_hub(
         ("made/gated", "made/gated is gated: accept its terms at https://huggingface.co/made/gated, then log in"),
         ("made/missing", "made/missing is neither a local folder nor a model that you can see on the hub"),
         ("made/words", "made/words is no model that can be loaded: it has no config.json"),
-        ("made/pickle", "made/pickle holds no complete model: there is no model.safetensors. Pickles (.bin"),
+        (
+            "made/pickle",
+            "made/pickle holds no complete model: there is no model.safetensors; found pytorch_model.bin. Pickl",
+        ),
     ],
 )
 def test_what_the_hub_refuses_is_one_message(
@@ -245,6 +249,21 @@ def test_an_old_record_without_a_commit_goes_on_as_its_recipe_says() -> None:
     values = {key: value for key, value in asdict(recipe).items() if key != "tokenizer_revision"}
     assert hub.recorded({"recipe": values, "base_revision": None}) == recipe
     assert hub.recorded({"recipe": values, "base_revision": FIRST}).revision == FIRST
+
+
+def test_a_copied_cache_has_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "unreachable", lambda: "asleep")
+    snapshots = tmp_path / "models--made--copied" / "snapshots"
+    (snapshots / FIRST).mkdir(parents=True)
+    pinned = hub.pin(make_recipe({"model_id": "made/copied", "method": "lora"}, "made"))
+    assert pinned.revision == FIRST and hub.commits(pinned) == {"base_revision": FIRST}
+    hub.find_commit.cache_clear()
+    (snapshots / SECOND).mkdir()
+    with pytest.raises(UserError, match=r"made/copied is not on this machine .* The reason: asleep"):
+        hub.find_commit("made/copied")
 
 
 def test_a_folder_has_no_commit(tmp_path: Path) -> None:
