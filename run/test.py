@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import hub
 from src.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
 from src.inputs import changed_note, data_record, load_own, named_data, refuse_bare_name, sample_items
@@ -101,6 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         if note := oddity_note(path):
             print(note)
 
+    if recipe is not None:
+        assert own is not None
+        hub.check_there(recipe, read_record(own) if record_path(own).is_file() else None)
     with announced("loading torch and transformers"):
         from src import model, runs
 

@@ -72,11 +72,6 @@ def main(argv: list[str] | None = None) -> None:
     earlier = records.read_record(out).get("splits", {}) if records.record_path(out).is_file() else {}
     orders = {source.orders for source in sources if source.orders}
     notes += [source.note for source in sources if source.note] + mixture(args.split, sources, earlier)
-    console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")
-    for name, reason in (left_out | missing).items():
-        console.print(f"{'missing' if name in missing else 'left out'}: {name} ({reason})")
-    for note in notes:
-        console.print(f"note: {note}")
 
     # The vote
     ids = [item.id for item in items]
@@ -90,10 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         result = {"accuracy": worth.accuracy, "correct": worth.correct, "interval": worth.interval}
         for row, ballot in zip(rows, ballots, strict=True):
             row["accuracy"] = evaluate(items, [ballot.answers[item_id] for item_id in ids]).accuracy
-    show(console, rows, verdicts, alike)
-    if result["interval"]:
-        low, high = result["interval"]
-        console.print(f"accuracy of the vote: {result['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%})")
 
     # What it leaves; the record keeps the votes on other splits that lie in the same folder
     result |= {"items": len(items), "data": data, "data_sha256": sha256(data), "rule": RULE}
@@ -106,6 +97,16 @@ def main(argv: list[str] | None = None) -> None:
     records.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
     records.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
 
+    # Said once it is safe: whoever reads the output may go away
+    console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")
+    for name, reason in (left_out | missing).items():
+        console.print(f"{'missing' if name in missing else 'left out'}: {name} ({reason})")
+    for note in notes:
+        console.print(f"note: {note}")
+    show(console, rows, verdicts, alike)
+    if result["interval"]:
+        low, high = result["interval"]
+        console.print(f"accuracy of the vote: {result['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%})")
     console.print(f"\nwritten: {predicted}\n         {votes}\n         {records.record_path(out)}", soft_wrap=True)
     evaluation = f"python -m run.evaluate {predicted} --data {data}"
     submission = "hand in the first; the same command with --split dev shows what such a vote is worth"

@@ -124,6 +124,8 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
             try:
                 if names := environment.clear():
                     print(environment.ignored(names), file=sys.stderr)
+                if line := environment.drop_lost_cache():
+                    print(line, file=sys.stderr)
                 return _exit_code(main, resumes)
             finally:
                 flush()

@@ -93,6 +93,7 @@ LAUNCHED = (
 )
 """What launchers of several processes set. Of a single process it would make torch wait for others."""
 SHOWN = 8
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def processes(environment: MutableMapping[str, str] = os.environ) -> int:
@@ -115,6 +116,21 @@ def clear(environment: MutableMapping[str, str] = os.environ) -> list[str]:
 
 def _matters(name: str) -> bool:
     return name in SINGLE or (name.startswith(FAMILIES) and not KEPT.fullmatch(name))
+
+
+def drop_lost_cache(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Takes out a folder for compiled code that cannot be made, which torch would die of while it is imported; the line
+    that says so, or "". The usual folder takes its place.
+    """
+    folder = environment.get(CACHE)
+    if not folder:
+        return ""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        del environment[CACHE]
+        return f"{CACHE} is {folder}, which cannot be made ({error.strerror}): compiled code lies in the usual place"
+    return ""
 
 
 def ignored(names: list[str]) -> str:

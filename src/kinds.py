@@ -14,8 +14,9 @@ from src.cli import UserError
 from src.prompts import load_prompt
 from src.recipes import Recipe, backbones
 from src.shapes import Shape
+from src.start import ours
 
-KINDS = Path("resource/tokenizers.yaml")
+KINDS = ours("resource/tokenizers.yaml")
 PROMPT = "entry"
 """The prompt with which the counts of the file were made."""
 TURN_TOKENS = 8

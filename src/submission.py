@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.cli import nearest
-from src.data import OUTPUTS, Item, parse_items
+from src.data import CATEGORIES, OUTPUTS, Item, parse_items
+from src.json_files import read_json
+from src.oddities import KINDS
 
 IDS_SHOWN = 5
 OFFICIAL_ITEMS = 605
@@ -16,13 +18,13 @@ OFFICIAL_ITEMS = 605
 def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
     """What keeps a file with this content from being handed in as the answers to `items`, a line each."""
     _, faults = parse_items(content, "the file")
-    try:
-        raw = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return faults
+    read = read_json(content, "the file", CATEGORIES)
+    raw = read.value
     if not isinstance(raw, list) or not raw:
         return faults
-    problems = [fault for fault in faults if "more than once in the object" in fault]
+    # Our reader takes more forms than whoever receives the file.
+    problems = [*read.problems, *(f"the file: {KINDS[one.kind].split(';')[0]} ({one.found})" for one in read.oddities)]
+    problems += [f"the file: the key {', '.join(keys)} more than once in an object" for _, keys in read.repeated]
     if content.startswith(b"\xef\xbb\xbf"):
         problems.append("the file begins with a byte order mark; allowed: UTF-8 without one")
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in raw]

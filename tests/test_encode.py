@@ -285,24 +285,18 @@ def test_letters_that_change_with_the_item() -> None:
 
 
 def test_padding_lies_within_the_embedding() -> None:
-    one = encoder("kogemma")
-    rows = one.pad_id + 1
-    one.keep_to(rows)
-    assert one.pad_id == rows - 1
-    one = encoder("spow12")  # its padding is among its last tokens
-    padding, one.rows = one.pad_id, None
-    one.keep_to(padding)
+    pad = encoder("kogemma").pad_id
+    assert encoder("kogemma", vocab=pad + 1).pad_id == pad
+    padding = encoder("spow12").pad_id  # among its last tokens
+    one = encoder("spow12", vocab=padding)
     assert 0 <= one.pad_id < padding and one.pad_id != one.tokenizer.eos_token_id
-    one.keep_to(None)
 
 
 def test_tokens_beyond_the_embedding_are_named() -> None:
-    one = encoder("qwen2")
-    (example,) = one.for_training(toys.items(1))
+    (example,) = encoder("qwen2").for_training(toys.items(1))
     highest = max(example.ids)
-    one.keep_to(highest + 1)
-    one.for_training(toys.items(1))
-    one.keep_to(highest)
+    encoder("qwen2", vocab=highest + 1).for_training(toys.items(1))
+    one = encoder("qwen2", vocab=highest)
     token = one.tokenizer.convert_ids_to_tokens(highest)
     for encode in (one.for_training, one.for_scoring):
         with pytest.raises(UserError) as caught:

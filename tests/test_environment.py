@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.environment import clear, ignored, processes
+from src.environment import clear, drop_lost_cache, ignored, processes
 from tests.conftest import make_item
 
 HOSTILE = {
@@ -141,3 +141,12 @@ def test_training_refuses_to_be_one_of_several(name: str) -> None:
     command = [sys.executable, "-m", "run.train", "--recipe", "resource/recipes/published/polar.yaml"]
     done = subprocess.run(command, env={**os.environ, name: "2"}, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "started as one of 2 processes" in done.stderr
+
+
+def test_a_cache_that_cannot_be_made_is_known_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    lost = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    assert drop_lost_cache(lost).startswith("TORCHINDUCTOR_CACHE_DIR is ") and lost == {}
+    kept = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "made")}
+    assert drop_lost_cache(kept) == "" and (tmp_path / "made").is_dir() and kept
+    assert drop_lost_cache({}) == ""

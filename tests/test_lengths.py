@@ -78,9 +78,9 @@ def test_counted_are_those_that_a_run_refuses(
     )
     assert "a shorter prompt" in advice
     narrow = encoder_for("qwen2it", context)
-    with pytest.raises(UserError, match=rf"{train} item\(s\) are longer"):
+    with pytest.raises(UserError, match=rf"{train} items are longer"):
         narrow.for_training(splits["train"])
-    with pytest.raises(UserError, match=rf"{dev} item\(s\) are longer"):
+    with pytest.raises(UserError, match=rf"{dev} items are longer"):
         narrow.for_scoring(splits["dev"])
 
 

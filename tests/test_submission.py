@@ -88,3 +88,7 @@ def test_a_file_that_is_no_json_is_named() -> None:
     ]
     twice = sound.replace(b'"output": "inference_1"', b'"output": "inference_2", "output": "inference_1"', 1)
     assert "more than once" in submission_problems(twice, made())[0]
+    same = sound.replace(b'"output": "inference_1"', b'"output": "inference_1", "output": "inference_1"', 1)
+    assert submission_problems(same, made()) == ["the file: the key output more than once in an object"]
+    (line,) = submission_problems(sound.decode().encode("utf-16"), made())
+    assert line.startswith("the file: not saved as UTF-8 (UTF-16")

@@ -329,9 +329,7 @@ def test_items_that_do_not_fit_are_known_before_the_training(place: Path, backbo
     long["input"]["reference_id"] = ["x"]
     (place / "data" / "data_test.json").write_text(json.dumps([long]), encoding="utf-8")
     flags = ("--method", "lora", "--score", "test")
-    with pytest.raises(
-        UserError, match=r"qwen2: 1 item is longer than the model's context of 1024 tokens: made-0"
-    ):
+    with pytest.raises(UserError, match=r"qwen2: 1 item is longer than the model's context of 1024 tokens: made-0"):
         main([*arguments(place, backbone_folder("qwen2"), *flags), "--backbone", "qwen2"])
     assert not (place / "run" / "checkpoints").exists()
 
