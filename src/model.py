@@ -263,7 +263,8 @@ def merged(model: PeftModel) -> Any:
         config = model.peft_config["default"]
         plain = model.unload()
         try:
-            plain = plain.dequantize()
+            with weights.quietly():
+                plain = plain.dequantize().to(base.dtype)
         except NotImplementedError as error:
             how = weights.kept_in(base.config) or "quantised"
             raise UserError(f"weights kept in {how} cannot be made whole again, so nothing is merged.") from error
