@@ -31,6 +31,7 @@ from src.data import CATEGORIES, Item
 from src.metrics import mcnemar, wilson
 from src.prompts import LETTERS, ORDERS, Prompt, make_prompt
 from src.records import ItemScores, counted, write_json, write_text
+from src.yaml_files import load_yaml
 
 Scorer = Callable[[Prompt, Sequence[Item]], list[ItemScores]]
 
@@ -210,8 +211,8 @@ def propose(
     for key in TEXTS:
         if key in texts:
             try:
-                changes[key] = yaml.safe_load(texts[key])
-            except yaml.YAMLError:
+                changes[key] = load_yaml(texts[key], key)
+            except UserError:
                 return None, gradient, f"the new {key} are no YAML"
     raw = yaml.safe_load(current.text) | changes
     try:

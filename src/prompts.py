@@ -35,6 +35,7 @@ from src.data import CATEGORIES, Item, Utterance
 from src.items import regular
 from src.limits import memory_limit, time_limit
 from src.start import find, ours
+from src.yaml_files import load_yaml
 
 PROMPTS = ours("resource/prompts")
 LETTERS = ("A", "B", "C")
@@ -321,10 +322,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: this is not YAML: {error}") from error
+    raw = load_yaml(text, where)
     if raw is None:
         raise UserError(f"{where} is empty. A prompt has user, categories and answer, and may have system.")
     if not isinstance(raw, dict):
