@@ -269,7 +269,9 @@ def merged(model: PeftModel) -> Any:
             how = weights.kept_in(base.config) or "quantised"
             raise UserError(f"weights kept in {how} cannot be made whole again, so nothing is merged.") from error
         # What unpacked the file's weights as they were loaded; they are whole from here on, and saved whole.
-        plain._weight_conversions = [one for one in plain._weight_conversions or () if _has_a_way_back(one)]
+        plain._weight_conversions = [
+            one for one in getattr(plain, "_weight_conversions", None) or () if _has_a_way_back(one)
+        ]
         model = get_peft_model(plain, config)
         missing = model.load_state_dict(adapters, strict=False).unexpected_keys
         assert not missing, missing
