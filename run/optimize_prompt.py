@@ -27,7 +27,7 @@ from src.data import DATA, Item, load_data, sha256
 from src.inputs import check_models, sample_items
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
-from src.records import RESULTS, find_run, git_commit, read_record, versions, write_json, write_text
+from src.records import RESULTS, counted, find_run, git_commit, read_record, versions, write_json, write_text
 
 NOT_FIXED = ("steps", "max_calls")
 """Settings that may change when a search goes on."""
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     calls = critics.Calls(ask, calls_file, settings.max_calls)
     console.print(
         f"{name}, prompt {start.name}: {len(learn)} items of {path} to learn from, {len(held)} held out; at most "
-        f"{settings.steps} steps and {settings.max_calls} calls, {calls.count} of them made"
+        f"{counted(settings.steps, 'step')} and {counted(settings.max_calls, 'call')}, {calls.count} of them made"
     )
     steps, ended = searching.search(
         start,
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         "commit": git_commit(),
     }
     write_json(out / "search_record.json", record)
-    console.print(f"\nended: {ended}; {calls.count} calls\n")
+    console.print(f"\nended: {ended}; {counted(calls.count, 'call')}\n")
     console.print(difference or "No new prompt was kept.\n")
     console.print(f"{accuracy_words('the start', steps[0])}\n{accuracy_words('the end', last)}")
     console.print(
@@ -325,7 +325,7 @@ def step_line(step: Any) -> str:
     found = step.accuracy
     share = f"held-out accuracy {found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]" if found else "no held-out accuracy"
     verdict = "start" if step.number == 0 else "kept" if step.kept else "refused"
-    return f"step {step.number}, {verdict}: {step.reason}; {share}; {step.calls} calls, {step.seconds:.1f} s"
+    return f"step {step.number}, {verdict}: {step.reason}; {share}; {counted(step.calls, 'call')}, {step.seconds:.1f} s"
 
 
 def accuracy_words(what: str, step: Any) -> str:

@@ -17,7 +17,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import records
-from src.ballots import Source, absence, join_experts, other_items, read_sources, run_folder, started_runs
+from src.ballots import (
+    Source,
+    absence,
+    join_experts,
+    other_items,
+    partly_scored,
+    read_sources,
+    run_folder,
+    started_runs,
+)
 from src.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
 from src.inputs import load_own
@@ -126,6 +135,8 @@ def choose(args: Namespace, items: Sequence[Item]) -> tuple[list[str], dict[str,
         for name in args.expect or started_runs(args.results)
     }
     left_out = {name: reason for name, reason in reasons.items() if reason}
+    if able := [args.results / name for name in reasons if name not in left_out]:
+        left_out |= partly_scored(able, args.split, items, args.orders)
     if len(left_out) == len(reasons):
         found = ", ".join(f"{name} ({reason})" for name, reason in left_out.items()) or "no runs"
         raise UserError(

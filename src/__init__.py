@@ -18,5 +18,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the versions are pinned
 # Between them the pinned libraries deprecate each other's names; nothing that a user could act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")
+# Of settings that peft puts right itself, and of patterns that name parameters, where it looks at modules only.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but the target module is `Conv1D`")
+warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match any targeted module")
+# What Llama 3's tokenizer asks for and is not given; the text stays as it is, which is what we want.
+logging.getLogger("transformers.tokenization_utils_tokenizers").addFilter(
+    lambda record: "Ignoring clean_up_tokenization_spaces" not in record.getMessage()
+)
 # A bar of plain text does in a notebook, too.
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -87,13 +87,15 @@ def run_folder(argument: str, results: Path) -> Path:
     return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
 
 
-def common_orders(runs: Sequence[Path], split: str, asked: int | None) -> tuple[int | None, str]:
+def common_orders(
+    runs: Sequence[Path], split: str, asked: int | None, items: Sequence[Item] = ()
+) -> tuple[int | None, str]:
     """(orders of the options, what to say of them) that all `runs` have scores of on `split`: `asked`, or several where
-    they have them on dev and test alike, or one, or else several. None where no run has scores.
+    they have them on dev and test alike, or one, or else several. None where no run has scores. items: of the split.
 
     UserError when there is no such number: answers of one order and of six are not held against each other.
     """
-    found = {run: there for run in runs if (there := scored_orders(run, split))}
+    found = {run: there for run in runs if (there := whole_orders(run, split, items))}
     if not found:
         return None, ""
     common = set.intersection(*map(set, found.values()))
@@ -118,6 +120,31 @@ def common_orders(runs: Sequence[Path], split: str, asked: int | None) -> tuple[
     return wanted, f"all have scores of {orders_words(several)} on {split}, too, but not on {other}: --orders {several}"
 
 
+def whole_orders(run: Path, split: str, items: Sequence[Item]) -> dict[int, Path]:
+    """`scored_orders`, without the scores of a few items only (a --limit, say) where others answer all of `items`."""
+    there = scored_orders(run, split)
+    if len(there) < 2 or not items:
+        return there
+    wanted = {item.id for item in items}
+    whole = {orders: file for orders, file in there.items() if {row.id for row in read_scores(file)} == wanted}
+    return whole or there
+
+
+def partly_scored(runs: Sequence[Path], split: str, items: Sequence[Item], asked: int | None) -> dict[str, str]:
+    """Name of a run → why it is left out: its scores by as many orders as all have (or as `asked`) are of some `items`
+    only. Nobody is, where all have scores of all items by another number.
+    """
+    there = [set(scored_orders(run, split)) for run in runs]
+    whole = [set(whole_orders(run, split, items)) for run in runs]
+    shared = {asked} if asked else set.intersection(*there)
+    if not shared or (not asked and set.intersection(*whole)):
+        return {}
+    wanted = min(shared)
+    reason = f"by {orders_words(wanted)} scored on some of the {len(items)} items only"
+    lacking = [wanted in some and wanted not in all_items for some, all_items in zip(there, whole, strict=True)]
+    return {run.name: reason for run, lacks in zip(runs, lacking, strict=True) if lacks}
+
+
 def read_sources(
     arguments: Sequence[str], items: Sequence[Item], data: Path, split: str, results: Path, orders: int | None = None
 ) -> list[Source]:
@@ -129,7 +156,7 @@ def read_sources(
     """
     data_sha256 = sha256(data)
     runs = [run_folder(argument, results) for argument in arguments if not Path(argument).is_file()]
-    taken, note = common_orders(runs, split, orders)
+    taken, note = common_orders(runs, split, orders, items)
     sources = [_read(argument, split, results, items, data_sha256, taken) for argument in arguments]
     if note:
         sources[0] = replace(sources[0], note="; ".join(filter(None, (sources[0].note, note))))

@@ -5,20 +5,17 @@ write today's date, open the answer with an empty block of thoughts, or drop a t
 its name or its flags: small chats are rendered and looked at.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 from src.cli import UserError
 from src.control import ControlTokens
+from src.limits import time_limit
 from src.prompts import Message
 
 SECONDS = 5.0
@@ -131,7 +128,7 @@ class Chat:
     def _apply(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> str:
         roles = ", ".join(message["role"] for message in messages)
         try:
-            with _time_limit(SECONDS):
+            with time_limit(SECONDS):
                 text: str = self.tokenizer.apply_chat_template(
                     list(messages),
                     chat_template=self.dated_template,
@@ -236,25 +233,6 @@ def _with_date(template: str, date: str | None, whose: str) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Within, TimeoutError after so long. Signals reach the main thread only; elsewhere there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def choose_template(shipped: Any, given: str | None, overrides: bool) -> tuple[str, str] | None:

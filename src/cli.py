@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import threading
@@ -139,6 +140,15 @@ def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
         return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        print(
+            f"error: this name is too long for a file, a folder or a model: {name[:60]}…, {len(name)} characters.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)

@@ -52,6 +52,8 @@ DATA = ours("resource/data")
 
 # More lines than this scroll the first ones, which usually explain the rest, out of sight.
 PROBLEMS_SHOWN = 20
+MOST_PROBLEMS = 10_000
+"""After so many in one file nothing more is looked at: it is another kind of file."""
 
 
 @dataclass
@@ -183,6 +185,9 @@ def read_items(content: bytes, name: str) -> Reading:
 
     first_position: dict[str, int] = {}
     for position, entry in enumerate(raw, start=1):
+        if len(found.problems) >= MOST_PROBLEMS:
+            found.problems.append(f"{name}: item {position} and those behind it were not looked at any more")
+            break
         item_id = id_of(entry)
         where = f"{name}: item {position}" + (f" ({item_id})" if item_id else "")
         item, of_item = parse_item(entry)

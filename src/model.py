@@ -136,7 +136,7 @@ def load_base(
         "use_safetensors": True,
         "trust_remote_code": recipe.trust_remote_code,
     }
-    if recipe.method == "qlora" and folder is None:
+    if recipe.method == "qlora" and folder is None and not weights.kept_in(config):  # else it stays as it is kept
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
@@ -261,11 +261,30 @@ def merged(model: PeftModel) -> Any:
     if getattr(base, "is_quantized", False):
         adapters = {name: value.clone() for name, value in model.state_dict().items() if "lora_" in name}
         config = model.peft_config["default"]
-        plain = model.unload().dequantize()
+        plain = model.unload()
+        try:
+            with weights.quietly():
+                plain = plain.dequantize().to(base.dtype)
+        except NotImplementedError as error:
+            how = weights.kept_in(base.config) or "quantised"
+            raise UserError(f"weights kept in {how} cannot be made whole again, so nothing is merged.") from error
+        # What unpacked the file's weights as they were loaded; they are whole from here on, and saved whole.
+        plain._weight_conversions = [
+            one for one in getattr(plain, "_weight_conversions", None) or () if _has_a_way_back(one)
+        ]
         model = get_peft_model(plain, config)
         missing = model.load_state_dict(adapters, strict=False).unexpected_keys
         assert not missing, missing
     return model.merge_and_unload(safe_merge=True).eval()
+
+
+def _has_a_way_back(conversion: Any) -> bool:
+    """Whether transformers can undo what it did to the names or values of loaded weights, as it does when it saves."""
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -30,7 +30,8 @@ from src.critics import Calls, Spent
 from src.data import CATEGORIES, Item
 from src.metrics import mcnemar, wilson
 from src.prompts import LETTERS, ORDERS, Prompt, make_prompt
-from src.records import ItemScores, write_json, write_text
+from src.records import ItemScores, counted, write_json, write_text
+from src.yaml_files import load_yaml
 
 Scorer = Callable[[Prompt, Sequence[Item]], list[ItemScores]]
 
@@ -146,7 +147,7 @@ def search(
             try:
                 candidate, gradient, problem = propose(current, last, learn, scorer, calls, settings, number)
             except Spent:
-                return steps, f"the cap of {settings.max_calls} calls is reached (--max_calls)"
+                return steps, f"the cap of {counted(settings.max_calls, 'call')} is reached (--max_calls)"
             tried = {one.prompt: one.number for one in steps}
             right: dict[str, list[int] | None] = {"learn": None, "held": None}
             kept = False
@@ -164,7 +165,7 @@ def search(
         write_step(folder, step)
         steps.append(step)
         tell(step)
-    return steps, f"{settings.steps} steps are done"
+    return steps, f"{counted(settings.steps, 'step')} {'is' if settings.steps == 1 else 'are'} done"
 
 
 def propose(
@@ -210,8 +211,8 @@ def propose(
     for key in TEXTS:
         if key in texts:
             try:
-                changes[key] = yaml.safe_load(texts[key])
-            except yaml.YAMLError:
+                changes[key] = load_yaml(texts[key], key)
+            except UserError:
                 return None, gradient, f"the new {key} are no YAML"
     raw = yaml.safe_load(current.text) | changes
     try:

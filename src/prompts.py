@@ -33,7 +33,9 @@ import yaml
 from src.cli import UserError, nearest
 from src.data import CATEGORIES, Item, Utterance
 from src.items import regular
+from src.limits import memory_limit, time_limit
 from src.start import find, ours
+from src.yaml_files import load_yaml
 
 PROMPTS = ours("resource/prompts")
 LETTERS = ("A", "B", "C")
@@ -105,7 +107,15 @@ class Prompt:
     ) -> Rendered:
         """`item` with its options shown in `order` (one of `ORDERS`), behind labelled `examples`, which stand in their
         own order. With `reasoning` it asks for reasoning, and the answers are those behind it.
+
+        UserError names the item that the templates cannot be filled for.
         """
+        try:
+            return self._rendered(item, order, reasoning, examples)
+        except Unfillable as error:
+            raise UserError(f"prompt {self.name}, item {item.id}: {error}") from error
+
+    def _rendered(self, item: Item, order: str, reasoning: bool, examples: Sequence[Item]) -> Rendered:
         assert order in ORDERS, order
         values = self._values(item, order, reasoning)
         shown = values["options"]
@@ -170,6 +180,8 @@ class Prompt:
         }
 
 
+SECONDS, MEMORY = 5.0, 2**30
+"""How long a template may compute for an item, and how much memory the first items may take."""
 OPTIONAL = ("guidance", "bridge", "examples")
 MARKS = ("dialogue", "targets", "question", "options")
 END = "end"
@@ -191,8 +203,28 @@ def _template(text: str) -> jinja2.Template:
     return environment.from_string(text)
 
 
+class Unfillable(UserError):
+    """A template fails, or has no end."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the template cannot be filled ({why}). "
+            "It may use dialogue, targets, category, question, guidance, reasoning, options, and in the answer "
+            "letter and option."
+        )
+
+
 def _fill(text: str, values: dict[str, Any]) -> str:
-    return _template(text).render(values).strip()
+    try:
+        with time_limit(SECONDS):
+            return _template(text).render(values).strip()
+    except TimeoutError as error:
+        raise Unfillable(f"it has not ended after {SECONDS:g} s") from error
+    except MemoryError as error:
+        raise Unfillable(f"it takes more than {MEMORY / 2**30:g} GiB of memory") from error
+    except Exception as error:  # a template can raise whatever Python can
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        raise Unfillable(f"{kind}{error}") from error
 
 
 def available() -> list[str]:
@@ -290,10 +322,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: this is not YAML: {error}") from error
+    raw = load_yaml(text, where)
     if raw is None:
         raise UserError(f"{where} is empty. A prompt has user, categories and answer, and may have system.")
     if not isinstance(raw, dict):
@@ -354,13 +383,10 @@ def _check_rendering(prompt: Prompt, where: str, reasoning: bool) -> None:
         utterances = (Utterance("1", 1, "probe-first"), Utterance("2", 2, "probe-second"))
         probe = Item("probe", utterances, (target,), category, ("probe-0", "probe-1", "probe-2"), 0, {})
         try:
-            rendered = prompt.render(probe, reasoning=reasoning)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(
-                f"{where}: the template cannot be filled ({error}). "
-                "It may use dialogue, targets, category, question, guidance, reasoning, options, and in the answer "
-                "letter and option."
-            ) from error
+            with memory_limit(MEMORY):
+                rendered = prompt._rendered(probe, ORDERS[0], reasoning, ())
+        except Unfillable as error:
+            raise UserError(f"{where}: {error}") from error
         text = "\n".join(message["content"] for message in rendered.messages)
         lost = [word for word in ("probe-first", "probe-second", *probe.options) if word not in text]
         if lost:

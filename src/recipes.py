@@ -20,6 +20,7 @@ from src.cli import UserError, nearest
 from src.data import CATEGORIES
 from src.other_names import hint
 from src.start import find, ours
+from src.yaml_files import load_yaml
 
 BACKBONES = ours("resource/backbones.yaml")
 RECIPES = ours("resource/recipes")
@@ -178,6 +179,8 @@ class Recipe:
         return yaml.safe_dump(dataclasses.asdict(self), allow_unicode=True, sort_keys=False, width=120)
 
 
+SEEDS = 2**32
+"""How many there are for numpy, and so for all."""
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 _HINTS = get_type_hints(Recipe)
 
@@ -215,6 +218,8 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
                 problems.append(f"{key}: found {value}, allowed: {least}")
     if clean.get("method") == ORPO:
         problems.append(f"method: orpo means objective orpo; found objective {clean.get('objective')!r}")
+    if not 0 <= clean.get("seed", 0) < SEEDS:
+        problems.append(f"seed: found {clean['seed']}, allowed: 0 to {SEEDS - 1}")
     if clean.get("lora_dropout", 0) >= 1:
         problems.append(f"lora_dropout: found {clean['lora_dropout']}, allowed: below 1")
     if clean.get("reasoning") and clean.get("objective", "answer") != "answer":
@@ -282,9 +287,10 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
     """The recipe in the YAML file at `path`, with `flags` on top."""
     path = _recipe_file(Path(find(str(path))))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
+    raw = load_yaml(text, str(path))
     if raw is None:
         raise UserError(
             f"{path} is empty. A recipe has one line at least: `model_id: ID`, or `backbone: NAME` with one of "
@@ -415,6 +421,8 @@ def _convert(key: str, value: Any) -> Any:
     elif not isinstance(value, bool | list | dict) and value is not None:
         if kind is str:
             return str(value)
+        if kind is int and isinstance(value, int):
+            return value  # a float would round large ones
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):

@@ -52,8 +52,13 @@ def results_key(orders: int = 1) -> str:
     return "splits" if orders == 1 else f"splits_{orders}orders"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`: for nouns whose plural is an s."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def orders_words(orders: int) -> str:
-    return f"{orders} order{'s' if orders > 1 else ''}"
+    return counted(orders, "order")
 
 
 def _beside(orders: int) -> str:

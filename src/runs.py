@@ -350,9 +350,8 @@ def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tup
 
 def result_line(name: str, split: str, result: dict[str, Any]) -> str:
     """One line of a scored split for the terminal."""
-    head = (
-        f"{name}, {split}: {result['items']} items, {records.orders_words(result['orders'])}, {result['seconds']:.1f} s"
-    )
+    many = f"{records.counted(result['items'], 'item')}, {records.orders_words(result['orders'])}"
+    head = f"{name}, {split}: {many}, {result['seconds']:.1f} s"
     if result["accuracy"] is None:
         return f"{head}; no labels, so no accuracy"
     low, high = wilson(result["correct"], result["items"])

@@ -34,7 +34,7 @@ from src.guard import CHECKPOINTING, guarded, one_by_one
 from src.metrics import evaluate
 from src.pairs import wrong_options
 from src.recipes import ORPO, Recipe
-from src.records import CHECKPOINTS, ItemScores
+from src.records import CHECKPOINTS, ItemScores, counted
 from src.rows import (
     WORTHWHILE,
     Layout,
@@ -651,7 +651,7 @@ def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Seque
     )
     steps = math.ceil(len(train) / (recipe.batch_size * recipe.gradient_accumulation_steps))
     print(
-        f"{steps} optimizer steps an epoch, {recipe.epoch} epochs, lr {recipe.lr}, loss over the "
+        f"{counted(steps, 'optimizer step')} an epoch, {counted(recipe.epoch, 'epoch')}, lr {recipe.lr}, loss over the "
         f"{_learned(recipe)}, per {recipe.loss_per}"
     )
 

@@ -55,7 +55,8 @@ def kept_in(config: Any) -> str | None:
     if not found:
         return None
     values = found if isinstance(found, Mapping) else found.to_dict()
-    method = str(values.get("quant_method") or "bitsandbytes").split(".")[-1].lower()
+    method = values.get("quant_method") or "bitsandbytes"
+    method = str(getattr(method, "value", method)).lower()  # a loaded model has an enum's member
     bits = 4 if values.get("load_in_4bit") else 8 if values.get("load_in_8bit") else values.get("bits")
     return f"{method}, {bits} bits" if bits else method
 

@@ -97,6 +97,14 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
         run_main(ours)
 
 
+def test_a_name_that_no_disk_takes_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(lambda: Path("a" * 5000).is_dir() and None) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: this name is too long") and "5000 characters" in said and len(said) < 200
+    with pytest.raises(FileNotFoundError):
+        run_main(lambda: Path("no such file").read_text() and None)
+
+
 def test_files_to_read_are_found_in_the_repository_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = Parser("doc", "run.thing")
     parser.add_argument("--recipe", type=Path)

@@ -675,6 +675,12 @@ def test_no_damage_to_a_file_breaks_the_loader(encoding: str) -> None:
         assert all("\n" not in line and line.startswith("any: ") for line in problems)
 
 
+def test_a_file_of_another_kind_is_not_read_to_its_end() -> None:
+    """A small zip can hold many millions of entries, and a line for each would fill the memory."""
+    problems = parse_items(b"[" + b"0," * 40_000 + b"0]", "data_train.json")[1]
+    assert len(problems) == 10_001 and problems[-1].startswith("data_train.json: item 10001 and those behind it were")
+
+
 # The small ones
 
 

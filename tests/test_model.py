@@ -306,3 +306,29 @@ def test_what_the_hub_says(kind: type[Exception] | None, message: str) -> None:
         except Exception as error:
             raise OSError("We could not\nload it") from error
         raise OSError("We could not\nload it")
+
+
+QUIET = """
+import copy, torch, transformers
+import src
+from src.model import add_adapter
+from tests import toys
+
+transformers.utils.logging.set_verbosity_warning()
+small = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 1, "num_attention_heads": 4}
+recipe = toys.recipe("unused", "qwen2", lora_dropout=0.0)
+for config in (
+    transformers.GPT2Config(**small, n_embd=16),
+    transformers.MixtralConfig(**small, hidden_size=16, intermediate_size=8, num_key_value_heads=2),
+):
+    add_adapter(transformers.AutoModelForCausalLM.from_config(config), recipe)
+tokenizer = copy.deepcopy(toys.tokenizer("bllossom"))
+tokenizer.clean_up_tokenization_spaces = True
+print(repr(tokenizer.decode(tokenizer.encode("정답 : A .", add_special_tokens=False))))
+"""
+
+
+def test_libraries_warn_of_nothing_that_a_user_could_act_on() -> None:
+    """Layers of GPT-2, experts that are adapted as parameters, and Llama 3's wish for a text without blanks."""
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("'정답 : A .'", "")

@@ -377,10 +377,28 @@ def test_a_prompt_that_asks_the_same_of_different_items(hidden: str) -> None:
     [
         *("{{ dialog }}", "{{ turn", "{% if %}", "{{ dialogue.nothing }}"),
         *("{{ dialogue + 1 }}", "{{ 1 // 0 }}", "{{ ''.__class__.__mro__ }}"),
+        *("{{ '{x}'.format() }}", "{{ cycler() }}", "{{ dialogue | xmlattr }}", "{{ 'abcdef' | truncate(2) }}"),
+        *("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "{{ 'x' * 10 ** 10 }}"),
     ],
 )
 def test_a_template_that_cannot_be_filled(user: str) -> None:
     assert "the template cannot be filled (" in problem_of(user=GOOD["user"] + user)
+
+
+def test_a_template_that_has_no_end_or_takes_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.prompts.SECONDS", 0.3)
+    nested = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+    for user in (nested, "{{ lipsum(n=10 ** 7) }}"):
+        assert "it has not ended after 0.3 s" in problem_of(user=GOOD["user"] + user)
+    assert "it takes more than 1 GiB of memory" in problem_of(user=GOOD["user"] + "{{ 'a'.center(3 * 10 ** 9) }}")
+
+
+def test_a_template_that_fails_for_one_item_names_it() -> None:
+    """The probes have two turns; what comes of a third is known when an item has one."""
+    text = yaml.safe_dump(GOOD | {"user": GOOD["user"] + "{% if dialogue | length > 2 %}{{ nothing }}{% endif %}"})
+    prompt = parse_prompt(text, "mine.yaml", "mine")
+    with pytest.raises(UserError, match=r"prompt mine, item made-0004: the template cannot be filled \('nothing' is"):
+        prompt.render(item_of())
 
 
 def test_no_heavy_imports() -> None:

@@ -234,6 +234,36 @@ def test_a_model_kept_in_four_bits(in_four_bits: Path, tmp_path: Path) -> None:
         check(changed(in_four_bits, tmp_path / "plain", quantization_config=None))
 
 
+def test_an_adapter_on_four_bits_is_merged_into_whole_weights(
+    in_four_bits: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model kept in 4 bits is merged into is saved and loaded again as any other."""
+    recipe = toys.recipe(in_four_bits, "qwen2", method="qlora")
+    network = add_adapter(load_base(recipe, CPU), recipe)
+    assert not [one for one in recwarn if "quantization_config" in str(one.message)], "its own is the one that counts"
+    for name, value in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = network.eval()(ids).logits
+    models.merged(network).save_pretrained(tmp_path / "merged")
+    assert kept_in(AutoConfig.from_pretrained(tmp_path / "merged")) is None
+    check(tmp_path / "merged")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-3, rtol=0)
+    # Of other ways to keep weights some cannot be undone.
+    network = add_adapter(load_base(recipe, CPU), recipe)
+
+    def refuse(*given: Any, **keys: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "dequantize", refuse)
+    with pytest.raises(UserError, match=r"kept in bitsandbytes, 4 bits cannot be made whole again, so nothing is merg"):
+        models.merged(network)
+
+
 # Adapters
 
 

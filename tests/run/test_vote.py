@@ -256,6 +256,24 @@ def test_runs_of_some_items_are_left_out_and_named(place: Path, capsys: pytest.C
         vote(place, "alpha", "limited")
 
 
+def test_scores_of_some_items_are_not_taken_where_others_have_all(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One order of a few items (a training with --limit), and then six orders of all."""
+    make_split(place / "few", "test", 2, labelled=False)
+    limited = make_run(place / "results" / "limited", place / "few", "test", [0, 0])
+    add_orders(limited, place / "data", "test", [0, 1, 2, 0])
+    for asked in ((), ("--orders", "1")):
+        vote(place, *asked)
+        assert "left out: limited (by 1 order scored on some of the 4 items only)" in capsys.readouterr().out
+        assert len(record_of(place / "results" / "vote")["voters"]) == 3
+    for name in ("alpha", "beta", "gamma"):
+        add_orders(place / "results" / name, place / "data", "test", [0, 1, 2, 0])
+    vote(place)
+    told = record_of(place / "results" / "vote")
+    assert (len(told["voters"]), told["orders"]) == (4, 6)
+
+
 def test_what_is_hardly_a_vote_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(place / "results" / "alpha", place / "data", "dev", [0, 1, 1, 1], dev_accuracy=0.5)
     vote(place, "alpha", "--split", "dev")
