@@ -37,6 +37,7 @@ class ControlTokens:
             if token.content.strip(" \t\r\n▁")
             and (token.special or SHAPE.fullmatch(token.content) or token.content in template)
         }
+        self._words = list(self.ids)
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
@@ -56,6 +57,15 @@ class ControlTokens:
             text = unicodedata.normalize("NFKC", text)
         marked: str = mark_control_tokens(text, self.pattern)
         return marked
+
+    def hide(self, text: str) -> str:
+        """`text` with a number in the place of each marked word, so that a template which looks for such words in what
+        people wrote, as Qwen3's does for `</think>`, finds none; `unhide` gives the marked text.
+        """
+        return _WORD.sub(lambda found: found[0].replace(found[1], str(self._words.index(found[1]))), self.mark(text))
+
+    def unhide(self, text: str) -> str:
+        return _WORD.sub(lambda found: found[0].replace(found[1], self._words[int(found[1])]), text)
 
     def clean(self, marked: str) -> str:
         return MARKS.sub("", marked)
