@@ -125,12 +125,29 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
 # Of what is there already
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
+    lacks what scoring asks for or holds a recipe that is none.
+    """
+    record = records.read_record(folder)
+    if "recipe" not in record:
+        raise UserError(f"{folder} is a vote, or another folder of answers alone: there is no model to use in it.")
+    path = records.record_path(folder)
+    needed = [("prompt", "name"), ("prompt", "text"), ("prompt", "sha256"), ("template", "sha256")]
+    missing = [f"{part}.{key}" for part, key in needed if key not in record.get(part, {})]
+    missing += [key for key in ("training", "splits") if key not in record]
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
+    make_recipe(record["recipe"], f"{path}: recipe")
+    return record
+
+
 def check_models(names: Sequence[str]) -> None:
     """UserError for the first that is neither a finished run, nor a recipe's file, nor a model that there can be."""
     for name in names:
         run = records.find_run(name)
         if run:
-            records.read_record(run)
+            read_run(run)
         elif name.endswith((".yaml", ".yml")):
             load_recipe(name)
         elif name not in backbones():

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", 
 # Derived values are recomputed on reading; exp and log of another machine may differ in the last digits.
 TOLERANCE = 1e-6
 
+
+RESULT = {"items": int, "orders": int, "correct": int, "accuracy": int | float, "data": str, "data_sha256": str}
+"""What a record says of a scored split, each of a kind or null, beside what only people read."""
 
 MODEL, ADAPTER = "model", "adapter"
 """Folder of a run's best weights: all of them, or the adapter's."""
@@ -290,13 +294,30 @@ def read_record(run: str | Path) -> dict[str, Any]:
             f"{run} is not finished: it has no {path.name}. The command that started it goes on where it stopped."
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path)
     except ValueError as error:
         raise UserError(
             f"{path} is damaged: {error}. Delete it and start the command that made the run again."
         ) from error
+
+
+def parse_record(path: Path) -> dict[str, Any]:
+    """A record whose parts are of the kinds that are written. ValueError says which is not, or why it is no JSON."""
+    record = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: not an object. Delete it and start the command that made the run again.")
+        raise ValueError("not an object")
+    keys = [key for key in record if key == results_key() or re.fullmatch(r"splits_\d+orders", key)]
+    for key in ("recipe", "prompt", "template", "data", *keys):
+        if not isinstance(record.get(key, {}), dict):
+            raise ValueError(f"{key} is no object")
+    for key, split, result in [(where, *one) for where in keys for one in record[where].items()]:
+        if not isinstance(result, dict):
+            raise ValueError(f"{key}: {split} is no object")
+        wrong = [name for name, kind in RESULT.items() if not isinstance(result.get(name), kind | None)]
+        if wrong:
+            raise ValueError(f"{key}: {split}: {wrong[0]} is {result[wrong[0]]!r}")
+        if not 0 <= (result.get("correct") or 0) <= (result.get("items") or math.inf):
+            raise ValueError(f"{key}: {split}: {result['correct']} of {result['items']} items are right")
     return record
 
 

@@ -18,7 +18,7 @@ from src.cli import UserError
 from src.data import DATA, Item
 from src.encode import Encoder
 from src.fewshot import Library
-from src.inputs import INPUTS, RECIPE, gather
+from src.inputs import INPUTS, RECIPE, gather, read_run
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
@@ -259,7 +259,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     """
     folder = records.find_run(name)
     if folder is not None:
-        record = records.read_record(folder)
+        record = read_run(folder)
         trained = weights_of(folder, record) if record["training"] is not None else None
         return folder.name, hub.recorded(record), trained
     if name.endswith((".yaml", ".yml")):
