@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import data, records
 from src.cli import UserError, nearest
 from src.data import Item
@@ -90,8 +88,7 @@ def _refuse_finished(folder: Path) -> None:
 def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> None:
     """Refuses a folder that holds anything but the same run, unfinished."""
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
-        text = (folder / RECIPE).read_text(encoding="utf-8")
-        there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
+        there = dataclasses.asdict(load_recipe(folder / RECIPE))
         differing = differing_settings(there, recipe)
         if differing:
             raise UserError(
@@ -99,7 +96,7 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
                 + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
                 + ". Delete the folder, or give another --name."
             )
-        before = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        before = records.began_with(folder)
         changed = [key for key in hashes if before.get(key) != hashes[key]]
         if changed:
             words = {

@@ -77,15 +77,27 @@ def find_run(name: str | None) -> Path | None:
 
 
 def began_with(folder: Path) -> dict[str, Any]:
-    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now."""
-    path = folder / "inputs.json"
-    if not (folder / "checkpoints").is_dir() or not path.is_file():
+    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now. UserError
+    when the file is damaged or gone.
+    """
+    if not (folder / CHECKPOINTS).is_dir() or not (folder / "recipe.yaml").is_file():
         return {}
+    path = folder / "inputs.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever goes on with the run says so
-        return {}
-    return found if isinstance(found, dict) else {}
+        for split in ("train", "dev"):
+            digest, items = found[split]
+            if not isinstance(digest, str) or not isinstance(items, int):
+                raise ValueError(f"{split} is {found[split]!r}")
+        if not isinstance(found["prompt"], str) or not isinstance(found.get("template", {}), dict):
+            raise ValueError("prompt or template is of another kind")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, is damaged or gone "
+            f"({error}). Delete the folder to train again, or give another --name."
+        ) from error
+    assert isinstance(found, dict)
+    return found
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -198,3 +198,18 @@ def test_a_vote_has_no_model(tmp_path: Path) -> None:
     for read in (read_run, lambda folder: check_models([str(folder)])):
         with pytest.raises(UserError, match=r"is a vote, .*there is no model to use in it"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', '{"train": ["0", 6], "dev": ["0", 5]}', None])
+def test_an_unfinished_run_that_is_damaged_is_named(place: Path, text: str | None) -> None:
+    recipe = make_recipe({"backbone": "polar", "method": "lora"}, "here")
+    folder = place / "results" / "begun"
+    (folder / "checkpoints").mkdir(parents=True)
+    write_text(folder / "recipe.yaml", recipe.dump())
+    if text is not None:
+        write_text(folder / "inputs.json", text)
+    with pytest.raises(UserError, match=r"its inputs\.json, .* is damaged or gone .*Delete the folder to train again"):
+        gather(recipe, folder, place / "data", [], None)
+    write_text(folder / "recipe.yaml", "a: [")
+    with pytest.raises(UserError, match=r"recipe\.yaml: this is not YAML"):
+        gather(recipe, folder, place / "data", [], None)
