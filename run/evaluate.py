@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import records
-from src.ballots import read_sources, run_folder
+from src.ballots import read_sources, run_folders
 from src.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
 from src.inputs import load_own
@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
     if args.against and args.pairs:
         parser.error("--against and --pairs: give one of them")
-    folders = [run_folder(name, args.results) for name in args.inputs]
-    items, data, notes = load_own(args.data, args.split, folders)
+    items, data, notes = load_own(args.data, args.split, run_folders(args.inputs, args.results))
     refuse_unlabelled(items, data)
     sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}

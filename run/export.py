@@ -67,6 +67,8 @@ def rows_of(
     """The lines of a run's split, in the order of the data. UserError when the run was scored on other items."""
     run, prompt = record.get("run", folder.name), record.get("prompt", {}).get("sha256")
     scored = scored_orders(folder, split, record)
+    if args.orders and not scored:
+        raise UserError(f"{folder} has answers alone and no scores, so leave out --orders.")
     if args.orders and args.orders not in scored:
         raise UserError(
             f"{folder} has no scores of {records.orders_words(args.orders)} on {split}. Score it: python -m run.test "

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.addresses import Address, is_local, looks_like_address, masked
 from src.cli import Parser, UserError, announced, new_folder, run_main
 from src.data import DATA, Item, load_data, sha256
-from src.inputs import check_models, sample_items
+from src.inputs import check_models, read_run, sample_items
 from src.metrics import wilson
 from src.prompts import Prompt, load_prompt, parse_prompt
-from src.records import RESULTS, counted, find_run, git_commit, read_record, versions, write_json, write_text
+from src.records import RESULTS, counted, find_run, git_commit, versions, write_json, write_text
 
 NOT_FIXED = ("steps", "max_calls")
 """Settings that may change when a search goes on."""
@@ -292,7 +292,7 @@ def start_prompt(arguments: Namespace, recipe: Any) -> Prompt:
         return load_prompt(arguments.prompt)
     folder = find_run(arguments.run)
     if folder:
-        return parse_prompt(read_record(folder)["prompt"]["text"], f"{folder}: prompt")
+        return parse_prompt(read_run(folder)["prompt"]["text"], f"{folder}: prompt")
     return load_prompt(recipe.prompt)
 
 

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import lengths
 from src.cli import Parser, UserError, announced, new_file, run_main
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
-from src.inputs import check_models, sample_items
+from src.inputs import check_models, read_run, sample_items
 from src.metrics import evaluate, mcnemar
 from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.recipes import backbones, make_recipe, template_text
-from src.records import find_run, orders_words, read_record, write_json
+from src.records import find_run, orders_words, write_json
 from src.start import ours
 
 SAMPLE = ours("resource/data/sample.json")
@@ -357,7 +357,7 @@ def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequ
 
 def trained_with(given: str) -> str | None:
     folder = find_run(given)
-    return read_record(folder)["prompt"]["name"] if folder else None
+    return read_run(folder)["prompt"]["name"] if folder else None
 
 
 def comparison(result: dict[str, Any]) -> Any:

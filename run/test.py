@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import hub
 from src.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
-from src.inputs import changed_note, data_record, load_own, named_data, refuse_bare_name, sample_items
+from src.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
 from src.prompts import ORDERS, load_prompt
 from src.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
 from src.records import (
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         record = runs.untrained_run(recipe, folder, arguments.device, examples)
     else:
         assert folder is not None
-        record = read_record(folder)
+        record = read_run(folder)
         trained_on = record["recipe"].get("reasoning", False)
         reasons = trained_on if arguments.reasoning is None else arguments.reasoning
         sampling = find_sampling(arguments, reasons, record["recipe"]["seed"])
@@ -159,7 +159,7 @@ def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | N
     """Refuses what can be refused before anything dear is imported. folder: of a trained run, else None."""
     if folder:
         refuse_settings(arguments, folder)
-        read_record(folder)
+        read_run(folder)
     elif arguments.other_prompt:
         raise UserError(
             f"--other_prompt goes with a trained run; for an untrained model: --prompt {arguments.other_prompt}"

@@ -24,7 +24,7 @@ from src.ballots import (
     other_items,
     partly_scored,
     read_sources,
-    run_folder,
+    run_folders,
     started_runs,
 )
 from src.cli import Parser, UserError, new_folder, run_main
@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     given = args.runs or [name for name in args.expect or started_runs(args.results) if not absence_of(name, args)]
     if not given:
         choose(args, [])  # says why nobody can
-    folders = [run_folder(name, args.results) for name in given]
-    items, data, notes = load_own(args.data, args.split, folders)
+    items, data, notes = load_own(args.data, args.split, run_folders(given, args.results))
     arguments, left_out = choose(args, items)
     sources = join_experts(read_sources(arguments, items, data, args.split, args.results, args.orders), items)
     predicted, votes = records.predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"

@@ -78,13 +78,28 @@ def scored_orders(run: Path, split: str, record: dict[str, Any] | None = None) -
 
 
 def run_folder(argument: str, results: Path) -> Path:
-    """The folder that a run's name, its path, or a file in it stands for; it need not be there."""
+    """The folder that a run's name, its path, or a file in it stands for; it need not be there. UserError for a file
+    that is not.
+    """
     path = Path(argument)
-    if path.is_file() or path.suffix in (".json", ".jsonl"):
+    if path.is_file():
         return path.parent
+    if path.suffix in (".json", ".jsonl"):
+        raise UserError(f"{path}: no such file. Allowed: a run's name or folder, or a file of predictions or scores.")
     # A run's name may also be that of some folder here ("orpo"): the run is meant.
     named = results / argument
     return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
+
+
+def run_folders(arguments: Sequence[str], results: Path) -> list[Path]:
+    """`run_folder` of each argument. UserError for a run that is not there, not finished, or has a damaged record: who
+    named it is to hear that first, and not that its data cannot be found.
+    """
+    folders = [run_folder(argument, results) for argument in arguments]
+    for argument, folder in zip(arguments, folders, strict=True):
+        if not Path(argument).is_file():
+            read_record(folder)
+    return folders
 
 
 def common_orders(
@@ -223,9 +238,6 @@ def _read(
             rows = read_scores(path)
             return Source(_of_scores(argument, rows), path, sha256(path), "", orders=len(rows[0].orders))
         return Source(_read_predictions(argument, path, items), path, sha256(path), _label_note(argument, path, items))
-    if path.suffix in (".json", ".jsonl"):
-        raise UserError(f"{path}: no such file. Allowed: a run's name or folder, or a file of predictions or scores.")
-
     run = run_folder(argument, results)
     name = run.name if run.resolve().parent == results.resolve() else argument
     record = read_record(run)

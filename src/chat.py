@@ -8,6 +8,7 @@ its name or its flags: small chats are rendered and looked at.
 import dataclasses
 import datetime
 import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,6 @@ SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
 # Templates that know this argument (Qwen3's) then open the answer with an empty block of thoughts, which is how these
 # models were trained to answer at once.
 WITHOUT_THINKING = {"enable_thinking": False}
-
-_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +70,14 @@ class Chat:
         self.tokenizer, self.template, self.name, self.source = tokenizer, template, name, source
         self.control = ControlTokens(tokenizer, template)
         self.date = _date_of(template, frozen, self._whose)
-        self.dated_template = _with_date(template, self.date, self._whose)
+        self.dated_template = _with_date(template, self.date)
         self.arguments: dict[str, Any] = {}
         user = self._apply([_user()])
+        if self._apply([_user()]) != user:
+            raise UserError(
+                f"{self._whose} writes other text each time it is asked, so what is trained could never be scored. "
+                f"{ANOTHER}"
+            )
         if frozen is None and self._apply([_user()], WITHOUT_THINKING) != user:
             self.arguments = dict(WITHOUT_THINKING)
         elif frozen is not None:
@@ -88,11 +92,14 @@ class Chat:
         """The messages up to where the answer begins, marked (`ControlTokens.mark`) where their texts spell control
         tokens.
         """
-        marked = [{**message, "content": self.control.mark(message["content"])} for message in messages]
+        marked = [{**message, "content": self.control.hide(message["content"])} for message in messages]
         if self.system_turn == "folded" and marked[0]["role"] == "system":
             system, user, *rest = marked
             marked = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        return self._apply(marked)
+        text = self._apply(marked)
+        for message in marked:
+            self._check_whole(text, message)
+        return self.control.unhide(text)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -117,6 +124,8 @@ class Chat:
         if self.arguments:
             added = _added(self._apply(messages, {}), self._apply(messages))
             lines.append(f"the chat template opens the answer without thinking, with {added!r}")
+        elif opened := self._opened():
+            lines.append(f"the chat template opens the answer with {opened!r}")
         if self.date:
             lines.append(f"the chat template writes the date; for this run it stays {self.date}")
         return lines
@@ -142,21 +151,12 @@ class Chat:
                 f"{self._whose} has not ended after {SECONDS:.0f} s on turns of {roles}. {ANOTHER}"
             ) from error
         except jinja2.TemplateSyntaxError as error:
-            why = str(error.message).rstrip(".")
-            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {why}. {ANOTHER}") from error
+            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {_said(error)}. {ANOTHER}") from error
         except jinja2.TemplateError as error:
-            raise UserError(f"{self._whose} does not take turns of {roles}: {error}. {ANOTHER}") from error
-        except (
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+            raise UserError(f"{self._whose} does not take turns of {roles}: {_said(error)}. {ANOTHER}") from error
+        except FAULTS as error:
             raise UserError(
-                f"{self._whose} fails on turns of {roles}: {type(error).__name__}: {error}. {ANOTHER}"
+                f"{self._whose} fails on turns of {roles}: {type(error).__name__}: {_said(error)}. {ANOTHER}"
             ) from error
 
     def _check_kept(self, text: str, role: str, word: str) -> None:
@@ -165,6 +165,28 @@ class Chat:
                 f"{self._whose} leaves out the text of the {role}'s turn: it does not write `message.content`, or "
                 f"takes it for a list of parts. {ANOTHER}"
             )
+
+    def _check_whole(self, text: str, message: Message) -> None:
+        """UserError when `text` has not every word of a message: blanks may move, as with `trim`."""
+        if message["content"].strip() in text:
+            return
+        words = " ".join(message["content"].split())
+        if words not in " ".join(text.split()):
+            shown = self.control.clean(self.control.unhide(words))[:60]
+            raise UserError(
+                f"{self._whose} cuts or changes the text of the {message['role']}'s turn that begins with {shown!r}. "
+                f"{ANOTHER}"
+            )
+
+    def _opened(self) -> str:
+        """What an answer to come is opened with and one of a turn gone by is not, as `<think>`."""
+        to_come = self._apply([_user()]).rpartition(USER)[2].rstrip()
+        try:
+            gone_by = self._apply([_user(), _answer(), _user()])
+        except UserError:  # one that takes no second question
+            return ""
+        before = gone_by.partition(ANSWER)[0].rpartition(USER)[2].rstrip()
+        return to_come.removeprefix(before).strip() if before and to_come.startswith(before) else ""
 
     def _system_turn(self) -> str:
         try:
@@ -217,22 +239,32 @@ def _date_of(template: str, frozen: Frozen | None, whose: str) -> str | None:
     return frozen.date
 
 
-def _with_date(template: str, date: str | None, whose: str) -> str:
-    """`template`, with `strftime_now` as a macro in front that knows one day only."""
+def _with_date(template: str, date: str | None) -> str:
+    """`template`, with `strftime_now` as a macro in front that knows one day only. (transformers hands templates no
+    functions of ours.)
+    """
     if date is None:
         return template
-    formats = {first or second for first, second in _DATE.findall(template)}
-    calls = len(re.findall(r"strftime_now\s*\(", template))
-    if calls != len(_DATE.findall(template)):
-        raise UserError(f"{whose} computes how it writes the date, so the date cannot be held fixed. {ANOTHER}")
     day = datetime.datetime.fromisoformat(date)
-    table = "{" + ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats)) + "}"
+    signs = [f"%{flag}{letter}" for letter in string.ascii_letters for flag in ("", "-")]
+    known = [(sign, text) for sign in signs if (text := day.strftime(sign)) != sign]
+    table = "[" + ", ".join(f"({_quoted(sign)}, {_quoted(text)})" for sign, text in known) + "]"
+    percent = _quoted("\ue000")  # of a "%%", which begins no sign
     # `+%}` keeps a line break with which the template itself may begin.
-    return "{%- macro strftime_now(format) -%}{{- " + table + "[format] -}}{%- endmacro +%}" + template
+    return (
+        f'{{%- macro strftime_now(format) -%}}{{%- set found = namespace(text=format | replace("%%", {percent})) -%}}'
+        f"{{%- for sign, text in {table} -%}}"
+        "{%- set found.text = found.text | replace(sign, text) -%}{%- endfor -%}"
+        f'{{{{- found.text | replace({percent}, "%") -}}}}{{%- endmacro +%}}{template}'
+    )
 
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _said(error: BaseException) -> str:
+    return str(error).rstrip(".")
 
 
 def choose_template(shipped: Any, given: str | None, overrides: bool) -> tuple[str, str] | None:

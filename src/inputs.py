@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import data, records
 from src.cli import UserError, nearest
 from src.data import Item
@@ -90,8 +88,7 @@ def _refuse_finished(folder: Path) -> None:
 def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> None:
     """Refuses a folder that holds anything but the same run, unfinished."""
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
-        text = (folder / RECIPE).read_text(encoding="utf-8")
-        there = dataclasses.asdict(make_recipe(yaml.safe_load(text), str(folder / RECIPE)))
+        there = dataclasses.asdict(load_recipe(folder / RECIPE))
         differing = differing_settings(there, recipe)
         if differing:
             raise UserError(
@@ -99,7 +96,7 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
                 + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
                 + ". Delete the folder, or give another --name."
             )
-        before = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        before = records.began_with(folder)
         changed = [key for key in hashes if before.get(key) != hashes[key]]
         if changed:
             words = {
@@ -125,12 +122,29 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
 # Of what is there already
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
+    lacks what scoring asks for or holds a recipe that is none.
+    """
+    record = records.read_record(folder)
+    if "recipe" not in record:
+        raise UserError(f"{folder} is a vote, or another folder of answers alone: there is no model to use in it.")
+    path = records.record_path(folder)
+    needed = [("prompt", "name"), ("prompt", "text"), ("prompt", "sha256"), ("template", "sha256")]
+    missing = [f"{part}.{key}" for part, key in needed if key not in record.get(part, {})]
+    missing += [key for key in ("training", "splits") if key not in record]
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
+    make_recipe(record["recipe"], f"{path}: recipe")
+    return record
+
+
 def check_models(names: Sequence[str]) -> None:
     """UserError for the first that is neither a finished run, nor a recipe's file, nor a model that there can be."""
     for name in names:
         run = records.find_run(name)
         if run:
-            records.read_record(run)
+            read_run(run)
         elif name.endswith((".yaml", ".yml")):
             load_recipe(name)
         elif name not in backbones():

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from src import hub, plan, weights
 from src.adapters import quicken
 from src.cli import UserError
+from src.prompts import LETTERS
 from src.recipes import Recipe, backbones
 from src.records import ADAPTER, MODEL
 from src.rows import usual_attention
@@ -67,7 +68,14 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
     with hub.messages(source, revision):
         where = _where(source, revision)
-        return AutoTokenizer.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
+    # transformers makes an empty tokenizer of a folder that has lost the file.
+    if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in LETTERS}) < len(LETTERS):
+        raise UserError(
+            f"{source}: its tokenizer cannot tell the letters {', '.join(LETTERS)} apart. Is tokenizer.json there, and "
+            "whole? Download or copy it again, or name another one: --tokenizer."
+        )
+    return tokenizer
 
 
 def _where(source: str, revision: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", 
 # Derived values are recomputed on reading; exp and log of another machine may differ in the last digits.
 TOLERANCE = 1e-6
 
+
+RESULT = {"items": int, "orders": int, "correct": int, "accuracy": int | float, "data": str, "data_sha256": str}
+"""What a record says of a scored split, each of a kind or null, beside what only people read."""
 
 MODEL, ADAPTER = "model", "adapter"
 """Folder of a run's best weights: all of them, or the adapter's."""
@@ -78,15 +82,27 @@ def find_run(name: str | None) -> Path | None:
 
 
 def began_with(folder: Path) -> dict[str, Any]:
-    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now."""
-    path = folder / "inputs.json"
-    if not (folder / "checkpoints").is_dir() or not path.is_file():
+    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now. UserError
+    when the file is damaged or gone.
+    """
+    if not (folder / CHECKPOINTS).is_dir() or not (folder / "recipe.yaml").is_file():
         return {}
+    path = folder / "inputs.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever goes on with the run says so
-        return {}
-    return found if isinstance(found, dict) else {}
+        for split in ("train", "dev"):
+            digest, items = found[split]
+            if not isinstance(digest, str) or not isinstance(items, int):
+                raise ValueError(f"{split} is {found[split]!r}")
+        if not isinstance(found["prompt"], str) or not isinstance(found.get("template", {}), dict):
+            raise ValueError("prompt or template is of another kind")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, is damaged or gone "
+            f"({error}). Delete the folder to train again, or give another --name."
+        ) from error
+    assert isinstance(found, dict)
+    return found
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -295,13 +311,30 @@ def read_record(run: str | Path) -> dict[str, Any]:
             f"{run} is not finished: it has no {path.name}. The command that started it goes on where it stopped."
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path)
     except ValueError as error:
         raise UserError(
             f"{path} is damaged: {error}. Delete it and start the command that made the run again."
         ) from error
+
+
+def parse_record(path: Path) -> dict[str, Any]:
+    """A record whose parts are of the kinds that are written. ValueError says which is not, or why it is no JSON."""
+    record = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: not an object. Delete it and start the command that made the run again.")
+        raise ValueError("not an object")
+    keys = [key for key in record if key == results_key() or re.fullmatch(r"splits_\d+orders", key)]
+    for key in ("recipe", "prompt", "template", "data", *keys):
+        if not isinstance(record.get(key, {}), dict):
+            raise ValueError(f"{key} is no object")
+    for key, split, result in [(where, *one) for where in keys for one in record[where].items()]:
+        if not isinstance(result, dict):
+            raise ValueError(f"{key}: {split} is no object")
+        wrong = [name for name, kind in RESULT.items() if not isinstance(result.get(name), kind | None)]
+        if wrong:
+            raise ValueError(f"{key}: {split}: {wrong[0]} is {result[wrong[0]]!r}")
+        if not 0 <= (result.get("correct") or 0) <= (result.get("items") or math.inf):
+            raise ValueError(f"{key}: {split}: {result['correct']} of {result['items']} items are right")
     return record
 
 

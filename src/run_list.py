@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from src.metrics import wilson
-from src.records import record_path, results_key
+from src.records import parse_record, record_path, results_key
 
 SHOWN_SPLITS = ("dev", "test")
 SIX = ", 6 orders"
@@ -44,14 +43,11 @@ def list_runs(results: Path) -> list[Entry]:
 def _entry(folder: Path) -> Entry | None:
     if record_path(folder).is_file():
         try:
-            record = json.loads(record_path(folder).read_text(encoding="utf-8"))
-            recipe, splits = record.get("recipe", {}), record.get("splits", {})
-            splits = {**splits, **{f"{split}{SIX}": one for split, one in record.get(results_key(6), {}).items()}}
-            if not isinstance(recipe, dict) or not all(isinstance(one, dict) for one in splits.values()):
-                raise ValueError("not a run's record")
-        except (ValueError, AttributeError, TypeError) as error:
+            record = parse_record(record_path(folder))
+        except ValueError as error:
             return Entry(folder.name, f"damaged record.json ({error})", _recipe(folder), {})
-        return Entry(folder.name, "finished", recipe, splits)
+        six = {f"{split}{SIX}": one for split, one in record.get(results_key(6), {}).items()}
+        return Entry(folder.name, "finished", record.get("recipe", {}), {**record.get(results_key(), {}), **six})
     there = [name for name in LEFTOVERS if (folder / name).exists()]
     if not (folder / "recipe.yaml").is_file() and there != ["log.txt"]:
         return None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from src.cli import UserError
 from src.data import DATA, Item
 from src.encode import Encoder
 from src.fewshot import Library
-from src.inputs import INPUTS, RECIPE, gather
+from src.inputs import INPUTS, RECIPE, gather, read_run
 from src.metrics import evaluate, wilson
 from src.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.reasoning import Chain, Sampling, reason, summary
 from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
-from src.records import CHECKPOINTS, ItemScores
+from src.records import ItemScores
 from src.scores import announce, how_read, score
 from src.trainer import fine_tune
 
@@ -50,16 +49,17 @@ def train_run(
             "front of the command instead."
         )
     given = gather(recipe, folder, data_folder, also_score, limit)
-    pinned = hub.pin(recipe, records.began_with(folder))
+    began = records.began_with(folder)
+    pinned = hub.pin(recipe, began)
     models.check_trainable(pinned)
     library = find_library(given.prompt, data_folder, recipe.reasoning)
-    before = _template_before(folder)
-    frozen = None if before is None else frozen_of(before)
+    before = began.get("template", {})
+    frozen = frozen_of(before) if began else None
     encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
     for split in ("dev", *also_score):  # an item that does not fit is better known before the training
         encoder.for_scoring(given.splits[split][0])
     facts = _facts(pinned, encoder, data_folder)
-    _refuse_other_text(folder, facts["template"], before or {})
+    _refuse_other_text(folder, facts["template"], before)
     _print_notes(encoder, [items for items, _ in given.splits.values()])
     records.write_json(folder / INPUTS, {**given.hashes, **hub.commits(pinned), "template": facts["template"]})
     records.write_text(folder / RECIPE, recipe.dump())
@@ -259,7 +259,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     """
     folder = records.find_run(name)
     if folder is not None:
-        record = records.read_record(folder)
+        record = read_run(folder)
         trained = weights_of(folder, record) if record["training"] is not None else None
         return folder.name, hub.recorded(record), trained
     if name.endswith((".yaml", ".yml")):
@@ -386,15 +386,6 @@ def _template_record(encoder: Encoder) -> dict[str, Any]:
         "text_sha256": text,
         "ids_sha256": ids,
     }
-
-
-def _template_before(folder: Path) -> dict[str, Any] | None:
-    """What an unfinished run in `folder` renders with; None when there is no such run."""
-    if not (folder / CHECKPOINTS).is_dir() or not (folder / INPUTS).is_file():
-        return None
-    found = json.loads((folder / INPUTS).read_text(encoding="utf-8")).get("template", {})
-    assert isinstance(found, dict), found
-    return found
 
 
 def _refuse_changed(folder: Path, record: dict[str, Any], encoder: Encoder) -> None:

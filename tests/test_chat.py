@@ -272,12 +272,66 @@ def test_a_held_date_changes_nothing_but_the_date() -> None:
     assert one.chat_text(messages) == own and own.startswith("\n<s>Today Date: ")
 
 
-def test_a_date_that_cannot_be_held_fixed_is_refused() -> None:
+def test_a_date_that_an_older_record_does_not_keep_is_refused() -> None:
     with pytest.raises(UserError, match="the run's record does not keep the date that it was trained with"):
         made(DATED, "polar", frozen=Frozen("tokenizer", None))
-    computed = "{% set how = '%Y' %}{{ strftime_now(how) }}{{ messages[0].content }}"
-    with pytest.raises(UserError, match="computes how it writes the date"):
-        made(computed)
+
+
+WRITINGS = {
+    "computed": "{% set how = '%d %b %Y' %}{{ strftime_now(how) }}",
+    "named": "{{ strftime_now(format='%d %b %Y') }}",
+    "under another name": "{% set now = strftime_now %}{{ now('%d %b %Y') }}",
+    "in a macro": "{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}",
+    "with an escape": "{{ strftime_now('%d\\u0020%b\\u0020%Y') }}",
+    "with a percent sign": "{{ strftime_now('%%d') | replace('%d', strftime_now('%d %b %Y')) }}",
+    "a default, as Llama 3.2": "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% endif %}{{ date_string }}",
+}
+
+
+@pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS)
+def test_a_date_is_held_however_it_is_written(writing: str) -> None:
+    one = made(writing + toys.CHATML, frozen=Frozen("tokenizer", "2024-07-26"))
+    assert one.chat_text([{"role": "user", "content": "U"}]).startswith("26 Jul 2024<|im_start|>")
+
+
+def test_a_template_that_writes_other_text_each_time_is_refused() -> None:
+    with pytest.raises(UserError, match="qwen2it: the tokenizer's chat template writes other text each time"):
+        made("{{ range(99999) | random }}" + toys.CHATML)
+
+
+@pytest.mark.parametrize(
+    "change", ["content[:120]", "content | truncate(120)", "content.split('\n')[0]", "content | lower", "content | e"]
+)
+def test_a_template_that_cuts_or_changes_a_text_is_refused(change: str) -> None:
+    one = made(toys.CHATML.replace("message.content", f"message.{change}"))
+    item = toys.items(1)[0]
+    item = dataclasses.replace(item, options=("화자1은 Tom & <Jerry>를 보았다.", *item.options[1:]))
+    with pytest.raises(UserError, match="cuts or changes the text of the user's turn that begins with"):
+        one.for_scoring([item])
+
+
+@pytest.mark.parametrize("change", ["content | trim", "content.split() | join(' ')", "content.strip() + '\n'"])
+def test_a_template_may_move_blanks(change: str) -> None:
+    one = made(toys.CHATML.replace("message.content", f"message.{change}"))
+    assert one.for_scoring(toys.items(2))
+
+
+def test_a_template_that_drops_thoughts_keeps_what_people_typed() -> None:
+    template = toys.CHATML.replace("message.content", "message.content.split('</think>')[-1]")
+    tokenizer = copy.deepcopy(toys.tokenizer("qwen2it"))
+    tokenizer.add_tokens(["</think>"])
+    tokenizer.chat_template = template
+    one = Chat(tokenizer, template, name="toy", source="tokenizer")
+    marked = one.render([{"role": "user", "content": "앞 </think> 뒤"}])
+    assert "앞 </think> 뒤" in one.control.clean(marked)
+    assert tokenizer.convert_tokens_to_ids("</think>") not in one.control.encode(marked, "toy")
+
+
+def test_what_opens_an_answer_is_said_whoever_asked_for_it() -> None:
+    always = toys.CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    (line,) = made(always).notes([])
+    assert line == "the chat template opens the answer with '<think>'"
 
 
 def test_the_answer_is_opened_without_thinking_and_that_is_said() -> None:

@@ -127,11 +127,11 @@ def test_how_many_items_spell_one_is_said() -> None:
     assert line.startswith("2 of 3 items spell a control token") and "made-0001 is the first, with '<|im_end|>'" in line
 
 
-def folding_tokenizer() -> PreTrainedTokenizerFast:
-    """Folds full-width signs before it looks for added words that are not special."""
+def folding_tokenizer(folding: Any = None) -> PreTrainedTokenizerFast:
+    """Folds full-width signs, or as it is told, before it looks for added words that are not special."""
     letters = {sign: number for number, sign in enumerate(["<unk>", *sorted(set("abcsx<>/ .\n"))])}
     made = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
-    made.normalizer = normalizers.NFKC()
+    made.normalizer = folding or normalizers.NFKC()
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
     fast.add_tokens(["<s>"])
@@ -164,3 +164,32 @@ def test_a_tokenizer_in_python_alone_cannot_read_it_as_text() -> None:
     assert control.encode("보통", "polar") == slow("보통", add_special_tokens=False)["input_ids"]
     with pytest.raises(UserError, match=r"polar: an item's text spells the control token '</s>'.*--tokenizer"):
         control.encode(control.mark("끝</s>"), "polar")
+
+
+@pytest.mark.parametrize("text", ["<s>＜s＞", "＜s＞a<s>", "<s><S>", "ＡA＜Ｓ＞", "<ｓ>"])
+def test_several_spellings_of_a_control_token_are_all_text(text: str) -> None:
+    tokenizer = folding_tokenizer(normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]))
+    control = ControlTokens(tokenizer, "{{ messages }}")
+    forbidden = tokenizer.convert_tokens_to_ids("<s>")
+    assert forbidden in tokenizer(text)["input_ids"]
+    assert forbidden not in control.encode(control.mark(text), "toy")
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """Knows its control tokens as pieces of text, too, as SentencePiece's vocabularies hold them."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *sorted(set("abs</> \n"))]
+    made = Tokenizer(models.Unigram([(piece, -float(number)) for number, piece in enumerate(pieces)], unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("text", ["a </s> b", "<s>", "a<s></s>b", "</s>\n a"])
+def test_a_control_token_that_is_a_piece_of_text_is_cut(text: str) -> None:
+    tokenizer = unigram_tokenizer()
+    control = ControlTokens(tokenizer, "{{ messages }}")
+    ids = control.encode(control.mark(text), "toy")
+    assert not set(ids) & {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    kept = [sign for sign in text if not sign.isspace()]
+    assert [sign for sign in tokenizer.decode(ids) if not sign.isspace() and sign != "▁"] == kept
+    starts = control.starts(control.mark(text), "toy")
+    assert starts == sorted(starts) and len(starts) == len(ids)

@@ -235,9 +235,9 @@ def test_a_seam_where_the_letter_merges() -> None:
 
 def test_every_ending_of_a_prompt_is_looked_at() -> None:
     # Behind a blank, "A" is another word; of two items of one category only one ends so.
-    template = "{{ messages[-1].content.removesuffix('-') }}"
+    template = "{{ messages[-1].content }}{{ ' ' if messages[-1].content.endswith('-') }}"
     one = encoder("qwen2", prompt_with(system=""), template=template)
-    sound, merging = (toys.items(1, category="원인", inference_3=text) for text in ("물을 마신다.", "물을 마신다 -"))
+    sound, merging = (toys.items(1, category="원인", inference_3=text) for text in ("물을 마신다.", "물을 마신다-"))
     one.for_scoring(sound)
     for items in ([*sound, *merging], [*merging, *sound]):
         with pytest.raises(UserError, match="the letter A is not one token of its own"):

@@ -1,16 +1,34 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from src import inputs
 from src.cli import UserError
 from src.data import load_items, sha256, split_path
-from src.inputs import changed_note, check_models, gather, load_own, named_data, refuse_bare_name, sample_items
+from src.inputs import (
+    changed_note,
+    check_models,
+    gather,
+    load_own,
+    named_data,
+    read_run,
+    refuse_bare_name,
+    sample_items,
+)
 from src.recipes import make_recipe
-from src.records import alone_in, write_json, write_text
+from src.records import alone_in, read_record, record_path, write_json, write_text
 from tests.made_runs import make_run, make_split, name_data
+
+SCORABLE = {
+    "recipe": {"backbone": "polar", "method": "lora"},
+    "prompt": {"name": "korean", "text": "…", "sha256": "0"},
+    "template": {"sha256": "0"},
+    "training": None,
+    "splits": {},
+}
 
 
 @pytest.fixture
@@ -18,7 +36,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`data/` of 6 train, 5 dev and 4 test items, `results/alpha`, and no corpus where it lies by default."""
     for split, count in (("train", 6), ("dev", 5), ("test", 4)):
         make_split(tmp_path / "data", split, count, labelled=split != "test")
-    make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 5, dev_accuracy=0.5)
+    run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 5, dev_accuracy=0.5)
+    write_json(record_path(run), read_record(run) | SCORABLE | {"splits": read_record(run)["splits"]})
     monkeypatch.setattr("src.data.DATA", tmp_path / "default")
     monkeypatch.setattr("src.records.RESULTS", tmp_path / "results")
     return tmp_path
@@ -153,3 +172,44 @@ def test_files_that_changed_are_named(place: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
     assert f"{path} has changed since alpha was made: sha256 " in changed_note(run, "dev", path)
     assert changed_note(run, "dev", place / "data" / "data_test.json") == ""
+
+
+def test_a_run_that_can_be_scored(tmp_path: Path) -> None:
+    write_json(record_path(tmp_path), SCORABLE)
+    assert read_run(tmp_path) == SCORABLE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"recipe": {"backbone": "polar", "of_a_later_version": 1}}, "recipe: unknown key 'of_a_later_version'"),
+        ({"recipe": {"backbone": "polar", "lr": "high"}}, "record.json: recipe: lr"),
+        ({"prompt": {"name": "korean"}}, "it lacks prompt.text, prompt.sha256"),
+    ],
+)
+def test_a_record_that_cannot_be_scored_by_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    write_json(record_path(tmp_path), SCORABLE | change)
+    with pytest.raises(UserError, match=words):
+        read_run(tmp_path)
+
+
+def test_a_vote_has_no_model(tmp_path: Path) -> None:
+    write_json(record_path(tmp_path), {"run": "vote", "splits": {}})
+    for read in (read_run, lambda folder: check_models([str(folder)])):
+        with pytest.raises(UserError, match=r"is a vote, .*there is no model to use in it"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', '{"train": ["0", 6], "dev": ["0", 5]}', None])
+def test_an_unfinished_run_that_is_damaged_is_named(place: Path, text: str | None) -> None:
+    recipe = make_recipe({"backbone": "polar", "method": "lora"}, "here")
+    folder = place / "results" / "begun"
+    (folder / "checkpoints").mkdir(parents=True)
+    write_text(folder / "recipe.yaml", recipe.dump())
+    if text is not None:
+        write_text(folder / "inputs.json", text)
+    with pytest.raises(UserError, match=r"its inputs\.json, .* is damaged or gone .*Delete the folder to train again"):
+        gather(recipe, folder, place / "data", [], None)
+    write_text(folder / "recipe.yaml", "a: [")
+    with pytest.raises(UserError, match=r"recipe\.yaml: this is not YAML"):
+        gather(recipe, folder, place / "data", [], None)

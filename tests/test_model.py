@@ -270,6 +270,13 @@ def test_folders_that_lack_something(backbone_folder: Folder, tmp_path: Path) ->
         load_config(recipe)
 
 
+def test_a_folder_that_has_lost_its_tokenizer(backbone_folder: Folder, tmp_path: Path) -> None:
+    folder = copied(backbone_folder("qwen2"), tmp_path / "lost")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"lost: its tokenizer cannot tell the letters A, B, C apart"):
+        load_tokenizer(toys.recipe(folder, "qwen2"))
+
+
 def test_code_of_the_repository_is_not_run(backbone_folder: Folder, tmp_path: Path) -> None:
     classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     folder = copied(backbone_folder("qwen2"), tmp_path / "own", model_type="own_model", auto_map=classes)

@@ -377,3 +377,19 @@ def test_there_is_no_commit_without_a_repository_of_our_own(repository: Path, mo
     assert git_commit() is None
     monkeypatch.setenv("PATH", "")
     assert git_commit() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"splits": []}', "splits is no object"),
+        ('{"splits": {"dev": 1}}', "splits: dev is no object"),
+        ('{"recipe": "polar"}', "recipe is no object"),
+        ('{"splits": {"dev": {"accuracy": "high"}}}', "splits: dev: accuracy is 'high'"),
+        ('{"splits_6orders": {"dev": {"correct": 9, "items": 4}}}', "splits_6orders: dev: 9 of 4 items are right"),
+    ],
+)
+def test_a_record_of_another_shape_is_damaged(tmp_path: Path, text: str, words: str) -> None:
+    record_path(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=f"record.json is damaged: {words}"):
+        read_record(tmp_path)

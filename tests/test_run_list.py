@@ -38,10 +38,22 @@ def test_all_runs_are_listed_the_unfinished_and_damaged_as_well(results: Path) -
     assert list_runs(results / "nowhere") == []
 
 
-@pytest.mark.parametrize("text", ["[]", '{"splits": []}', '{"splits": {"dev": 1}}', '{"recipe": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"splits": []}',
+        '{"splits": {"dev": 1}}',
+        '{"recipe": 1}',
+        '{"splits": {"dev": {"accuracy": "high"}}}',
+        '{"splits": {"dev": {"accuracy": 0.5, "items": "four", "correct": 2}}}',
+        '{"splits_6orders": {"dev": {"accuracy": 2.25, "items": 4, "correct": 9}}}',
+    ],
+)
 def test_a_record_of_another_shape_spoils_no_list(results: Path, text: str) -> None:
     (results / "alpha" / "record.json").write_text(text, encoding="utf-8")
-    assert list_runs(results)[0].state.startswith("damaged")
+    (entry, *_) = list_runs(results)
+    assert entry.state.startswith("damaged") and cells(entry, [])["dev accuracy"] == ""
 
 
 def test_only_settings_that_differ_are_shown(results: Path) -> None:

@@ -217,3 +217,11 @@ def test_six_orders_are_evaluated_when_asked_for(
     assert "alpha 4/10" in said and "scores of 6 orders on dev, too, but not on test: --orders 6" in said
     main(["alpha", *where, "--orders", "6"])
     assert "alpha 10/10" in squeezed(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["nobody", "begun", "nothing.json"])
+def test_a_run_that_is_not_there_is_told_before_its_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / "results" / "begun").mkdir(parents=True)
+    words = "no such run|is not finished|no such file. Allowed: a run's name"
+    with pytest.raises(UserError, match=words):
+        main([name, "--results", str(tmp_path / "results")])

@@ -91,3 +91,8 @@ def test_help_shows_the_commands_without_torch(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"python -m run.{name}" in done.stdout
+
+
+def test_a_vote_has_no_orders(place: Path) -> None:
+    with pytest.raises(UserError, match="vote has answers alone and no scores, so leave out --orders"):
+        export(place, "vote", "--split", "dev", "--orders", "6")

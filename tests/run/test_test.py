@@ -21,6 +21,9 @@ Folder = Callable[[str], Path]
 METHODS = ("lora", "qlora", "full")
 
 
+OTHER_TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -> Path:
     """`data/` (8 train, 6 dev, 4 unlabelled test items), `results/` with a run of the polar toy per method."""
@@ -216,7 +219,7 @@ def test_a_template_that_changed_in_the_run(place: Path) -> None:
     run = place / "results" / "lora"
     before = (run / "scores_dev.jsonl").read_bytes()
     # The tokenizer that the run kept gains a template of its own; the run was trained under the recipe's.
-    (run / "adapter" / "chat_template.jinja").write_text("{{ messages[0].content }}\n", encoding="utf-8")
+    (run / "adapter" / "chat_template.jinja").write_text(OTHER_TEMPLATE, encoding="utf-8")
     scored(place, "lora", "--split", "dev")
     assert (run / "scores_dev.jsonl").read_bytes() == before
     record = read_record(run)
