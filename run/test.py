@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         merged, changed, gap = runs.compare_merged(encoder, network, items)
         print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
         merged.save_pretrained(arguments.merge)
-        encoder.tokenizer.chat_template = encoder.template  # the merged model stands alone
+        encoder.tokenizer.chat_template = encoder.chat.dated_template  # the merged model stands alone
         encoder.tokenizer.save_pretrained(arguments.merge)
     flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""
     print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}")

@@ -114,13 +114,13 @@ PEAKS = {
 # Tokens a second that one GPU computes of an 8B Llama shape (bllossom), shared tokens once, by (what is done,
 # checkpointing). Where a pair is not here, the FLOP rate of the other one is taken. They are the column "unique tok/s",
 # on a card of the reference's peak, of
-#     python -m run.bench --rows lora-1 full-1 entry-full score-1
+#     python -m run.bench --rows lora-1 full-1 score-1
 # NF4 dequantised once is as fast as bf16. At one item a step the host decides, and short items pay more for it: with
 # items of 978 tokens lora-1 made 6,765 to 8,988 on other machines.
 RATES = {
     ("qlora", False): 4687,  # lora-1
     ("lora", False): 4687,  # lora-1
-    ("full", True): 1240,  # entry-full; of full-1, which is ours, the key is ("full", False)
+    ("full", False): 1795,  # full-1
     ("scoring", False): 39_632,  # score-1
 }
 RATES_LINEAR = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)

@@ -256,6 +256,10 @@ def test_a_run_keeps_the_date_that_its_template_writes(monkeypatch: pytest.Monke
     assert text.startswith(f"\n<s>Today Date: {today:%d %b %Y}, {today} 00:00:00\n")
     assert f"writes the date; for this run it stays {today}" in "\n".join(first.notes([]))
     monkeypatch.setattr(chat_template_utils, "datetime", later(35))
+    # What a merged model is saved with writes the same day for whoever renders it later.
+    messages = [{"role": "user", "content": "U"}]
+    alone = first.tokenizer.apply_chat_template(messages, chat_template=first.chat.dated_template, tokenize=False)
+    assert alone == first.chat_text(messages)
     kept = made(DATED, "polar", frozen=Frozen("tokenizer", first.chat.date))
     assert kept.for_scoring(toys.items(3)) == first.for_scoring(toys.items(3))
     assert kept.rendered_sha256 == first.rendered_sha256
