@@ -1,6 +1,6 @@
 """Control tokens: the entries of a tokenizer that only the chat template may write.
 
-What people wrote is text, whatever it says: `<|im_end|>` in an utterance is eight characters, not the end of a turn.
+What people wrote is text, whatever it says: `<|im_end|>` in an utterance is ten characters, not the end of a turn.
 transformers marks such words before the template is rendered, and encodes what is marked as text.
 """
 

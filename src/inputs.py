@@ -1,7 +1,6 @@
 """What a run is trained and scored on: found, and checked while nothing dear has been imported."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from src import data, records
 from src.cli import UserError, nearest
 from src.data import Item
-from src.plan import is_cached
+from src.hub import is_cached
 from src.prompts import Prompt, load_prompt
 from src.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.records import ADAPTER, CHECKPOINTS, MODEL
@@ -157,7 +156,6 @@ def refuse_bare_name(name: str) -> None:
     """
     if "/" in name or Path(name).is_dir():
         return
-
     if is_cached(name):
         return
     runs = sorted(path.parent.name for path in records.RESULTS.glob("*/recipe.yaml"))
@@ -202,7 +200,7 @@ def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list
 def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
     """(file, digest) of the items of `split` that the record of a run or vote names; None without either."""
     try:
-        record = json.loads(records.record_path(run).read_text(encoding="utf-8"))
+        record = records.parse_record(records.record_path(run))
         result = record.get("splits", {}).get(split) or {}
         trained = record.get("data") or {}
         if result.get("data"):  # what it was last scored on
@@ -213,7 +211,7 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
         known += [one["data"] for one in record.get("splits", {}).values() if one.get("data")]
         for path in known:  # the splits of a corpus lie side by side
             return Path(find(str(data.split_path(Path(path).parent, split)))), result.get("data_sha256")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # who reads the run will say what is wrong
+    except (OSError, ValueError, KeyError, TypeError):  # who reads the run will say what is wrong
         pass
     return None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from src.cli import UserError
 from src.data import Item
 from src.fewshot import Library
-from src.hub import cached_file as cached_file
+from src.hub import cached_file
 from src.kinds import TURN_TOKENS, Kind, count_signs, kind_of
 from src.plan import known
 from src.prompts import ORDERS, Prompt, load_prompt, reasoning_of
