@@ -1,6 +1,10 @@
 """What other trainers call a setting: Hugging Face, TRL, LLaMA-Factory, axolotl, unsloth, and what it is here."""
 
+import difflib
 from collections.abc import Collection
+
+CLOSE = 0.8
+"""How alike a mistyped word must be to another trainer's name, by difflib."""
 
 OURS = {
     "lr": "learning_rate peak_lr lora_lr",
@@ -109,6 +113,11 @@ def hint(word: str, known: Collection[str]) -> str:
     """
     dashes = "--" if word.startswith("-") else ""
     theirs = word.lstrip("-").lower().replace("-", "_")
+    bare = [one.lstrip("-") for one in known]
+    if theirs not in (*bare, *_NAMES, *_WHY):  # mistyped; where one of ours is closer, there is nothing to say here
+        theirs = next(iter(difflib.get_close_matches(theirs, [*bare, *_NAMES, *_WHY], n=1, cutoff=CLOSE)), "")
+        if theirs in bare:
+            return ""
     if reason := _WHY.get(theirs):
         return f" Other trainers have {theirs}; {reason}."
     ours = theirs if dashes + theirs in known else _NAMES.get(theirs)

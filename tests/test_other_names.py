@@ -36,6 +36,14 @@ def test_a_setting_by_the_name_of_another_trainer(theirs: str, ours: str) -> Non
     assert hint(theirs, FIELDS).startswith(f" Did you mean '{ours}'?")
 
 
+def test_a_mistyped_name_of_another_trainer() -> None:
+    assert hint("--learing_rate", FLAGS) == " Did you mean '--lr'?"
+    assert hint("num_train_epoch", FIELDS).startswith(" Did you mean 'epoch'?")
+    # A word that is closer to one of ours, or close to none, is not for this table.
+    for word in ("--epcoh", "--batch_sise", "--nonsense"):
+        assert hint(word, FLAGS) == ""
+
+
 @pytest.mark.parametrize(
     ("theirs", "reason"),
     [
