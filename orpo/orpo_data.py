@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, UserError, new_file, run_main
+from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, load_split
-from src.pairs import FORMS, plainly, text_pairs
-from src.prompts import load_prompt
-from src.recipes import ORPO, add_flags, read_recipe
-from src.records import write_text
+from src.model.recipes import ORPO, add_flags, read_recipe
+from src.prompt.prompts import load_prompt
+from src.runs.record import write_text
+from src.train.pairs import FORMS, plainly, text_pairs
 
 
 def make_parser() -> Parser:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     items = load_split(arguments.data, arguments.split, labelled=True)[: arguments.limit]
     render, end = plainly, ""
     if arguments.form != "plain":
-        from src.runs import make_encoder
+        from src.runs.run import make_encoder
 
         folded = {"system_turn": "folded"} if arguments.form == "merged" else {}
         encoder = make_encoder(recipe.replace(**folded), prompt)

@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import plan, shapes
-from src.cli import Parser, UserError, nearest, new_file, run_main
+from src.console.cli import Parser, UserError, nearest, new_file, run_main
+from src.console.jobs import run_job
 from src.data import dump_items, load_items
-from src.jobs import run_job
-from src.kinds import Kind
-from src.prompts import load_prompt
-from src.recipes import backbones
-from src.records import RESULTS, git_commit, versions, write_json, write_text
+from src.model import shapes
+from src.model.recipes import backbones
+from src.plan import estimates as plan
+from src.plan.kinds import Kind
+from src.prompt.prompts import load_prompt
+from src.runs.record import RESULTS, git_commit, versions, write_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Measures the rows one after the other, each in a process of its own; 1 when one of them failed. Memory that does
     not suffice is a finding, not a failure.
     """
-    from src.tables import make_console
+    from src.console.tables import make_console
 
     gpus = plan.gpus() if arguments.device != "cpu" else []
     device = arguments.device or ("cuda" if gpus else "cpu")
@@ -120,7 +121,8 @@ def compare(arguments: argparse.Namespace) -> int:
     words = gpus[int(number or 0)].name if kind == "cuda" else "CPU, one thread"
     arguments.layers = arguments.layers or LAYERS[kind]
 
-    from src import bench, standins
+    from src.toy import bench
+    from src.toy import bench_inputs as standins
 
     rows = choose(arguments.rows, bench.ROWS, kind)
     whole = standins.model_config(arguments.backbone, kind).num_hidden_layers
@@ -175,7 +177,7 @@ def choose(asked: Sequence[str] | None, known: Mapping[str, Any], kind: str) -> 
 
 def write_corpus(folder: Path, kind: Kind) -> dict[str, Any]:
     """Leaves the splits and a tokenizer of that kind in `folder` for the rows, and returns what they are like."""
-    from src import standins
+    from src.toy import bench_inputs as standins
 
     for split, items in standins.make_corpus().items():
         write_text(folder / f"{split}.json", dump_items(items))
@@ -221,7 +223,9 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from tokenizers import Tokenizer
 
-    from src import bench, model, standins
+    from src.model import load as model
+    from src.toy import bench
+    from src.toy import bench_inputs as standins
 
     device = model.pick_device(arguments.device)
     if arguments.cap:
@@ -259,7 +263,7 @@ def add_ratios(rows: dict[str, dict[str, Any]]) -> None:
 
 def draw_growth(points: Sequence[tuple[int, float]], heading: str, path: Path) -> None:
     """Seconds over tokens computed, with the line through the origin that fits the points best."""
-    from src.canvas import Figure
+    from src.figures.canvas import Figure
 
     tokens, seconds = zip(*points, strict=True)
     slope = sum(x * y for x, y in points) / sum(x * x for x in tokens)
@@ -299,7 +303,7 @@ def table(record: dict[str, Any]) -> "RenderableType":
     from rich.markup import escape
     from rich.table import Table
 
-    from src.tables import Fitted, frameless
+    from src.console.tables import Fitted, frameless
 
     rows: dict[str, dict[str, Any]] = record["rows"]
     shown = frameless(Table())

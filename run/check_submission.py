@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import records
-from src.cli import Parser, UserError, run_main
+from src.console.cli import Parser, UserError, run_main
 from src.data import DATA, OUTPUTS, load_items, problem_lines, sha256
-from src.inputs import load_own
-from src.submission import OFFICIAL_ITEMS, submission_problems
+from src.runs import record as records
+from src.runs.inputs import load_own
+from src.vote.submission import OFFICIAL_ITEMS, submission_problems
 
 
 def make_parser() -> Parser:

@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, UserError, new_folder, run_main
+from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA
-from src.records import RESULTS
+from src.runs.record import RESULTS
 
 
 def make_parser() -> Parser:
@@ -41,7 +41,8 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        from src import eda, notebooks
+        from src.eda import measures as eda
+        from src.eda import notebooks
     except ModuleNotFoundError as error:
         raise UserError(f"the package {error.name} is missing: pip install -r requirements-eda.txt") from error
     chosen = {split: path for split, path in notebooks.NOTEBOOKS.items() if args.only in (None, split)}
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{notebooks.HOME}: nothing but the sample corpus")
         return 1 if found else 0
     if args.strip:
-        from src.records import write_text
+        from src.runs.record import write_text
 
         for path in chosen.values():
             write_text(path, notebooks.text_of(notebooks.stripped(notebooks.read(path))))
@@ -90,7 +91,7 @@ def run(path: Path, data: Path | str, out: Path) -> Any:
     """The executed notebook. UserError with the last lines of a cell that failed."""
     from nbclient.exceptions import CellExecutionError
 
-    from src import notebooks
+    from src.eda import notebooks
 
     try:
         return notebooks.executed(path, data, out)
@@ -100,8 +101,8 @@ def run(path: Path, data: Path | str, out: Path) -> Any:
 
 def write(notebook: Any, pictures: list[Path], folder: Path, name: str, page: bool) -> None:
     """Notebook and pictures, and a page for the browser; pictures that the notebook no longer draws are removed."""
-    from src import notebooks
-    from src.records import write_text
+    from src.eda import notebooks
+    from src.runs.record import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{folder.name}_*.png"):

@@ -17,12 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import records
-from src.ballots import read_sources, run_folders
-from src.cli import Parser, UserError, new_file, run_main
+from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
-from src.inputs import load_own
-from src.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
+from src.runs import record as records
+from src.runs.inputs import load_own
+from src.vote.ballots import read_sources, run_folders
+from src.worth.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
 
 MOST_FOR_ALL_PAIRS = 4
 """With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from src.tables import make_console
+    from src.console.tables import make_console
 
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -127,7 +127,7 @@ def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str
     """One row per input, then the floors."""
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
     for name, result in results.items():
@@ -196,7 +196,7 @@ def show_parts(console: Any, result: Evaluation) -> None:
     """Per category, and label against answer."""
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     table = Table("category", "correct, accuracy, interval")
     for category, share in result.per_category.items():
@@ -216,7 +216,7 @@ def show_parts(console: Any, result: Evaluation) -> None:
 def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
     if missed and shown:

@@ -16,12 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import records
-from src.ballots import read_sources, run_folder, scored_orders
-from src.cli import Parser, UserError, new_folder, run_main
+from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import SPLITS, Item, load_items, sha256
-from src.inputs import load_own
-from src.samples import as_csv, as_jsonl, sample_row
+from src.runs import record as records
+from src.runs.inputs import load_own
+from src.runs.samples import as_csv, as_jsonl, sample_row
+from src.vote.ballots import read_sources, run_folder, scored_orders
 
 
 def make_parser() -> Parser:

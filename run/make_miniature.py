@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, UserError, nearest, new_folder, run_main
+from src.console.cli import Parser, UserError, nearest, new_folder, run_main
+from src.console.start import ours
 from src.data import SPLITS, dump_items, split_path
-from src.records import write_text, write_texts
-from src.start import ours
+from src.runs.record import write_text, write_texts
 
 
 def make_parser() -> Parser:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     started = time.monotonic()
 
-    from src import corpus, miniature
+    from src.toy import corpus, miniature
 
     values = miniature.load_values()
     known = values["backbones"]
@@ -84,7 +84,7 @@ def make_family(names: list[str], folder: Path) -> None:
     import torch
     import transformers
 
-    from src import miniature
+    from src.toy import miniature
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -103,7 +103,8 @@ def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from src import miniature, progress
+    from src.console import progress
+    from src.toy import miniature
 
     started = time.monotonic()
     spec = values["backbones"][short]

@@ -21,13 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.addresses import Address, is_local, looks_like_address, masked
-from src.cli import Parser, UserError, announced, new_folder, run_main
+from src.console.cli import Parser, UserError, announced, new_folder, run_main
 from src.data import DATA, Item, load_data, sha256
-from src.inputs import check_models, read_run, sample_items
-from src.metrics import wilson
-from src.prompts import Prompt, load_prompt, parse_prompt
-from src.records import RESULTS, counted, find_run, git_commit, versions, write_json, write_text
+from src.prompt.prompts import Prompt, load_prompt, parse_prompt
+from src.runs.inputs import check_models, read_run, sample_items
+from src.runs.record import RESULTS, counted, find_run, git_commit, versions, write_json, write_text
+from src.search.addresses import Address, is_local, looks_like_address, masked
+from src.worth.metrics import wilson
 
 NOT_FIXED = ("steps", "max_calls")
 """Settings that may change when a search goes on."""
@@ -113,9 +113,9 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from src import critics
-    from src import prompt_search as searching
-    from src.tables import make_console
+    from src.console.tables import make_console
+    from src.search import critics
+    from src.search import textgrad as searching
 
     arguments = make_parser().parse_args(argv)
     console = make_console(soft_wrap=True)
@@ -133,8 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         load_prompt(arguments.prompt)
     sample_items(items, arguments.limit, settings.seed)
     with announced("loading torch and transformers"):
-        from src import model as models
-        from src import runs
+        from src.model import load as models
+        from src.runs import run as runs
 
     items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
 
     def scorer(prompt: Prompt, some: Any) -> Any:
-        from src.scores import score
+        from src.score.letters import score
 
         encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
@@ -263,13 +263,13 @@ def key_name(arguments: Namespace) -> str:
 
 
 def wish_of(arguments: Namespace, seed: int) -> Any:
-    from src.critics import Wish
+    from src.search.critics import Wish
 
     return Wish(arguments.temperature, arguments.answer_tokens, seed, arguments.answer_seconds)
 
 
 def make_endpoint(arguments: Namespace, seed: int) -> Any:
-    from src.critics import Endpoint
+    from src.search.critics import Endpoint
 
     # A server on this machine gets no key that was not meant for it.
     meant = arguments.key_env or not is_local(arguments.engine)
@@ -282,7 +282,7 @@ def make_endpoint(arguments: Namespace, seed: int) -> Any:
 
 
 def make_ask(arguments: Namespace, seed: int, device: Any) -> Any:
-    from src.critics import in_process
+    from src.search.critics import in_process
 
     return in_process(arguments.engine, device, wish_of(arguments, seed))
 

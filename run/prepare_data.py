@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.archives import Candidate, Found, find
-from src.cli import Parser, UserError, new_folder, run_main
+from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import (
     CATEGORIES,
     DATA,
@@ -33,9 +32,10 @@ from src.data import (
     read_items,
     split_path,
 )
-from src.json_files import read_json, same
-from src.oddities import Oddity, oddity_lines
-from src.records import write_texts
+from src.items.json_files import read_json, same
+from src.items.oddities import Oddity, oddity_lines
+from src.prepare.archives import Candidate, Found, find
+from src.runs.record import write_texts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int | None:
     splits, of_items = check(chosen)
     write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})
 
-    from src.tables import Fitted, make_console
+    from src.console.tables import Fitted, make_console
 
     make_console().print(Fitted(summary(splits)))
     for split, candidate in chosen.items():

@@ -20,15 +20,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import lengths
-from src.cli import Parser, UserError, announced, new_file, run_main
+from src.console.cli import Parser, UserError, announced, new_file, run_main
+from src.console.start import ours
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
-from src.inputs import check_models, read_run, sample_items
-from src.metrics import evaluate, mcnemar
-from src.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
-from src.recipes import backbones, make_recipe, template_text
-from src.records import find_run, orders_words, write_json
-from src.start import ours
+from src.model.recipes import backbones, make_recipe, template_text
+from src.plan import lengths
+from src.prompt.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
+from src.runs.inputs import check_models, read_run, sample_items
+from src.runs.record import find_run, orders_words, write_json
+from src.worth.metrics import evaluate, mcnemar
 
 SAMPLE = ours("resource/data/sample.json")
 LETTERS_SHOWN = 12
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from src.tables import make_console
+    from src.console.tables import make_console
 
     arguments = make_parser().parse_args(argv)
     console = make_console()
@@ -130,7 +130,7 @@ def show(arguments: Namespace, console: Any) -> None:
 
     check_models(arguments.runs)
     with announced("loading transformers"):
-        from src import runs
+        from src.runs import run as runs
 
     name, recipe, folder = named(arguments.runs[0], arguments.chat_template)
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
@@ -166,7 +166,7 @@ def one_item(arguments: Namespace) -> Item:
 def counts_table(encoder: Any, item: Item) -> Any:
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     table = Table("part", "tokens")
     for part, count in part_tokens(encoder, item).items():
@@ -206,7 +206,7 @@ def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
 
 def named(given: str, chat_template: str | None) -> tuple[str, Any, Path | None]:
     """`runs.named_model`, an untrained model under another chat template when one is given."""
-    from src import runs
+    from src.runs import run as runs
 
     name, recipe, folder = runs.named_model(given)
     if chat_template is None:
@@ -263,7 +263,7 @@ def compare(arguments: Namespace, console: Any) -> None:
     check_models(arguments.runs)
     sample_items(items, arguments.limit, seed=0)
     with announced("loading torch and transformers"):
-        from src import model as models
+        from src.model import load as models
 
     device = models.pick_device(arguments.device)
     chosen = [(given, *named(given, arguments.chat_template)) for given in arguments.runs]
@@ -300,7 +300,8 @@ def compare(arguments: Namespace, console: Any) -> None:
 
 
 def encoder_for(prompt: Prompt, recipe: Any, folder: Path | None, data: Path) -> Any:
-    from src import model, runs
+    from src.model import load as model
+    from src.runs import run as runs
 
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
     weights = model.weights_folder(folder) if folder else None
@@ -327,9 +328,9 @@ def refuse_too_long(encoders: Mapping[str, Sequence[Any]], items: Sequence[Item]
 
 
 def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:
-    from src import rows as layouts
-    from src import scores
-    from src.progress import stage
+    from src.console.progress import stage
+    from src.score import letters as scores
+    from src.tree import rows as layouts
 
     started = time.monotonic()
     examples = encoder.for_scoring(items, orders)
@@ -363,7 +364,7 @@ def trained_with(given: str) -> str | None:
 def comparison(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
     table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)

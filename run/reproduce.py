@@ -25,14 +25,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import lengths, plan, ready
-from src.cli import Parser, UserError, announced, run_main
+from src.console.cli import Parser, UserError, announced, run_main
+from src.console.jobs import run_job
 from src.data import DATA, load_split, sha256, split_path
-from src.jobs import run_job
-from src.metrics import wilson
-from src.prompts import load_prompt
-from src.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
-from src.records import RESULTS, read_record, record_path
+from src.model.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
+from src.plan import estimates as plan
+from src.plan import lengths, ready
+from src.prompt.prompts import load_prompt
+from src.runs.record import RESULTS, read_record, record_path
+from src.worth.metrics import wilson
 
 OFFICIAL_SIZES = {"train": 758, "dev": 151, "test": 605}
 """Items of NIKL's splits, for a plan made before they are there."""
@@ -71,7 +72,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from src.tables import make_console
+    from src.console.tables import make_console
 
     arguments = make_parser().parse_args(argv)
     if arguments.name is not None and Path(arguments.name).name != arguments.name:
@@ -271,7 +272,7 @@ def table(runs: list[Path], vote: Path) -> Any:
     """One row a run, the vote last: accuracies with 95 % Wilson intervals."""
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     shown = Table("run", "method", "trainable", "items", "dev accuracy", "test accuracy", "seconds")
     for run in [*runs, *([vote] if record_path(vote).is_file() else [])]:

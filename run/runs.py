@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import records
-from src.cli import Parser, UserError, run_main
-from src.run_list import as_csv, as_markdown, cells, differing, list_runs
+from src.console.cli import Parser, UserError, run_main
+from src.runs import record as records
+from src.runs.run_list import as_csv, as_markdown, cells, differing, list_runs
 
 
 def make_parser() -> Parser:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 def show(rows: list[dict[str, str]]) -> None:
     from rich.table import Table
 
-    from src.tables import Fitted, make_console
+    from src.console.tables import Fitted, make_console
 
     table = Table(*rows[0])
     for row in rows:

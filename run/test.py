@@ -22,13 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import hub
-from src.cli import Parser, UserError, announced, new_file, new_folder, run_main
+from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
-from src.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
-from src.prompts import ORDERS, load_prompt
-from src.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
-from src.records import (
+from src.model import hub
+from src.model.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
+from src.prompt.prompts import ORDERS, load_prompt
+from src.runs.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
+from src.runs.record import (
     ADAPTER,
     RESULTS,
     find_run,
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         assert own is not None
         hub.check_there(recipe, read_record(own) if record_path(own).is_file() else None)
     with announced("loading torch and transformers"):
-        from src import model, runs
+        from src.model import load as model
+        from src.runs import run as runs
 
     device = model.pick_device(arguments.device)
     if recipe is not None:
@@ -194,7 +195,7 @@ def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> An
             raise UserError(f"{', '.join(f'--{name}' for name in given)}: of use with --reasoning only.")
         return None
 
-    from src.reasoning import Sampling
+    from src.score.reasoning import Sampling
 
     if given.get("samples", 1) > 1:
         given = {"temperature": 0.7, **given}

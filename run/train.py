@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.cli import Parser, run_main
-from src.train_command import make_parser as shared_parser
-from src.train_command import train
+from src.console.cli import Parser, run_main
+from src.runs.command import make_parser as shared_parser
+from src.runs.command import train
 
 
 def make_parser() -> Parser:

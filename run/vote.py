@@ -16,8 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src import records
-from src.ballots import (
+from src.console.cli import Parser, UserError, new_folder, run_main
+from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
+from src.runs import record as records
+from src.runs.inputs import load_own
+from src.vote.ballots import (
     Source,
     absence,
     join_experts,
@@ -27,11 +30,8 @@ from src.ballots import (
     run_folders,
     started_runs,
 )
-from src.cli import Parser, UserError, new_folder, run_main
-from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
-from src.inputs import load_own
-from src.metrics import evaluate
-from src.voting import RULE, Agreement, Verdict, agreement, hard_vote
+from src.vote.voting import RULE, Agreement, Verdict, agreement, hard_vote
+from src.worth.metrics import evaluate
 
 TIES_SHOWN = 30
 ORDERS_HELP = "of the options; default: 6 where all runs have those scores on dev and test, else 1"
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from src.tables import make_console
+    from src.console.tables import make_console
 
     args = make_parser().parse_args(argv)
     console = make_console()
@@ -187,7 +187,7 @@ def show(console: Any, rows: list[dict[str, Any]], verdicts: list[Verdict], alik
     """The voters, how the items were decided, and those that were tied."""
     from rich.table import Table
 
-    from src.tables import Fitted
+    from src.console.tables import Fitted
 
     table = Table("run", "items", "scores", "dev accuracy", "agrees with vote", "accuracy")
     for row in rows:

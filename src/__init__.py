@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 
-from src.start import check
+from src.console.start import check
 
 check()
 

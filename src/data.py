@@ -8,7 +8,8 @@ A file is a list of items (see `resource/data/sample.json`). Three rules hold ev
   a JSON number in the place of a text is its text (`7` is "7"), options are stripped of surrounding blanks, `output` is
   an index or None, a target is named once. Utterances keep their blanks and newlines; an item's id stays as it is.
 - What makes an item unanswerable or ambiguous is refused, and so is a file that is broken or of another kind. Whatever
-  else is odd is carried on and noted (`src/oddities.py`). The table in `resource/data/README.md` says which is which.
+  else is odd is carried on and noted (`src/items/oddities.py`). The table in `resource/data/README.md` says which is
+  which.
 """
 
 import copy
@@ -19,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.cli import UserError
-from src.items import CATEGORIES, HALF, OUTPUTS, SPLITS, Item, Utterance, id_of, parse_item
-from src.json_files import read_json, same, shown
-from src.oddities import Oddity, counts
-from src.start import ours
+from src.console.cli import UserError
+from src.console.start import ours
+from src.items.item import CATEGORIES, HALF, OUTPUTS, SPLITS, Item, Utterance, id_of, parse_item
+from src.items.json_files import read_json, same, shown
+from src.items.oddities import Oddity, counts
 
 __all__ = [
     "CATEGORIES",

@@ -96,7 +96,7 @@ def make_item(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def odd_items(count: int, **changes: Any) -> list[dict[str, Any]]:
-    """`count` raw items, each with all that is odd and hinders no answer (`src/oddities.py`)."""
+    """`count` raw items, each with all that is odd and hinders no answer (`src/items/oddities.py`)."""
     items = []
     for number in range(count):
         item = make_item(number, id=9000 + number, topic="날씨", **changes)

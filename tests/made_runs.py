@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data import Item, dump_items, load_items, predictions, sha256, split_path
-from src.prompts import ORDERS
-from src.records import (
+from src.prompt.prompts import ORDERS
+from src.runs.record import (
     ItemScores,
     predictions_path,
     read_record,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import (
     CATEGORIES,
     OUTPUTS,
@@ -694,7 +694,9 @@ def test_split_paths_and_digests(tmp_path: Path) -> None:
 
 
 def test_data_and_records_stay_light() -> None:
-    code = "import src.data, src.records, sys; print({'torch', 'transformers', 'scipy', 'numpy'} & set(sys.modules))"
+    code = (
+        "import src.data, src.runs.record, sys; print({'torch', 'transformers', 'scipy', 'numpy'} & set(sys.modules))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "set()"

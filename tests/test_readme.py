@@ -11,11 +11,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from src import plan
 from src.data import CATEGORIES, Item, Utterance
-from src.metrics import wilson
-from src.prompts import parse_prompt
-from src.recipes import FIELDS, RECIPES, backbones, load_recipes, make_recipe, read_recipe
+from src.model.recipes import FIELDS, RECIPES, backbones, load_recipes, make_recipe, read_recipe
+from src.plan import estimates as plan
+from src.prompt.prompts import parse_prompt
+from src.worth.metrics import wilson
 
 KOREAN, ENGLISH = Path("README.md"), Path("README.en.md")
 READMES = (KOREAN, ENGLISH)

@@ -19,10 +19,11 @@ import transformers.integrations.flex_attention as hf_flex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from src import layouts, rows, trainer
 from src.data import Item, parse_items
-from src.miniature import BETWEEN, PROMPT_WORDS
-from src.recipes import Recipe, make_recipe
+from src.model.recipes import Recipe, make_recipe
+from src.toy.miniature import BETWEEN, PROMPT_WORDS
+from src.train import trainer
+from src.tree import layouts, rows
 from tests.conftest import DIALOGUES, make_item
 
 torch.set_num_threads(1)

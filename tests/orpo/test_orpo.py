@@ -13,10 +13,10 @@ import pytest
 
 import run.reproduce as reproduce
 from orpo import orpo_data, orpo_train
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import load_items, split_path
-from src.recipes import RECIPES, load_recipe, load_recipes
-from src.records import read_record
+from src.model.recipes import RECIPES, load_recipe, load_recipes
+from src.runs.record import read_record
 from tests.made_runs import make_split
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +62,11 @@ def test_pairs_in_three_forms(place: Path, backbone_folder: Folder) -> None:
 
 
 def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -> None:
-    from src.pairs import wrong_options
-    from src.prompts import load_prompt
-    from src.recipes import make_recipe
-    from src.runs import make_encoder
-    from src.trainer import training_examples
+    from src.model.recipes import make_recipe
+    from src.prompt.prompts import load_prompt
+    from src.runs.run import make_encoder
+    from src.train.pairs import wrong_options
+    from src.train.trainer import training_examples
 
     items = load_items(split_path(place / "data", "train"))
     prompt = place / "short.yaml"
@@ -152,7 +152,7 @@ def test_reproduce_starts_the_right_command(tmp_path: Path, monkeypatch: pytest.
 def test_a_finished_run_from_before_a_setting_existed_is_still_it(tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from src.recipes import differing_settings
+    from src.model.recipes import differing_settings
 
     recipe = load_recipe(RECIPES / "published" / "polar.yaml")
     there = {key: value for key, value in asdict(recipe).items() if not key.startswith("orpo_")}

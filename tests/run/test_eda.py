@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from run import eda as command
-from src import eda, figures, notebooks
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import Item
+from src.eda import measures as eda
+from src.eda import notebooks
+from src.figures import style as figures
 from tests.conftest import make_item
-from tests.test_eda import write_corpus
+from tests.eda.test_measures import write_corpus
 
 # Not held against what is committed: Kiwi's models compute in floats of the machine's width, so a rare word may be read
 # differently elsewhere; and tokens change with every word of a prompt.

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from run.evaluate import main
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import OUTPUTS, Item, sha256
-from src.metrics import chance_range, wilson
+from src.worth.metrics import chance_range, wilson
 from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
 

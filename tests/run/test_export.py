@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from run.export import main
-from src.cli import UserError
+from src.console.cli import UserError
 from tests.made_runs import make_predictions, make_run, make_split
 
 

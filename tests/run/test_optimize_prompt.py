@@ -14,12 +14,13 @@ import yaml
 
 from run import optimize_prompt
 from run.optimize_prompt import main
-from src import critics, prompt_search
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import load_items
-from src.encode import Encoder
-from src.prompts import load_prompt
-from src.scores import score
+from src.prompt.encode import Encoder
+from src.prompt.prompts import load_prompt
+from src.score.letters import score
+from src.search import critics
+from src.search import textgrad as prompt_search
 from tests import toys
 from tests.made_endpoint import Server, completion
 from tests.made_runs import make_split

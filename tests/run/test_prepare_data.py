@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from run.prepare_data import main
-from src.archives import LARGEST_MEMBER_BYTES
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import OUTPUTS, SPLITS, dump_items, load_split, predictions
+from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
 from tests.official_shape import load_json, official_files, write_official_zip, zipped_with_raw_names
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from run.prepare_data import main
-from src.archives import LARGEST_MEMBER_BYTES
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import load_split
-from src.oddities import KINDS
+from src.items.oddities import KINDS
+from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
 from tests.official_shape import zipped_with_raw_names
 

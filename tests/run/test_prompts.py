@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from run.prompts import main, part_tokens
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import load_items
-from src.encode import Encoder
-from src.kinds import kinds
-from src.metrics import mcnemar
-from src.prompts import combinations, load_prompt
-from src.recipes import backbones
+from src.model.recipes import backbones
+from src.plan.kinds import kinds
+from src.prompt.encode import Encoder
+from src.prompt.prompts import combinations, load_prompt
+from src.worth.metrics import mcnemar
 from tests import toys
 from tests.conftest import make_item
 from tests.made_runs import make_split

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import run.reproduce as reproduce
-from src.cli import UserError
+from src.console.cli import UserError
+from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
-from src.recipes import load_recipe
-from src.records import read_record, record_path, write_json
-from src.tables import make_console
+from src.model.recipes import load_recipe
+from src.runs.record import read_record, record_path, write_json
 from tests.made_runs import make_run, make_split
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from run.runs import main
-from src.cli import UserError
-from src.records import write_json
+from src.console.cli import UserError
+from src.runs.record import write_json
 from tests.made_runs import make_run, make_split
 
 NAMES = ("a-run-with-a-rather-long-name-of-its-own", "short")

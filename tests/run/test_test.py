@@ -9,11 +9,11 @@ import yaml
 
 from run.test import find_run, main
 from run.train import main as train
-from src import records
-from src.cli import UserError, run_main
+from src.console.cli import UserError, run_main
 from src.data import dump_items
-from src.prompts import ORDERS
-from src.records import read_record, read_scores, write_json
+from src.prompt.prompts import ORDERS
+from src.runs import record as records
+from src.runs.record import read_record, read_scores, write_json
 from tests.conftest import make_item, odd_items
 from tests.made_runs import make_split
 
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change: the runs are found by name."""
     shutil.copytree(trained, tmp_path / "place")
-    for module in ("run.test", "src.records"):
+    for module in ("run.test", "src.runs.record"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "place" / "results")
     return tmp_path / "place"
 
@@ -247,7 +247,7 @@ def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPa
     turn = {"speaker": 1, "utterance": "가나다 " * 2000, "utterance_id": "x"}
     long = make_item(7, output="", conversation=[turn], reference_id=["x"])
     (place / "data" / "data_test.json").write_text(dump_items([make_item(1), long]), encoding="utf-8")
-    monkeypatch.setattr("src.model.load_run", lambda *given, **keys: pytest.fail("no need to load the model"))
+    monkeypatch.setattr("src.model.load.load_run", lambda *given, **keys: pytest.fail("no need to load the model"))
     assert "polar: 1 item is longer than the model's context of 1024 tokens: made-0007 (" in problem_of(place, "full")
 
 
@@ -303,7 +303,7 @@ def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistyped_run_is_named_with_the_nearest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.hub.RESULTS", place / "results")
+    monkeypatch.setattr("src.model.hub.RESULTS", place / "results")
     (place / "results" / "vote").mkdir()
     write_json(place / "results" / "vote" / "record.json", {})
     said = problem_of(place, "qlroa")
@@ -451,7 +451,8 @@ def test_the_help_is_about_scoring(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_keeps_a_machine_from_compiling_is_said_before_weights_are_loaded_and_recorded(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src import compiler, model
+    from src.model import load as model
+    from src.tree import compiler
 
     said: list[str] = []
     load = model.load_run

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from run.test import main as score
 from run.train import main
 from run.train_base import main as main_base
-from src import trainer
-from src.cli import UserError, run_main
+from src.console.cli import UserError, run_main
 from src.data import load_items, sha256
-from src.recipes import load_recipe
-from src.records import alone_in, read_record, read_scores
+from src.model.recipes import load_recipe
+from src.runs.record import alone_in, read_record, read_scores
+from src.train import trainer
 from tests.conftest import odd_items
 from tests.made_runs import make_split
 
@@ -149,7 +149,7 @@ def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.Cap
 def test_killed_and_gone_on_with(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.test_trainer import Killed, equal, kill_after, weights
+    from tests.train.test_trainer import Killed, equal, kill_after, weights
 
     model = backbone_folder("qwen2")
     flags = ("--method", "lora", "--epoch", "4", "--score", "test")
@@ -157,7 +157,7 @@ def test_killed_and_gone_on_with(
     for passes, name in ((2, "early"), (10, "late"), (16, "end")):
         with monkeypatch.context() as patch:
             if passes == 16:  # trained, but not scored
-                patch.setattr("src.runs.score_run", lambda *given: 1 / 0)
+                patch.setattr("src.runs.run.score_run", lambda *given: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     main(arguments(place, model, *flags, run=name))
             else:
@@ -200,7 +200,7 @@ def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
         def today(cls) -> Any:
             return day + datetime.timedelta(days=35)
 
-    monkeypatch.setattr("src.chat.datetime.date", Later)
+    monkeypatch.setattr("src.prompt.chat.datetime.date", Later)
     main(given)
     assert f"for this run it stays {day}" in capsys.readouterr().out
     record = read_record(place / "run")
@@ -213,7 +213,7 @@ def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
 def test_what_does_not_go_on(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.test_trainer import Killed, kill_after
+    from tests.train.test_trainer import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:
@@ -247,7 +247,7 @@ def test_what_does_not_go_on(
 def test_settings_may_change_before_the_first_checkpoint(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.test_trainer import Killed, kill_after
+    from tests.train.test_trainer import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from run.vote import main
-from src.cli import UserError
+from src.console.cli import UserError
 from src.data import load_items, sha256
-from src.records import read_record, record_path, write_json
-from src.voting import RULE
+from src.runs.record import read_record, record_path, write_json
+from src.vote.voting import RULE
 from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
 

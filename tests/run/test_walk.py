@@ -13,17 +13,24 @@ from typing import Any
 import pytest
 import yaml
 
-from src.cli import run_main
+from src.console.cli import run_main
 from src.data import dump_items, load_items
-from src.prompts import load_prompt
-from src.records import read_record, read_scores
+from src.prompt.prompts import load_prompt
+from src.runs.record import read_record, read_scores
 from tests.made_endpoint import Server, completion
 from tests.official_shape import SMALL, official_splits, write_official_zip
 
 RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")
-OWN_RESULTS = ("src.records", "src.hub", "src.train_command", "run.test", "run.optimize_prompt", "run.reproduce")
+OWN_RESULTS = (
+    "src.runs.record",
+    "src.model.hub",
+    "src.runs.command",
+    "run.test",
+    "run.optimize_prompt",
+    "run.reproduce",
+)
 
 
 def start(command: str, *words: str | Path) -> str:

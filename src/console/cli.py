@@ -1,0 +1,164 @@
+"""What every command shares: a parser that names the nearest flag, and one way to tell users of their mistakes."""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from src.console import environment
+from src.console.start import find
+from src.console.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
+from src.console.other_names import hint
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class UserError(ValueError):
+    """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do; it is all
+    they see.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` that shows the module's docstring as written, takes no abbreviations, and names the nearest known
+    flag.
+    """
+
+    def __init__(self, doc: str | None, prog: str) -> None:
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.elsewhere: dict[str, str] = {}
+        """What to say of flags that other commands have."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's own overloads
+        known, unknown = self.parse_known_intermixed_args(args, namespace)
+        if unknown:
+            word = next((one for one in unknown if one.startswith("-")), unknown[0]).split("=")[0]
+            self.error(f"unknown argument {word!r}.{self._advice(word)} See --help.")
+        return self._found(known)
+
+    def _advice(self, word: str) -> str:
+        known = self._option_string_actions
+        return self.elsewhere.get(word) or hint(word, known) or nearest(word, known)
+
+    def _found(self, known: argparse.Namespace) -> argparse.Namespace:
+        """Files and folders to read that are not where the command was started, but in the repository, are those."""
+        for action in self._actions:
+            value = getattr(known, action.dest, None)
+            if action.type is Path and isinstance(value, Path):
+                setattr(known, action.dest, Path(find(str(value))))
+            elif action.type is Path and isinstance(value, list):
+                setattr(known, action.dest, [Path(find(str(one))) for one in value])
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+@contextlib.contextmanager
+def announced(words: str, after_seconds: float = 0.7) -> Iterator[None]:
+    """Within, `words` come up on the terminal when it takes long, and go away at the end; a log does not have them."""
+    shown = threading.Event()
+
+    def show() -> None:
+        shown.set()
+        print(f"{words} …", end="", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(after_seconds, show)
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if shown.is_set():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def new_folder(text: str) -> Path:
+    """A folder that will be written to, as the `type` of an argument: what cannot be is known before all work."""
+    path = Path(text)
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file, where a folder is needed; give another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there} may not be written to; give another path")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A file that will be written, as the `type` of an argument."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, where a file is needed; give another path")
+    new_folder(str(path.parent))
+    return path
+
+
+def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
+    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, 130 after Ctrl-C, or 141
+    when nobody reads the output any more.
+
+    What could change a result is taken out of the environment first, and any terminal will do. resumes: whether the
+    command, given again, goes on where it was interrupted.
+    """
+    with on_any_terminal():
+        try:
+            try:
+                if names := environment.clear():
+                    print(environment.ignored(names), file=sys.stderr)
+                if line := environment.drop_lost_cache():
+                    print(line, file=sys.stderr)
+                return _exit_code(main, resumes)
+            finally:
+                flush()
+        except (Unread, BrokenPipeError):  # also the pipe of a `run.reproduce` that is gone
+            drop_unread()
+            return NO_READER
+
+
+def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        print(
+            f"error: this name is too long for a file, a folder or a model: {name[:60]}…, {len(name)} characters.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)
+        return INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
+            raise
+        print(
+            "error: the GPU's memory does not suffice. An untrained model takes about a third of it with --method "
+            f"qlora; else a larger GPU is needed. ({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        return 2

@@ -1,0 +1,84 @@
+"""Before all else: is this the Python and the environment, and where does the repository lie.
+
+Any Python 3 can read this file, with nothing installed: whoever starts a command in the wrong one is told what to type.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(os.path.abspath(__file__)).parents[2]
+COMMANDS = ("run", "orpo")
+"""Folders of what is started."""
+PYTHONS = ("3.11", "3.12")
+FIRST = ("rich", "yaml")
+"""What every command imports sooner or later, and what is found out about in no time."""
+
+
+def ours(name: str) -> Path:
+    """A path of the repository's own, as it is seen from the working directory: short in the repository, else whole."""
+    return Path(name) if Path.cwd() == ROOT else ROOT / name
+
+
+def find(name: str) -> str:
+    """`name` of a file, folder or model; where there is no such path, the repository's own of that name if it has one.
+    Recipes and records hold such names.
+    """
+    return name if Path(name).exists() or not (ROOT / name).exists() else str(ROOT / name)
+
+
+def check() -> None:
+    """Ends a command of ours, with one line, where it cannot run. Notebooks, tests and other programs go on."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    folder = os.path.dirname(os.path.abspath(file)) if file else ""
+    if folder not in [str(ROOT / name) for name in COMMANDS]:
+        return
+    # A script's own folder would hide modules of other people behind run/test.py or run/evaluate.py.
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != folder]
+    version = ".".join(map(str, sys.version_info[:3]))
+    if version.rpartition(".")[0] not in PYTHONS:
+        _end(f"Python {' or '.join(PYTHONS)} is needed; {sys.executable} is {version}. {_advice(True)}")
+    missing = [name for name in FIRST if importlib.util.find_spec(name) is None]
+    if missing:
+        _end(_lacks(missing[0]))
+    sys.excepthook = _hook
+
+
+def _hook(kind: Any, error: BaseException, trace: Any) -> None:
+    """A package that is missing is one line; all else that nobody caught is a bug, and keeps its traceback."""
+    name = str(getattr(error, "name", None) or "").partition(".")[0]
+    if not issubclass(kind, ModuleNotFoundError) or name in ("", "src", *COMMANDS):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {_lacks(name)}\n")
+    sys.stderr.flush()
+    os._exit(2)  # a hook cannot choose the exit code otherwise
+
+
+def _end(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
+
+
+def _lacks(package: str) -> str:
+    return f"the package {package} is not installed for {sys.executable}. {_advice(False)}"
+
+
+def _advice(other_python: bool) -> str:
+    """What to type. other_python: whether the Python itself is the wrong one."""
+    venv, requirements = ours(".venv"), ours("requirements.txt")
+    if (venv / "bin" / "activate").is_file() and Path(sys.prefix) != ROOT / ".venv":
+        return f"Activate the environment: . {venv}/bin/activate"
+    active = sys.prefix != sys.base_prefix or os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
+    if active and not other_python:
+        return f"Install what is missing: python -m pip install -r {requirements}"
+    there = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
+    python = f"python{PYTHONS[0]}"
+    choice = f"PYTHON={python} " if other_python else ""
+    return (
+        f"Make the environment, and see everything run at toy size: {there}{choice}bash run/quickstart.bash (or by "
+        f"hand: {there}{python} -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt)"
+    )

@@ -1,0 +1,160 @@
+"""The bytes of a JSON file → its value, in whatever way other programs have saved the list of items.
+
+What cannot be read in one way only is a problem. Encodings are told by what they are sure to hold: JSON begins with an
+ASCII character, and a CP949 file holds a Korean word that the caller knows.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.items.oddities import Oddity
+
+BLANKS = " \t\n\r"
+"""What may stand between two values of JSON."""
+
+
+@dataclass
+class Json:
+    """A file's value, None when there is none; a line for each problem; what is odd about the file.
+
+    `repeated`: the objects that hold a key twice with the same value, each with those keys. json kept one of them.
+    """
+
+    value: Any = None
+    problems: list[str] = field(default_factory=list)
+    oddities: list[Oddity] = field(default_factory=list)
+    repeated: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
+
+
+def read_json(content: bytes, name: str, korean: Sequence[str] = ()) -> Json:
+    """The value of a file of items: a list, or what is plainly meant as one. `name` begins each line.
+
+    korean: words of which a file in CP949 has one as (the beginning of) a text; without it the encoding is not known.
+    """
+    read = Json()
+    text = _decode(content, name, korean, read)
+    if text is not None and not text.strip():
+        read.problems.append(f"{name}: the file is empty; allowed: a list of items")
+    elif text is not None:
+        _parse(text, name, read)
+    return read
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, short enough for a line; what cannot be seen, or not be encoded, as its escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _decode(content: bytes, name: str, korean: Sequence[str], read: Json) -> str | None:
+    encoding = json.detect_encoding(content)  # by a mark, or by where the zero bytes are
+    try:
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        if (text_949 := _as_cp949(content, korean)) is not None:
+            read.oddities.append(Oddity("encoding", name, "CP949"))
+            return text_949
+        if error.reason in ("unexpected end of data", "truncated data"):
+            fault = "the file ends within a character, so it is cut off: copy or download it again"
+        else:
+            line = content.count(b"\n", 0, error.start) + 1
+            kind = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+            fault = f"not {kind}: found byte 0x{content[error.start]:02x} in line {line}. Save the file as UTF-8"
+        read.problems.append(f"{name}: {fault}")
+        return None
+    if not encoding.startswith("utf-8"):
+        read.oddities.append(Oddity("encoding", name, encoding.upper()))
+    return text.lstrip("\ufeff")  # some programs write the mark twice
+
+
+def _as_cp949(content: bytes, korean: Sequence[str]) -> str | None:
+    """The text when it is CP949 for sure: other encodings make other words of these bytes."""
+    try:
+        text = content.decode("cp949")
+    except UnicodeDecodeError:
+        return None
+    return text if any(f'"{word}' in text for word in korean) else None
+
+
+def _parse(text: str, name: str, read: Json) -> None:
+    def whole_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # json keeps the last of two equal keys without a word.
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if all(len({_canonical(value) for key, value in pairs if key == one}) == 1 for one in twice):
+                read.repeated.append((found, twice))
+            else:
+                read.problems.append(
+                    f"{name}: found the key {', '.join(map(shown, twice))} more than once, with different values, in "
+                    f"the object {shown(found)}"
+                )
+        return found
+
+    decoder = json.JSONDecoder(object_pairs_hook=whole_object, parse_float=_finite, parse_constant=_finite)
+    values: list[Any] = []
+    place = _skip(text, 0)
+    try:
+        while place < len(text):
+            if values and not (isinstance(values[-1], dict) and text[place] == "{"):
+                raise json.JSONDecodeError("Extra data", text, place)
+            value, place = decoder.raw_decode(text, place)
+            values.append(value)
+            place = _skip(text, place)
+    except json.JSONDecodeError as error:
+        whole = text.rstrip()
+        cut = error.pos >= len(whole) or whole[-1] not in "]}"
+        advice = "The file looks cut off: copy or download it again" if cut else "Only whole, valid JSON is read"
+        if error.msg == "Extra data":
+            advice = "Allowed: one list of items, [{…}, {…}], or one item a line"
+        where = f"line {error.lineno}, column {error.colno}"
+        read.problems = [f"{name}: not valid JSON: {error.msg} at {where}. {advice}"]
+    except (ValueError, RecursionError) as error:  # a number beyond all bounds, or brackets nested thousands deep
+        read.problems = [f"{name}: not valid JSON: {error}"]
+    else:
+        read.value = _as_list(values, name, read)
+
+
+def _as_list(values: list[Any], name: str, read: Json) -> Any:
+    """The list that is meant: of one or more items without brackets, or of a table that was saved by columns."""
+    first = values[0]
+    if len(values) == 1 and not (isinstance(first, dict) and {"id", "input"} <= set(first)):
+        return first
+    if len(values) == 1 and _is_table(first):
+        read.oddities.append(Oddity("columns", name, ", ".join(first)))
+        return [{key: column[row] for key, column in first.items()} for row in first["id"]]
+    read.oddities.append(Oddity("one-object-a-line", name, f"{len(values)} object{'s' if len(values) > 1 else ''}"))
+    return values
+
+
+def _is_table(value: dict[str, Any]) -> bool:
+    """Whether this is {column: {row: cell}}, each column with the same rows: what pandas writes by default."""
+    columns = list(value.values())
+    return all(isinstance(column, dict) and column and list(column) == list(columns[0]) for column in columns)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON, whatever the order of keys. (To Python, true equals 1 and 1.0.)"""
+    return _canonical(one) == _canonical(other)
+
+
+def _skip(text: str, place: int) -> int:
+    while place < len(text) and text[place] in BLANKS:
+        place += 1
+    return place
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f'found the number {literal}; allowed: finite ones, and null or "" where a value is missing')
+    return value

@@ -1,0 +1,328 @@
+"""Are the weights those that the config asks for? Asked before they are loaded, of the files' headers alone.
+
+transformers makes up at random what a file lacks, and warns. Here its own loading runs over tensors without values, so
+that names which it translates (experts that it joins, older names) count as it would count them. What is surplus and
+harmless, as the vision tower of a model that is used for text, is left alone.
+"""
+
+import contextlib
+import copy
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+from src.console.cli import UserError
+from src.model import hub
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+SHOWN = 6
+"""Names in a message."""
+
+Headers = dict[str, torch.Tensor]
+"""Tensors of a file by name, on the meta device: shapes and dtypes without values."""
+
+
+def class_of(config: Any) -> Any:
+    """The class that a config's model is loaded as; None when its code comes with the weights."""
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def kept_in(config: Any) -> str | None:
+    """How the weights of a config are quantised on the disk, as `bitsandbytes, 4 bits`; None for whole ones."""
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    values = found if isinstance(found, Mapping) else found.to_dict()
+    method = values.get("quant_method") or "bitsandbytes"
+    method = str(getattr(method, "value", method)).lower()  # a loaded model has an enum's member
+    bits = 4 if values.get("load_in_4bit") else 8 if values.get("load_in_8bit") else values.get("bits")
+    return f"{method}, {bits} bits" if bits else method
+
+
+def check_weights(config: Any, source: str, where: Mapping[str, Any]) -> Any:
+    """The model of `config` without values, once the weight files of `source` (a folder or a hub id) are found to hold
+    all of it; None for one that only its own code or a foreign quantisation can tell, which is checked as it is loaded.
+    UserError names the tensors that are missing or of another shape.
+
+    where: `revision` and `local_files_only` of a repository, whose files are fetched when they are not here yet.
+    """
+    with hub.messages(source, where.get("revision")):
+        files = weight_files(config, source, where)
+        headers = read_headers(files)
+    how = kept_in(config)
+    if class_of(config) is None or how not in (None, "bitsandbytes, 4 bits"):
+        return None
+    if how:
+        headers = _unpacked(headers, files)
+    bare_model(config, source)
+    try:
+        with quietly():
+            model, found = class_of(config).from_pretrained(
+                None,
+                config=_whole(config),
+                state_dict=headers,
+                device_map={"": "meta"},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except RuntimeError:  # tensors that are to be joined do not fit together
+        refuse_holes(headers, source)
+        return None
+    refuse(model, found, source)
+    return model
+
+
+def bare_model(config: Any, source: str) -> Any:
+    """The model of `config` without values, its weights as before a quantisation; None for one of its own code.
+    UserError when the config's values make none.
+    """
+    if class_of(config) is None:
+        return None
+    try:
+        with quietly(), torch.device("meta"):
+            return class_of(config)(_whole(config))
+    except Exception as error:  # whatever an impossible value leads to
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        again = "Download or copy it again"
+        raise UserError(f"{source}: no model can be made of its config.json: {text}. {again}.") from error
+
+
+def _whole(config: Any) -> Any:
+    """A copy of `config` without its quantisation."""
+    whole = copy.deepcopy(config)
+    if hasattr(whole, "quantization_config"):
+        del whole.quantization_config
+    return whole
+
+
+def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Path]:
+    """The safetensors files of `source`, in the order in which transformers looks for them. UserError without any."""
+
+    def find(name: str) -> Path | None:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+        return Path(found) if found else None
+
+    single = find(getattr(config, "transformers_weights", None) or SINGLE)
+    if single:
+        return [single]
+    index = find(INDEX)
+    if index is None:
+        there = [path.name for path in sorted(Path(source).iterdir())] if Path(source).is_dir() else []
+        raise UserError(hub.no_safetensors(source, there))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{source} holds no complete model: {INDEX} is damaged. Download or copy it again.") from error
+    if not Path(source).is_dir():
+        from transformers.utils.hub import get_checkpoint_shard_files
+
+        shards, _ = get_checkpoint_shard_files(source, str(index), **where)  # fetches several at a time
+        return [Path(path) for path in shards]
+    paths = [Path(source) / name for name in names]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise UserError(
+            f"{source} holds no complete model: {INDEX} names {_some(missing)}, which {_are(missing)} not there. "
+            "Download or copy it again."
+        )
+    return paths
+
+
+def read_headers(files: Iterable[Path]) -> Headers:
+    """Names, shapes and dtypes of safetensors files. UserError for one that is cut off or damaged."""
+    found: Headers = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  # no dictionary
+                    part = file.get_slice(name)
+                    dtype = DTYPES.get(part.get_dtype(), torch.uint8)
+                    found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+        except OSError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{path.parent} holds no complete model: {path.name} is damaged or was not copied whole "
+                f"({str(error).splitlines()[0]}). Download or copy it again."
+            ) from error
+    return found
+
+
+def _unpacked(headers: Headers, files: Sequence[Path]) -> Headers:
+    """The tensors that 4-bit ones of bitsandbytes stand for: each is beside its scales and a small JSON of its shape.
+    One that lacks its scales is left out.
+    """
+    found = {name: value for name, value in headers.items() if not _belongs(name, headers)}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                weight, _, state = name.partition(".quant_state.bitsandbytes__")
+                if not state or weight not in found:
+                    continue
+                needed = ["absmax", "quant_map"]
+                values = json.loads(bytes(file.get_tensor(name).tolist()))
+                needed += ["nested_absmax", "nested_quant_map"] if "nested_blocksize" in values else []
+                if all(f"{weight}.{part}" in headers for part in needed):
+                    found[weight] = torch.empty(values["shape"], dtype=torch.float32, device="meta")
+                else:
+                    del found[weight]
+    return found
+
+
+def _belongs(name: str, headers: Headers) -> bool:
+    """Whether a tensor is the scale of a 4-bit one."""
+    owner, between, _ = name.partition(".weight.")
+    return bool(between) and f"{owner}.weight" in headers
+
+
+def refuse(model: Any, found: Mapping[str, Any], source: str) -> None:
+    """UserError when what transformers found while loading (`output_loading_info`) is not the whole of `model`, or
+    leaves out what belongs to it.
+    """
+    missing, shapes = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    again = "Download or copy it again, or give the model's own config.json."
+    if missing:
+        tied = (
+            ' If the head is the embeddings, config.json has to say "tie_word_embeddings": true.'
+            if missing == ["lm_head.weight"]
+            else ""
+        )
+        raise UserError(
+            f"{source} lacks {len(missing)} of the tensors that its config asks for: {_some(missing)}. They would be "
+            f"random. {again}{tied}"
+        )
+    if shapes:
+        words = [f"{name} is {_by(there)}, by the config {_by(asked)}" for name, there, asked in shapes]
+        raise UserError(f"{source}: the weights are not those of its config: {_some(words, '; ')}. {again}")
+    if left := sorted(name for name in found["unexpected_keys"] if _matters(name, model)):
+        raise UserError(
+            f"{source} holds {len(left)} tensors that its config does not ask for: {_some(left)}. Without them it is "
+            f"another model. {again}"
+        )
+
+
+def _matters(name: str, model: Any) -> bool:
+    """Whether a surplus tensor belongs to what the model computes: the bias of a layer that has none by the config, or
+    a layer behind the last one.
+    """
+    owner, _, leaf = name.rpartition(".")
+    modules = dict(model.named_modules())
+    if owner in modules:
+        return leaf in ("weight", "bias") and bool(list(modules[owner].parameters(recurse=False)))
+    expected = model.state_dict()
+    return any(
+        f"{name[: number.start()]}0{name[number.end() :]}" in expected and name[: number.start() - 1] in modules
+        for number in re.finditer(r"(?<=\.)\d+(?=\.)", name)
+    )
+
+
+def refuse_holes(headers: Iterable[str], source: str) -> None:
+    """UserError that names tensors which others of their kind have beside them, as one expert of many."""
+    kinds: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for name in headers:
+        kinds[re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)].add(tuple(re.findall(r"(?<=\.)(\d+)(?=\.)", name)))
+    numbers: dict[tuple[str, int], list[set[str]]] = {}
+    for kind, there in kinds.items():
+        key = kind.split("{}")[0], len(next(iter(there)))
+        known = numbers.setdefault(key, [set() for _ in range(key[1])])
+        for index in there:
+            for place, number in zip(known, index, strict=True):
+                place.add(number)
+    holes = [
+        kind.format(*index)
+        for kind, there in kinds.items()
+        for index in product(*numbers[kind.split("{}")[0], len(next(iter(there)))])
+        if index not in there
+    ]
+    if holes:
+        raise UserError(f"{source} lacks tensors: {_some(sorted(holes))}. Download or copy it again.")
+
+
+# Adapters
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """UserError when the adapter in `folder` is not one for `model`: tensors that are missing, surplus or of another
+    shape. model: a base without values, or with the adapter loaded on it.
+    """
+    with hub.messages(str(folder)):
+        if not isinstance(model, PeftModel):
+            config = _adapter_config(folder)
+            try:
+                model = PeftModel(model, config, low_cpu_mem_usage=True)
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{folder} is no adapter for its base model: {str(error).splitlines()[0]}. Train the run again."
+                ) from error
+        path = folder / ADAPTER_WEIGHTS
+        if not path.is_file():
+            raise UserError(f"{folder} holds no complete model: there is no {ADAPTER_WEIGHTS}. Train the run again.")
+        there = {name: tuple(value.shape) for name, value in read_headers([path]).items()}
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    asked = {name: tuple(value.shape) for name, value in state.items()}
+    problems = []
+    if missing := sorted(asked.keys() - there.keys()):
+        problems.append(f"it lacks {_some(missing)}")
+    if surplus := sorted(there.keys() - asked.keys()):
+        problems.append(f"it holds {_some(surplus)}, for which the base has no place")
+    if other := sorted(name for name in asked.keys() & there.keys() if asked[name] != there[name]):
+        problems.append(_some([f"{name} is {_by(there[name])}, expected {_by(asked[name])}" for name in other], "; "))
+    if problems:
+        raise UserError(f"{folder} is not whole, or not of this base model: {'; '.join(problems)}. Train it again.")
+
+
+def _adapter_config(folder: Path) -> Any:
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder}/adapter_config.json is damaged: {error}. Train the run again.") from error
+
+
+@contextlib.contextmanager
+def quietly(bars: bool = False) -> Iterator[None]:
+    """Within, transformers tells nothing, since what its report says is ours to say. bars: its bars are shown still."""
+    logging = transformers.utils.logging
+    level, hidden = logging.get_verbosity(), logging.is_progress_bar_enabled() and not bars
+    logging.set_verbosity(logging.CRITICAL)
+    if hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if hidden:
+            logging.enable_progress_bar()
+
+
+def _some(words: Sequence[str], between: str = ", ") -> str:
+    more = f"{between}and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return between.join(words[:SHOWN]) + more
+
+
+def _are(words: Sequence[str]) -> str:
+    return "is" if len(words) == 1 else "are"
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,239 @@
+"""JSON files where users have them: in a folder, in a zip, in a zip within a zip.
+
+Members of a zip are read in memory, never extracted: their names cannot reach a path of this machine. Nothing larger
+than `LARGEST_MEMBER_BYTES` is unpacked, whatever the zip says of its size.
+"""
+
+import contextlib
+import io
+import lzma
+import os
+import re
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.console.cli import UserError, nearest
+from src.data import SPLITS, read_bytes
+
+# The official files hold a few megabytes; a zip that claims this much for one is not theirs.
+LARGEST_MEMBER_BYTES = 200_000_000
+# What is unpacked at once: even where a byte stands for thousands, this much does not fill the memory.
+CHUNK_BYTES = 4096
+
+UTF8_NAME, ENCRYPTED = 0x800, 0x1  # bits of a zip member's general purpose flag (APPNOTE.TXT, 4.4.4)
+
+# What zipfile and the decompressors below it raise on bytes that are not what they should be.
+FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A JSON file: the one at `path`, or the `member` of the zip there, or of the zip `outer` within it.
+
+    `name` is its readable base name.
+    """
+
+    path: Path
+    name: str
+    member: zipfile.ZipInfo | None = None
+    outer: zipfile.ZipInfo | None = None
+
+    @property
+    def place(self) -> str:
+        return ": ".join([readable(str(self.path)), *(member_name(one) for one in (self.outer, self.member) if one)])
+
+    @property
+    def split(self) -> str | None:
+        """The one split word in the name; None for no such word or several."""
+        words = set(re.findall(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])", self.name.lower()))
+        return words.pop() if len(words) == 1 else None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same file, given twice."""
+        return (self.path.resolve(), *(one and one.header_offset for one in (self.outer, self.member)))
+
+    def read(self) -> bytes:
+        """UserError when it cannot be read; it names the place."""
+        if self.member is None:
+            return read_bytes(self.path)
+        with _opened(self.path, readable(str(self.path))) as archive:
+            if self.outer is None:
+                return _unpack(archive, self.member, self.place)
+            place = f"{readable(str(self.path))}: {member_name(self.outer)}"
+            with _opened(io.BytesIO(_unpack(archive, self.outer, place)), place) as inner:
+                return _unpack(inner, self.member, self.place)
+
+
+@dataclass
+class Found:
+    """JSON files, and what else lies there: zips within that could not be read, with the reason, and other names."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def find(path: Path) -> Found:
+    """What is at a path that the user gave: a folder (searched to its depth), a zip, or a JSON file itself."""
+    found = Found()
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that no file system takes
+        raise UserError(f"{str(path)[:60]}…: {error.strerror}. Give a zip, a folder or a JSON file") from error
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            name = readable(file.relative_to(path).as_posix())
+            if is_json(name) and file.is_file():
+                found.candidates.append(Candidate(file, name.split("/")[-1]))
+    elif not there:
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file or folder.{nearest(path.name, names)}")
+    elif zipfile.is_zipfile(path):
+        with _opened(path, str(path)) as archive:
+            _list(archive, path, found)
+    elif path.suffix.lower() in JSON_ENDINGS:
+        candidate = Candidate(path, readable(path.name))
+        if candidate.split is None:
+            raise UserError(
+                f"{path}: the name does not say which split this is; allowed: exactly one of the words "
+                f"{', '.join(SPLITS)} in it. Rename it, for instance to data_train.json"
+            )
+        found.candidates.append(candidate)
+    else:
+        kind = "a damaged zip, download it again" if path.suffix.lower() == ".zip" else "neither"
+        raise UserError(
+            f"{path}: found {kind}; allowed: a zip, a folder or a JSON file. Unpack any other archive and give its "
+            "folder"
+        )
+    return found
+
+
+def _list(archive: zipfile.ZipFile, path: Path, found: Found, outer: zipfile.ZipInfo | None = None) -> None:
+    """Adds the members of a zip; and those of the zips in it, but not of zips in them."""
+    for member in archive.infolist():
+        name = member_name(member)
+        base = name.rstrip("/").split("/")[-1]
+        if is_json(name):
+            found.candidates.append(Candidate(path, base, member, outer))
+        elif is_hidden(name) or member.is_dir():
+            continue
+        elif not name.lower().endswith(".zip"):
+            found.others.append(base)
+        elif outer is not None:
+            place = f"{readable(str(path))}: {member_name(outer)}: {name}"
+            found.unread.append(f"{place} is a zip in a zip in a zip. Unpack it and give its folder.")
+        else:
+            place = f"{readable(str(path))}: {name}"
+            try:
+                with _opened(io.BytesIO(_unpack(archive, member, place)), place) as inner:
+                    _list(inner, path, found, member)
+            except UserError as error:  # nothing of it may be needed
+                found.unread.append(str(error))
+
+
+@contextlib.contextmanager
+def _opened(file: Path | io.BytesIO, place: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except FAULTS as error:
+        raise UserError(f"{place} is a damaged zip ({_why(error)}). Download it again.") from error
+    with archive:
+        # zipfile takes the last directory that it finds. In a zip that was cut it may be that of a zip within.
+        starts = [member.header_offset for member in archive.infolist()]
+        if starts and min(starts) > 0 and _begins_as_zip(file):
+            raise UserError(f"{place} is a damaged zip (its own directory is missing). Download it again.")
+        yield archive
+
+
+def _begins_as_zip(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()[:4] == b"PK\3\4"
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PK\3\4"
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> bytes:
+    if member.flag_bits & ENCRYPTED:
+        raise UserError(f"{place} is encrypted. Unpack the zip with its password and give the folder instead.")
+    content = bytearray()
+    size = member.file_size
+    try:
+        if size <= LARGEST_MEMBER_BYTES:
+            with archive.open(member) as file:
+                while len(content) <= LARGEST_MEMBER_BYTES and (chunk := file.read(CHUNK_BYTES)):
+                    content += chunk
+            size = len(content)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{place} is packed in a way that is not known here ({_why(error)}). Unpack the zip with another program "
+            "and give the folder instead."
+        ) from error
+    except FAULTS as error:
+        raise UserError(f"{place} cannot be unpacked ({_why(error)}). Download the zip again.") from error
+    if size > LARGEST_MEMBER_BYTES:
+        raise UserError(
+            f"{place}: found {size:,} bytes; allowed: {LARGEST_MEMBER_BYTES:,}. This is not the official zip."
+        )
+    return bytes(content)
+
+
+def _why(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return readable(lines[0]) if lines else type(error).__name__
+
+
+def is_json(name: str) -> bool:
+    """Whether a path in a folder or zip is a JSON file. Resource forks of a Mac (`__MACOSX/`, `._x.json`) are not."""
+    return name.lower().endswith(JSON_ENDINGS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def member_name(member: zipfile.ZipInfo) -> str:
+    """The name as it was meant, NFC and with slashes.
+
+    Without the UTF-8 flag zipfile reads a name as cp437; macOS then meant UTF-8 all the same, and Korean Windows CP949.
+    """
+    name = member.filename
+    if not member.flag_bits & UTF8_NAME:
+        for encoding in ("utf-8", "cp949"):
+            try:
+                name = name.encode("cp437").decode(encoding)
+                break
+            except UnicodeError:
+                continue
+    return unicodedata.normalize("NFC", name).replace("\\", "/")
+
+
+def readable(name: str) -> str:
+    """A path of this machine as text, NFC. Names that are no UTF-8 come from a zip of Korean Windows: CP949."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raw = os.fsencode(name)
+        try:
+            name = raw.decode("cp949")
+        except UnicodeDecodeError:
+            name = raw.decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", name)

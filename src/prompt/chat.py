@@ -1,0 +1,278 @@
+"""A backbone's chat template: what it does is found out once, by probes, and then held.
+
+A template is a program that somebody else wrote. It may refuse a system turn, write the assistant's header unasked,
+write today's date, open the answer with an empty block of thoughts, or drop a text. Nothing of that is believed from
+its name or its flags: small chats are rendered and looked at.
+"""
+
+import dataclasses
+import datetime
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from src.console.cli import UserError
+from src.files.limits import time_limit
+from src.prompt.control import ControlTokens
+from src.prompt.prompts import Message
+
+SECONDS = 5.0
+"""Longest time that one chat may take to render; a thousandth of it is usual."""
+
+ANOTHER = "Give another one: --chat_template FILE."
+
+FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+"""What a template's own mistake raises, beside Jinja2's errors."""
+
+SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
+
+# Templates that know this argument (Qwen3's) then open the answer with an empty block of thoughts, which is how these
+# models were trained to answer at once.
+WITHOUT_THINKING = {"enable_thinking": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a run's record keeps of rendering, so that the same text is rendered later.
+
+    source      whose template it is: "tokenizer" or "recipe"
+    date        ISO date that the template writes, None when it writes none
+    arguments   given to the template
+    """
+
+    source: str | None = None
+    date: str | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Chat:
+    """One backbone's template.
+
+    name          the backbone, for messages
+    template      the template's text; `source` says whose it is, "tokenizer" or "recipe"
+    system_turn   "auto" asks the template, "own" keeps a system message, "folded" puts it in front of the user's
+    frozen        of a run that is gone on with or scored; None fixes today's date and the arguments anew
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        *,
+        name: str,
+        source: str,
+        system_turn: str = "auto",
+        frozen: Frozen | None = None,
+    ) -> None:
+        self.tokenizer, self.template, self.name, self.source = tokenizer, template, name, source
+        self.control = ControlTokens(tokenizer, template)
+        self.date = _date_of(template, frozen, self._whose)
+        self.dated_template = _with_date(template, self.date)
+        self.arguments: dict[str, Any] = {}
+        user = self._apply([_user()])
+        if self._apply([_user()]) != user:
+            raise UserError(
+                f"{self._whose} writes other text each time it is asked, so what is trained could never be scored. "
+                f"{ANOTHER}"
+            )
+        if frozen is None and self._apply([_user()], WITHOUT_THINKING) != user:
+            self.arguments = dict(WITHOUT_THINKING)
+        elif frozen is not None:
+            self.arguments = dict(frozen.arguments)
+        self._check_kept(user, "user", USER)
+        self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
+        if self.system_turn == "own":
+            self._check_kept(self._apply([_system(), _user()]), "system", SYSTEM)
+        self.turn_end = self._turn_end()
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The messages up to where the answer begins, marked (`ControlTokens.mark`) where their texts spell control
+        tokens.
+        """
+        marked = [{**message, "content": self.control.hide(message["content"])} for message in messages]
+        if self.system_turn == "folded" and marked[0]["role"] == "system":
+            system, user, *rest = marked
+            marked = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        text = self._apply(marked)
+        for message in marked:
+            self._check_whole(text, message)
+        return self.control.unhide(text)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end a generated turn."""
+        word = self.control.pattern.search(self.turn_end)
+        end = [self.control.ids[word[0]]] if word else self.control.encode(self.turn_end, self.name)
+        eos = self.tokenizer.eos_token_id
+        return sorted({*(end if len(end) == 1 else []), *([] if eos is None else [eos])})
+
+    def refuse_lost_answers(self) -> None:
+        """UserError when the template drops what an assistant said before, which worked examples need."""
+        self._check_kept(self._apply([_user(), _answer(), _user()]), "assistant", ANSWER)
+
+    def notes(self, with_system: bool) -> list[str]:
+        """What the template does beside framing the messages, a line each."""
+        lines = []
+        messages = [_system(), _user()] if with_system else [_user()]
+        text = self.render(messages)
+        head = text[: min(place for word in (SYSTEM, USER) if (place := text.find(word)) >= 0)]
+        if len(re.findall(r"\w+", self.control.pattern.sub(" ", head))) > 2:
+            lines.append(f"the chat template writes in front of the prompt: {head!r}")
+        if self.arguments:
+            added = _added(self._apply(messages, {}), self._apply(messages))
+            lines.append(f"the chat template opens the answer without thinking, with {added!r}")
+        elif opened := self._opened():
+            lines.append(f"the chat template opens the answer with {opened!r}")
+        if self.date:
+            lines.append(f"the chat template writes the date; for this run it stays {self.date}")
+        return lines
+
+    @property
+    def _whose(self) -> str:
+        return f"{self.name}: the {self.source}'s chat template"
+
+    def _apply(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> str:
+        roles = ", ".join(message["role"] for message in messages)
+        try:
+            with time_limit(SECONDS):
+                text: str = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self.dated_template,
+                    tokenize=False,
+                    add_generation_prompt=messages[-1]["role"] == "user",
+                    **(self.arguments if arguments is None else arguments),
+                )
+            return text
+        except TimeoutError as error:
+            raise UserError(
+                f"{self._whose} has not ended after {SECONDS:.0f} s on turns of {roles}. {ANOTHER}"
+            ) from error
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {_said(error)}. {ANOTHER}") from error
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self._whose} does not take turns of {roles}: {_said(error)}. {ANOTHER}") from error
+        except FAULTS as error:
+            raise UserError(
+                f"{self._whose} fails on turns of {roles}: {type(error).__name__}: {_said(error)}. {ANOTHER}"
+            ) from error
+
+    def _check_kept(self, text: str, role: str, word: str) -> None:
+        if word not in text:
+            raise UserError(
+                f"{self._whose} leaves out the text of the {role}'s turn: it does not write `message.content`, or "
+                f"takes it for a list of parts. {ANOTHER}"
+            )
+
+    def _check_whole(self, text: str, message: Message) -> None:
+        """UserError when `text` has not every word of a message: blanks may move, as with `trim`."""
+        if message["content"].strip() in text:
+            return
+        words = " ".join(message["content"].split())
+        if words not in " ".join(text.split()):
+            shown = self.control.clean(self.control.unhide(words))[:60]
+            raise UserError(
+                f"{self._whose} cuts or changes the text of the {message['role']}'s turn that begins with {shown!r}. "
+                f"{ANOTHER}"
+            )
+
+    def _opened(self) -> str:
+        """What an answer to come is opened with and one of a turn gone by is not, as `<think>`."""
+        to_come = self._apply([_user()]).rpartition(USER)[2].rstrip()
+        try:
+            gone_by = self._apply([_user(), _answer(), _user()])
+        except UserError:  # one that takes no second question
+            return ""
+        before = gone_by.partition(ANSWER)[0].rpartition(USER)[2].rstrip()
+        return to_come.removeprefix(before).strip() if before and to_come.startswith(before) else ""
+
+    def _system_turn(self) -> str:
+        try:
+            return "own" if SYSTEM in self._apply([_system(), _user()]) else "folded"
+        except UserError:  # many templates refuse the role
+            return "folded"
+
+    def _turn_end(self) -> str:
+        """What ends an answer, up to the first control token behind it: supervised, so that generation would stop.
+
+        Some templates write the next turn's header too, whatever they are asked for.
+        """
+        whole = self._apply([_user(), _answer()])
+        place = whole.rfind(ANSWER)
+        behind = whole[place + len(ANSWER) :] if place >= 0 else ""
+        found = self.control.pattern.search(behind)
+        end = (behind[: found.end()] if found else behind).strip()
+        return end or self.tokenizer.eos_token or ""
+
+
+def _system() -> Message:
+    return {"role": "system", "content": SYSTEM}
+
+
+def _user() -> Message:
+    return {"role": "user", "content": USER}
+
+
+def _answer() -> Message:
+    return {"role": "assistant", "content": ANSWER}
+
+
+def _added(without: str, with_it: str) -> str:
+    """The end of `with_it` where it goes on differently."""
+    same = next((n for n, (a, b) in enumerate(zip(without, with_it, strict=False)) if a != b), len(without))
+    return with_it[same:]
+
+
+def _date_of(template: str, frozen: Frozen | None, whose: str) -> str | None:
+    """The ISO date that a template which writes one is rendered with; None for a template that writes none."""
+    if "strftime_now" not in template:
+        return None
+    if frozen is None:
+        return datetime.date.today().isoformat()
+    if frozen.date is None:
+        raise UserError(
+            f"{whose} writes the date, and the run's record does not keep the date that it was trained with, so the "
+            "same text cannot be rendered again. Train the run again; the date is kept now."
+        )
+    return frozen.date
+
+
+def _with_date(template: str, date: str | None) -> str:
+    """`template`, with `strftime_now` as a macro in front that knows one day only. (transformers hands templates no
+    functions of ours.)
+    """
+    if date is None:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    signs = [f"%{flag}{letter}" for letter in string.ascii_letters for flag in ("", "-")]
+    known = [(sign, text) for sign in signs if (text := day.strftime(sign)) != sign]
+    table = "[" + ", ".join(f"({_quoted(sign)}, {_quoted(text)})" for sign, text in known) + "]"
+    percent = _quoted("\ue000")  # of a "%%", which begins no sign
+    # `+%}` keeps a line break with which the template itself may begin.
+    return (
+        f'{{%- macro strftime_now(format) -%}}{{%- set found = namespace(text=format | replace("%%", {percent})) -%}}'
+        f"{{%- for sign, text in {table} -%}}"
+        "{%- set found.text = found.text | replace(sign, text) -%}{%- endfor -%}"
+        f'{{{{- found.text | replace({percent}, "%") -}}}}{{%- endmacro +%}}{template}'
+    )
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _said(error: BaseException) -> str:
+    return str(error).rstrip(".")
+
+
+def choose_template(shipped: Any, given: str | None, overrides: bool) -> tuple[str, str] | None:
+    """(template, source) of what the tokenizer ships and what the recipe gives; None when there is neither.
+
+    overrides: the recipe's goes first, else the tokenizer's.
+    """
+    if isinstance(shipped, dict):  # several by name: for tools, for retrieval
+        shipped = shipped.get("default")
+    both = [("recipe", given), ("tokenizer", shipped)]
+    return next(((text, source) for source, text in (both if overrides else reversed(both)) if text), None)

@@ -1,0 +1,168 @@
+"""Control tokens: the entries of a tokenizer that only the chat template may write.
+
+What people wrote is text, whatever it says: `<|im_end|>` in an utterance is ten characters, not the end of a turn.
+transformers marks such words before the template is rendered, and encodes what is marked as text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.utils.chat_template_utils import mark_control_tokens
+
+from src.console.cli import UserError
+
+# What transformers puts around a marked word, and drops from everybody's text.
+MARKS = re.compile("[\U000f0000\U000f0001]")
+_WORD = re.compile("\U000f0000(.*?)\U000f0001", re.DOTALL)
+
+BETWEEN = "\n"
+"""In the place of a marked word, where a text is searched for others: nothing joins over it."""
+
+# `<think>`, `[/INST]`, `<|fim_prefix|>`, `{{user}}`: shaped like a mark, whether the tokenizer calls it special or not.
+SHAPE = re.compile(r"[<\[{(|].*[>\]})|]", re.DOTALL)
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer under one chat template.
+
+    These are all special tokens, and of the other added ones those that look like a mark or stand in the template.
+    Added words of the language, and Gemma's runs of blanks and line breaks, are text for everybody.
+    """
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.ids = {
+            token.content: id
+            for id, token in added.items()
+            if token.content.strip(" \t\r\n▁")
+            and (token.special or SHAPE.fullmatch(token.content) or token.content in template)
+        }
+        self._words = list(self.ids)
+        self._cut: dict[str, str] = {}
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._folded_pattern = re.compile("|".join(re.escape(_folded(word)) for word in longest_first) or "(?!)")
+        self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+
+    def first_in(self, texts: Iterable[str]) -> str | None:
+        """The first control token that the texts spell, None when they spell none."""
+        for text in texts:
+            found = self.pattern.search(text) or (self._normalizer and self.pattern.search(self._normalised(text)))
+            if found:
+                return found[0]
+        return None
+
+    def mark(self, text: str) -> str:
+        """`text` with every control token in it marked as text; `clean` takes the marks away again."""
+        marked: str = mark_control_tokens(text, self.pattern)
+        if self._normalizer and self.pattern.search(self._normalised(_WORD.sub(BETWEEN, marked))):
+            marked = mark_control_tokens(self._spelled(text), self.pattern)
+        return marked
+
+    def _spelled(self, text: str) -> str:
+        """`text` with the words that the tokenizer itself would fold to a control token, as a full-width ＜s＞ or
+        <TURN>, spelled like that token.
+        """
+        folded = [_folded(sign) for sign in text]
+        origin = [place for place, signs in enumerate(folded) for _ in signs]
+        found, end = [], 0
+        for match in self._folded_pattern.finditer("".join(folded)):
+            first, last = origin[match.start()], origin[match.end() - 1] + 1
+            if first >= end and (word := self.pattern.search(self._normalised(text[first:last]))):
+                found += [text[end:first], word[0]]
+                end = last
+        return "".join([*found, text[end:]])
+
+    def hide(self, text: str) -> str:
+        """`text` with a number in the place of each marked word, so that a template which looks for such words in what
+        people wrote, as Qwen3's does for `</think>`, finds none; `unhide` gives the marked text.
+        """
+        return _WORD.sub(lambda found: found[0].replace(found[1], str(self._words.index(found[1]))), self.mark(text))
+
+    def unhide(self, text: str) -> str:
+        return _WORD.sub(lambda found: found[0].replace(found[1], self._words[int(found[1])]), text)
+
+    def clean(self, marked: str) -> str:
+        return MARKS.sub("", marked)
+
+    def encode(self, marked: str, name: str) -> list[int]:
+        """Token ids of marked text, without the tokenizer's own special tokens. Text without marks is encoded as ever.
+
+        `name` is the backbone's, for the message.
+        """
+        if not MARKS.search(marked):
+            return list(self.tokenizer(marked, add_special_tokens=False)["input_ids"])
+        word = self.first_in(_WORD.findall(marked))
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UserError(
+                f"{name}: an item's text spells the control token {word!r}, and a tokenizer written in Python alone "
+                "cannot read it as text. Take the word out of the item, or give a fast tokenizer with --tokenizer."
+            )
+        try:
+            return self._encode_marked(_WORD.sub(lambda found: self._as_text(found[0]), marked))
+        except ValueError as error:
+            raise UserError(
+                f"{name}: an item's text spells the control token {word!r}, which this tokenizer cannot read as text "
+                f"({error}). Take the word out of the item."
+            ) from error
+
+    def _as_text(self, marked_word: str) -> str:
+        """A marked word, cut in two where the tokenizer knows it as a piece of text, too, and would still make it one
+        token: a mark alone keeps its sides apart.
+        """
+        if marked_word not in self._cut:
+            mark, word = marked_word[-1], marked_word[1:-1]
+            try:
+                self._encode_marked(marked_word)
+                self._cut[marked_word] = marked_word
+            except ValueError:
+                self._cut[marked_word] = f"{mark}{word[0]}{mark}{word[1:]}{mark}"
+        return self._cut[marked_word]
+
+    def _encode_marked(self, marked: str) -> list[int]:
+        keys = {"add_special_tokens": False, "sanitize_control_tokens": True}
+        return list(self.tokenizer(marked, **keys)["input_ids"])
+
+    def starts(self, marked: str, name: str) -> list[int]:
+        """For each id of `encode` where its token starts in the clean text."""
+        if not MARKS.search(marked):
+            return [start for start, _ in self._offsets(marked)]
+        found: list[int] = []
+        place = 0
+        for number, piece in enumerate(_WORD.split(marked)):  # text, word, text, word, …
+            if number % 2:
+                found += [place] * len(self.encode(self.mark(piece), name))
+            elif number == 0:
+                found += [start for start, _ in self._offsets(piece)]
+            elif piece:
+                found += [place + start for start in self._starts_behind(piece)]
+            place += len(piece)
+        assert len(found) == len(self.encode(marked, name)), (name, self.clean(marked))
+        return found
+
+    def _starts_behind(self, piece: str) -> list[int]:
+        """Where tokens start in a piece behind a marked word. As transformers encodes it: behind a line break, so that
+        no blank is put in front, where the line break stays by itself.
+        """
+        alone, behind = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
+        if behind[: len(alone)] == alone:
+            return [max(start - 1, 0) for start, _ in self._offsets("\n" + piece)[len(alone) :]]
+        return [start for start, _ in self._offsets(piece)]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return offsets
+
+    def _normalised(self, text: str) -> str:
+        assert self._normalizer is not None
+        return str(self._normalizer.normalize_str(text))
+
+
+def _folded(text: str) -> str:
+    """`text` as tokenizers fold it at most: width, case and accents."""
+    return unicodedata.normalize("NFKC", text).casefold()

@@ -1,0 +1,75 @@
+"""The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
+
+from pathlib import Path
+
+from src.console.cli import Parser, UserError, announced, new_folder
+from src.console.environment import processes
+from src.data import DATA, oddity_note, split_path
+from src.model import hub
+from src.model.recipes import add_flags, read_recipe
+from src.runs.inputs import gather, refuse_bare_name
+from src.runs.record import RESULTS, alone_in, began_with
+
+
+def make_parser(doc: str | None, prog: str) -> Parser:
+    parser = Parser(doc, prog)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data_train.json and data_dev.json")
+    parser.add_argument(
+        "--save_dir", type=new_folder, metavar="DIR", help="folder of the run (default: resource/results/NAME)"
+    )
+    parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
+    parser.add_argument(
+        "--score", nargs="+", default=[], choices=("test",), help="also score this split while the model is loaded"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N items of each split, to try things out")
+    add_flags(parser)
+    return parser
+
+
+def train(
+    parser: Parser, argv: list[str] | None, method: str, only: bool = False, objective: str | None = None
+) -> None:
+    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with.
+    objective: the one that any recipe is trained with.
+    """
+    arguments = parser.parse_args(argv)
+    if (count := processes()) > 1:
+        raise UserError(
+            f"{parser.prog} trains one run on one GPU; started as one of {count} processes. "
+            "Several GPUs are used for several runs: python -m run.reproduce"
+        )
+    if only and arguments.method not in (None, method):
+        raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
+    if only:
+        arguments.method = method
+    if objective and arguments.objective not in (None, objective):
+        raise UserError(
+            f"--objective {arguments.objective}: {parser.prog} trains with {objective}; use python -m run.train."
+        )
+    if objective:
+        arguments.objective = objective
+    recipe = read_recipe(arguments, method=method)
+    folder = arguments.save_dir or RESULTS / recipe.name
+    refuse_bare_name(recipe.model_id)
+    with alone_in(folder):
+        gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
+        hub.check_there(recipe, began_with(folder))
+        for split in ("train", "dev", *arguments.score):
+            if note := oddity_note(split_path(arguments.data, split)):
+                print(note)
+        with announced("loading torch and transformers"):
+            import torch
+
+            from src.runs.run import result_line, train_run
+
+        try:
+            record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
+                f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+            ) from error
+    for split, result in record["splits"].items():
+        print(result_line(record["run"], split, result))
+    score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"
+    print(f"The run lies in {folder}.{score}")

@@ -1,0 +1,238 @@
+"""Reasoning before the answer: chains are generated, then the three letters are read behind each of them.
+
+Nothing is parsed out of the generated text: the prompt's `bridge` leads from it to the letter, the same words for all
+chains, and what counts are the letters' probabilities there. With several sampled chains they are averaged, which is
+self-consistency (Wang et al. 2022, arXiv:2203.11171) with probabilities in place of votes.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from src.console.cli import UserError
+from src.data import Item
+from src.prompt.encode import Encoder
+from src.runs.record import ItemScores
+from src.score.letters import score
+from src.tree.layouts import free_bytes
+from src.tree.rows import usually
+
+CPU_CHAINS = 2**14
+"""Tokens of prompts and chains that are generated side by side on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How chains are generated: `samples` of each prompt, at a `temperature` (0 takes the likeliest token), from the
+    likeliest tokens that make up `top_p`, of at most `max_new_tokens` tokens. Batch n draws from the seed `seed` + n.
+    """
+
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"--{name}: found {value}, allowed: {allowed}"
+            for name, value, fine, allowed in (
+                ("samples", self.samples, self.samples >= 1, "1 or more"),
+                ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more"),
+                ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
+                ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            )
+            if not fine
+        ]
+        if self.samples > 1 and self.temperature == 0:
+            problems.append(f"--samples {self.samples} needs a --temperature above 0; at 0 all chains are the same")
+        if problems:
+            raise UserError("; ".join(problems) + ".")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """One generated chain of an item under an order of its options. `tokens` counts what was generated; `finished`:
+    the model ended it before the limit. `logits` are the letters' behind it, None before they are read.
+    """
+
+    id: str
+    order: str
+    sample: int
+    text: str
+    tokens: int
+    finished: bool
+    logits: tuple[float, float, float] | None = None
+
+
+def reason(
+    model: Any,
+    encoder: Encoder,
+    items: Sequence[Item],
+    orders: Sequence[str],
+    sampling: Sampling,
+    update: Callable[[int], None] = lambda done: None,
+) -> tuple[list[ItemScores], list[Chain]]:
+    """Scores and chains of `items`, in their order; `update` gets the count of chains generated."""
+    chains = generate(model, encoder, items, orders, sampling, update)
+    by_id = {item.id: item for item in items}
+    examples = encoder.for_chains(
+        [(f"{place}", by_id[chain.id], chain.order, chain.text) for place, chain in enumerate(chains)]
+    )
+    assert encoder.letter_ids is not None
+    read = score(model, examples, encoder.letter_ids, encoder.pad_id)
+    chains = [dataclasses.replace(chain, logits=row.logits[0]) for chain, row in zip(chains, read, strict=True)]
+    return average(chains), chains
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    encoder: Encoder,
+    items: Sequence[Item],
+    orders: Sequence[str],
+    sampling: Sampling,
+    update: Callable[[int], None] = lambda done: None,
+) -> list[Chain]:
+    """`sampling.samples` chains of each item and order, in this order, without letters."""
+    asked = [(item.id, order) for item in items for order in orders]
+    prompts = [encoder.for_reasoning(item, order) for item in items for order in orders]
+    check_lengths(encoder, items, orders, sampling)
+    stop = encoder.stop_ids
+    found: dict[int, list[Chain]] = {}
+    done = 0
+    for number, places in enumerate(batches(model, [len(ids) for ids in prompts], sampling)):
+        longest = max(len(prompts[place]) for place in places)
+        # On the left, so that all go on at the same place.
+        ids = torch.full((len(places), longest), encoder.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, place in enumerate(places):
+            ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
+            mask[row, longest - len(prompts[place]) :] = 1
+        cuda = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), usually(model), without_habits(model):
+            torch.manual_seed(sampling.seed + number)
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=generation(sampling, encoder.pad_id, stop),
+            )
+        new = out[:, longest:].cpu().tolist()
+        for row, tokens in enumerate(new):
+            place, sample = places[row // sampling.samples], row % sampling.samples
+            end = next((at for at, token in enumerate(tokens) if token in stop), len(tokens))
+            text = encoder.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+            id, order = asked[place]
+            found.setdefault(place, []).append(Chain(id, order, sample, text, end, end < len(tokens)))
+        done += len(new)
+        update(done)
+    return [chain for place in range(len(asked)) for chain in found[place]]
+
+
+def generation(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> GenerationConfig:
+    """Everything that decides a chain."""
+    drawn = sampling.temperature > 0
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=drawn,
+        temperature=sampling.temperature if drawn else 1.0,
+        top_p=sampling.top_p if drawn else 1.0,
+        top_k=0 if drawn else 50,  # 0 keeps all; 50 is the library's default, and unused without sampling
+        repetition_penalty=1.0,
+        num_beams=1,
+        num_return_sequences=sampling.samples,
+        use_cache=True,
+        pad_token_id=pad_id,
+        eos_token_id=list(stop) or None,
+    )
+
+
+@contextlib.contextmanager
+def without_habits(model: Any) -> Iterator[None]:
+    """Within, what a model's own files prefer (penalties, say) fills no gap of a generation's settings."""
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, config in zip(owners, before, strict=True):
+            owner.generation_config = config
+
+
+def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    """Places of prompts that are continued side by side, the longest first, as many as the memory for their keys and
+    values allows.
+    """
+    budget = CPU_CHAINS
+    if model.device.type == "cuda":
+        config = model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # Keys and values in two bytes, and as much again for what a step works with.
+        budget = max(1, int(free_bytes(model.device) / 2 / (2 * 2 * 2 * config.num_hidden_layers * heads * size)))
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        room = budget // (sampling.samples * (lengths[found[-1][0]] + sampling.max_new_tokens)) if found else 0
+        if not found or len(found[-1]) >= max(1, room):
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def check_lengths(encoder: Encoder, items: Sequence[Item], orders: Sequence[str], sampling: Sampling) -> None:
+    """Refuses items that would not fit into the model's context with the longest chain and the bridge behind them."""
+    if encoder.context is None:
+        return
+    longest = max(encoder.for_scoring(items, orders), key=lambda one: len(one.ids))
+    if len(longest.ids) + sampling.max_new_tokens > encoder.context:
+        raise UserError(
+            f"{encoder.name}: item {longest.id} has {len(longest.ids)} tokens; with {sampling.max_new_tokens} of "
+            f"reasoning behind them it does not fit into the context of {encoder.context}. Nothing is cut; allowed: "
+            f"--max_new_tokens up to {encoder.context - len(longest.ids)}, or a shorter prompt."
+        )
+
+
+def average(chains: Sequence[Chain]) -> list[ItemScores]:
+    """One `ItemScores` per item: for each order the logarithm of the letters' mean probability over its chains.
+
+    agreement: the share of an item's chains whose own likeliest option is the one that all together choose.
+    """
+    by_item: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for chain in chains:
+        assert chain.logits is not None
+        by_item.setdefault(chain.id, {}).setdefault(chain.order, []).append(chain.logits)
+    rows = []
+    for id, orders in by_item.items():
+        logits = tuple(_mean(found) for found in orders.values())
+        together = ItemScores(id, tuple(orders), logits)
+        own = [ItemScores(id, (order,), (one,)).prediction for order, found in orders.items() for one in found]
+        share = own.count(together.prediction) / len(own)
+        samples = len(next(iter(orders.values())))
+        rows.append(dataclasses.replace(together, samples=samples, agreement=share))
+    return rows
+
+
+def _mean(logits: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    if len(logits) == 1:
+        return logits[0]
+    log_shares = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
+    a, b, c = (torch.logsumexp(log_shares, 0) - math.log(len(logits))).tolist()
+    return a, b, c
+
+
+def summary(chains: Sequence[Chain], rows: Sequence[ItemScores], sampling: Sampling) -> dict[str, Any]:
+    """What a record says of the chains; `finished` and `agreement` are shares."""
+    return {
+        **dataclasses.asdict(sampling),
+        "chains": len(chains),
+        "mean_tokens": sum(chain.tokens for chain in chains) / len(chains),
+        "finished": sum(chain.finished for chain in chains) / len(chains),
+        "agreement": sum(row.agreement or 0.0 for row in rows) / len(rows),
+    }

@@ -1,0 +1,95 @@
+"""Addresses of services: what of them may be shown, and which of them is on this machine."""
+
+import re
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+
+from src.console.cli import UserError
+
+MASK = "***"
+HARMLESS = ("api-version", "api_version", "version")
+"""Names in a query whose values are shown. Any other may be a key, and is hidden."""
+SHOWN_CHARACTERS = 200
+ALLOWED = (
+    "allowed: http://HOST:PORT/v1 or https://HOST/v1. A password in it has its signs / ? # @ : written as %2F %3F %23 "
+    "%40 %3A."
+)
+
+
+class Address:
+    """The address of a service. As text it is what may be shown: without password, key, or values of the query.
+
+    plain   without login and query, for the client
+    query   name → value
+    login   (user, password) for HTTP's basic authentication, or None
+    UserError when it cannot be an address.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        shown = masked(url)
+        try:
+            parts = urlsplit(url.strip())
+            port = parts.port
+        except ValueError:  # its words may quote a password
+            raise UserError(f"--engine {shown} is no address; {ALLOWED}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"--engine {shown} is no address; {ALLOWED}")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self.plain = f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "") + parts.path
+        self.query: dict[str, object] = dict(parse_qsl(parts.query, keep_blank_values=True))
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        self.login = (user, password) if user or password else None
+        values = [value or name for name, value in self.query.items() if name not in HARMLESS]
+        # A user without a password is a token, as some services take it.
+        self.secrets = [str(one) for one in (key, parts.password, password or user, *values) if one]
+        self.shown = shown
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def hide(self, text: str) -> str:
+        """The text without anything of the address or the key that opens a door."""
+        return hide(text, self.secrets)
+
+
+def hide(text: str, secrets: list[str]) -> str:
+    """The text with the secrets masked, in the forms that they take in addresses too."""
+    forms = {form for secret in secrets for form in (secret, quote(secret, safe=""), quote_plus(secret))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, MASK)
+    return text
+
+
+def masked(url: str) -> str:
+    """An address that may be shown and stored: login and values of the query masked. Other texts (a model's name)
+    stay. It takes anything, a mistyped address as well.
+    """
+    if "://" not in url and "@" not in url:
+        return url
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    host = re.split("[/?#]", rest)[0]
+    login = ""
+    if "@" in host or ":" in host:  # a password may hold any sign, if wrongly: all up to the last @ may be one
+        _, at, rest = rest.rpartition("@")
+        login = MASK + at if at else ""
+    place, mark, query = rest.partition("#")[0].partition("?")
+    if mark:
+        fields = [field.partition("=") for field in re.split("[&;]", query)]
+        told = [(name + sign if sign else "", value if name in HARMLESS else MASK) for name, sign, value in fields]
+        query = "&".join(name + value for name, value in told)
+    return scheme + separator + login + place + mark + query
+
+
+def looks_like_address(engine: str) -> bool:
+    """Whether a service is meant rather than a model's id or folder: `localhost:8000/v1`, `user:password@host`."""
+    return "://" in engine or bool(re.match(r"(?:[^/\s]*@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d+(?:/|$)", engine))
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL stays on this machine."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
+    """The text on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

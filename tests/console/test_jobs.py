@@ -1,0 +1,91 @@
+"""Real child processes; progress goes through the real pipe."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.console.jobs import run_job
+from src.console.progress import PIPE, stage
+
+STAGES = (
+    "from src.console.progress import stage\n"
+    + "with stage('train', 3) as bar:\n  [bar.update(n, 'x') for n in (1, 2, 3)]\n"
+)
+
+
+def run(code: str, log: Path, **options: Any) -> tuple[str, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    stop = options.get("stop") or threading.Event()
+    reason = run_job([sys.executable, "-c", code], log, options.get("environment", {}), events.append, stop)
+    return reason, events
+
+
+def test_progress_and_output_arrive(tmp_path: Path) -> None:
+    reason, events = run(STAGES + "print('said')", tmp_path / "deep" / "log.txt")
+    assert reason == ""
+    assert events[-1] == {"stage": "train", "done": 3, "total": 3, "note": "x"}
+    assert (tmp_path / "deep" / "log.txt").read_text().splitlines()[-1] == "said"
+
+
+def test_environment_reaches_the_command(tmp_path: Path) -> None:
+    run(
+        "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])",
+        tmp_path / "log",
+        environment={"CUDA_VISIBLE_DEVICES": "1"},
+    )
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "1"
+
+
+def test_a_log_is_utf_8_whatever_the_terminal_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PYTHONIOENCODING", "ascii"), ("PYTHONUTF8", "0"), ("LC_ALL", "C")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "says.py").write_text("print('⟦정답⟧'); raise SystemExit('error: 똠방각하')", encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "says.py")]
+    reason = run_job(command, tmp_path / "log", {}, lambda event: None, threading.Event())
+    assert reason.startswith("똠방각하 (exit 1")
+    assert (tmp_path / "log").read_text(encoding="utf-8").splitlines()[1] == "⟦정답⟧"
+
+
+def test_a_failure_is_the_last_error_of_the_last_command(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run("import sys; print('error: the old one'); sys.exit(2)", log)
+    reason, _ = run("import sys; print('error: the disk is full'); print('bye'); sys.exit(2)", log)
+    assert reason.startswith("the disk is full (exit 2")
+    assert run("print('no word of it'); raise SystemExit(3)", log)[0].startswith("no word of it (exit 3")
+    assert run("raise SystemExit(3)", log)[0].startswith("no output (exit 3")
+
+
+def test_a_killed_command_is_called_killed(tmp_path: Path) -> None:
+    reason, _ = run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path / "log")
+    assert reason.startswith("killed by the system")
+
+
+def test_stop_ends_the_command(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    started = time.monotonic()
+    reason, _ = run("import time; time.sleep(60)", tmp_path / "log", stop=stop)
+    assert reason == "interrupted"
+    assert time.monotonic() - started < 20
+
+
+def test_without_a_pipe_a_stage_is_silent_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(PIPE, raising=False)
+    with stage("score", 2) as bar:
+        bar.update(1)
+        bar.update(2, "done")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_command_finds_the_repository_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    reason, _ = run("import os, sys, run.vote; print(os.environ['PYTHONPATH'])", tmp_path / "log")
+    root = Path(__file__).parents[2]
+    assert reason == "" and (tmp_path / "log").read_text().splitlines()[-1] == f"{root}:/mine"

@@ -1,0 +1,282 @@
+"""Our LoRA arithmetic against peft's own."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners import lora
+
+from src.model import adapters
+from src.model.adapters import quicken
+from tests import toys  # one thread
+
+INPUTS, OUTPUTS = 64, 48
+
+
+class Small(torch.nn.Module):
+    """One linear layer with a bias and one without, and what should stay as it is."""
+
+    def __init__(self, packed: bool = False) -> None:
+        super().__init__()
+        kind: Any = Linear4bit if packed else torch.nn.Linear
+        more = {"quant_type": "nf4", "compute_dtype": torch.float32} if packed else {}
+        self.first = kind(INPUTS, OUTPUTS, bias=True, **more)
+        self.second = kind(OUTPUTS, INPUTS, bias=False, **more)
+        self.head = torch.nn.Linear(INPUTS, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def adapted(packed: bool = False, dtype: torch.dtype = torch.float32, **values: Any) -> Any:
+    """`Small` with adapters that are not zero, in fp32 whatever the base is; peft's forward passes."""
+    torch.manual_seed(0)
+    base = Small(packed).to(dtype)
+    if packed:
+        base = base.to("cpu")  # which packs
+        base.is_loaded_in_4bit = True  # as transformers tells peft
+        for layer in (base.first, base.second):
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+    settings = {"r": 6, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["first", "second"], **values}
+    model = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.3
+    return model
+
+
+def pair(**values: Any) -> tuple[Any, Any]:
+    """(peft's, ours), equal but for the forward passes."""
+    theirs, ours = adapted(**values), adapted(**values)
+    quicken(ours)
+    assert len(changed(ours)) == 2 and not changed(theirs)
+    return theirs, ours
+
+
+def changed(model: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 5, INPUTS, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def gradients(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of the adapters and of the input, under a loss that weighs the outputs differently."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (out.float() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return {**found, "input": x.grad}
+
+
+def assert_equal(theirs: Any, ours: Any, x: torch.Tensor, rtol: float = 1e-5, seed: int = 3) -> None:
+    """Outputs and gradients, to `rtol` of the largest."""
+    found = []
+    for model in (theirs, ours):
+        torch.manual_seed(seed)
+        found.append({"output": model(x).detach(), **gradients(model, x)})
+    assert found[0].keys() == found[1].keys()
+    assert sum("lora_A" in name for name in found[0]) == sum("lora_B" in name for name in found[0]) == 2
+    for name, expected in found[0].items():
+        value = found[1][name]
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape), name
+        assert expected.abs().max() > 0.01, f"{name}: zeros show nothing"
+        assert (value - expected).abs().max() <= rtol * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
+@pytest.mark.parametrize("r", [1, 6, 8])
+def test_the_same_function_and_gradients(packed: bool, r: int) -> None:
+    theirs, ours = pair(packed=packed, r=r)
+    if packed:
+        assert isinstance(ours.base_model.model.first, lora.Linear4bit)
+        assert ours.base_model.model.first.get_base_layer().weight.dtype == torch.uint8
+    assert_equal(theirs, ours, inputs())
+    with torch.no_grad(), theirs.disable_adapter():
+        assert (theirs(inputs()) - ours(inputs())).abs().max() > 0.1, "adapters that say nothing show nothing"
+
+
+def test_dropout_draws_what_pefts_draws() -> None:
+    theirs, ours = pair(lora_dropout=0.4)
+    assert_equal(theirs.train(), ours.train(), inputs())
+    torch.manual_seed(3)
+    one = ours(inputs())
+    torch.manual_seed(4)
+    assert (ours(inputs()) - one).abs().max() > 0.1
+    assert_equal(theirs.eval(), ours.eval(), inputs())
+    assert torch.equal(ours(inputs()), ours(inputs()))
+
+
+def test_fp32_adapters_on_a_bf16_base_need_no_autocast() -> None:
+    theirs, ours = pair(dtype=torch.bfloat16)
+    assert {one.dtype for name, one in ours.named_parameters() if "lora_" in name} == {torch.float32}
+    exact, _ = pair(dtype=torch.bfloat16)
+    exact = exact.to(torch.float32)  # the same numbers
+    x = inputs(torch.bfloat16)
+    with torch.no_grad():
+        expected = exact(x.float())
+        scale = expected.abs().max()
+        out = ours(x)
+        assert out.dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = theirs(x)
+        assert (out - expected).abs().max() <= 0.02 * scale and (cast - expected).abs().max() <= 0.02 * scale
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = gradients(theirs, x)
+    found, true = gradients(ours, x), gradients(exact, x.float())
+    assert found.keys() == wanted.keys() == true.keys()
+    for name, value in found.items():
+        assert value.dtype == (torch.bfloat16 if name == "input" else torch.float32)
+        for other in (wanted[name], true[name]):
+            assert (value - other).norm() <= 0.03 * other.norm(), name
+
+
+def test_in_bf16_only_the_adapters_product_is_added() -> None:
+    # Against rounding the update away: a scale that is no power of two, folded into B in fp32.
+    _, ours = pair(dtype=torch.bfloat16, lora_alpha=7)
+    x = inputs(torch.bfloat16)
+    layer = ours.base_model.model.first
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    with torch.no_grad():
+        base, out = layer.get_base_layer()(x), layer(x)
+        expected = base + (x @ down.bfloat16().T) @ (up * (7 / 6)).bfloat16().T
+    torch.testing.assert_close(out, expected, atol=0, rtol=0)
+
+
+@pytest.fixture
+def aligned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """The rank is filled up as on a GPU; notes the shapes of what the adapters are multiplied by."""
+    shapes: list[tuple[int, ...]] = []
+    linear = torch.nn.functional.linear
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.append(tuple(weight.shape))
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    yield shapes
+
+
+@pytest.mark.parametrize(("r", "padded"), [(1, 8), (6, 8), (8, 8), (9, 16)])
+def test_an_aligned_rank_changes_nothing(r: int, padded: int, aligned: list[tuple[int, ...]]) -> None:
+    theirs, ours = pair(r=r)
+    with torch.no_grad():
+        aligned.clear()
+        ours.base_model.model.first(inputs())
+    assert aligned == [(OUTPUTS, INPUTS), (padded, INPUTS), (OUTPUTS, padded)]
+    assert_equal(theirs, ours, inputs())
+    for name, parameter in ours.named_parameters():
+        if "lora_" in name:
+            assert r in parameter.shape and (parameter.grad is None or parameter.grad.shape == parameter.shape)
+
+
+def test_disabled_and_merged_adapters() -> None:
+    theirs, ours = pair(lora_dropout=0.4)
+    theirs.eval(), ours.eval()
+    x = inputs()
+    with torch.no_grad():
+        expected = theirs(x)
+        bare = theirs.base_model.model
+        with ours.disable_adapter(), theirs.disable_adapter():
+            torch.testing.assert_close(ours(x), bare(x), atol=0, rtol=0)
+            assert (ours(x) - expected).abs().max() > 0.1
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+        for model in (theirs, ours):
+            model.merge_adapter()
+        torch.testing.assert_close(ours(x), theirs(x), atol=0, rtol=0)
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+        with ours.disable_adapter():  # which takes the merging back
+            assert (ours(x) - expected).abs().max() > 0.1
+        torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
+def test_after_merging_for_good_nothing_of_ours_is_left(packed: bool) -> None:
+    theirs, ours = pair(packed=packed)
+    expected = ours(inputs()).detach()
+    plain = ours.merge_and_unload()
+    assert changed(plain) == [] and not any("lora" in name for name, _ in plain.named_modules())
+    torch.testing.assert_close(plain(inputs()), theirs.merge_and_unload()(inputs()), atol=0, rtol=0)
+    if not packed:  # NF4 rounds the sum
+        torch.testing.assert_close(plain(inputs()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_saved_is_pefts(tmp_path: Path) -> None:
+    theirs, ours = pair()
+    for name, model in (("theirs", theirs), ("ours", ours)):
+        model.save_pretrained(tmp_path / name)
+    one, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != "README.md"}
+        for name in ("theirs", "ours")
+    )
+    assert one == other and "adapter_model.safetensors" in one
+    torch.manual_seed(0)
+    loaded = PeftModel.from_pretrained(Small(), str(tmp_path / "ours"))
+    assert changed(loaded) == []
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs()), ours(inputs()), atol=1e-5, rtol=1e-5)
+        quicken(loaded)
+        assert len(changed(loaded)) == 2
+        torch.testing.assert_close(loaded(inputs()), ours(inputs()), atol=0, rtol=0)
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    _, ours = pair()
+    copied = copy.deepcopy(ours)
+    with torch.no_grad():
+        expected = ours(inputs())
+        for name, parameter in copied.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+        torch.testing.assert_close(ours(inputs()), expected, atol=0, rtol=0)
+        with ours.disable_adapter():
+            torch.testing.assert_close(copied(inputs()), ours(inputs()), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adapted(use_dora=True),
+        lambda: get_peft_model(
+            toys.network("qwen2"), LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)
+        ),
+    ],
+    ids=["dora", "embeddings"],
+)
+def test_other_adapters_stay_pefts(make: Callable[[], Any]) -> None:
+    model = make()
+    quicken(model)
+    assert changed(model) == []
+
+
+def test_several_adapters_stay_pefts() -> None:
+    model = adapted()
+    model.add_adapter("more", LoraConfig(r=4, target_modules=["first"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "more"])
+    quicken(model)
+    assert "base_model.model.first" not in changed(model)
+
+
+def test_a_backbone_with_adapters_says_what_it_said() -> None:
+    for short in ("qwen2", "kogemma"):
+        model = get_peft_model(
+            toys.network(short),
+            LoraConfig(r=6, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+        ).eval()
+        ids = torch.arange(40)[None]
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+            quicken(model)
+            assert len(changed(model)) == 14
+            torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_grid_is_a_gpus() -> None:
+    assert adapters.GRID * 2 == 16, "bytes of a row of bf16"

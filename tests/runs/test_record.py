@@ -1,0 +1,395 @@
+import json
+import math
+import os
+import platform
+import subprocess
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.console.cli import UserError
+from src.runs import record as records
+from src.runs.record import (
+    ItemScores,
+    git_commit,
+    predictions_path,
+    read_record,
+    read_scores,
+    record_path,
+    scores_path,
+    versions,
+    write_json,
+    write_jsonl,
+    write_scores,
+    write_text,
+    write_texts,
+)
+
+ORDERS = tuple("".join(order) for order in permutations("012"))
+
+
+def softmax(row: tuple[float, ...]) -> list[float]:
+    total = sum(math.exp(value) for value in row)
+    return [math.exp(value) / total for value in row]
+
+
+# Scores of an item
+
+
+def test_one_order_is_a_log_softmax() -> None:
+    scores = ItemScores("a", ("012",), ((1.0, 2.0, 4.0),))
+    assert [math.exp(value) for value in scores.logprobs] == pytest.approx(softmax((1.0, 2.0, 4.0)))
+    assert scores.prediction == 2
+    assert scores.margin == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_letters_are_mapped_back_to_the_options_they_showed(order: str) -> None:
+    # Letter B has the highest logit, so the answer is the option that stood under B.
+    scores = ItemScores("a", (order,), ((0.0, 5.0, 1.0),))
+    assert scores.prediction == int(order[1])
+    assert scores.logprobs[int(order[0])] == min(scores.logprobs)
+    assert scores.margin == pytest.approx(4.0)
+
+
+def test_orders_are_averaged_as_log_probabilities() -> None:
+    scores = ItemScores("a", ("012", "201"), ((3.0, 0.0, 1.0), (0.5, 2.0, 0.0)))
+    first, second = softmax((3.0, 0.0, 1.0)), softmax((0.5, 2.0, 0.0))
+    # In order 201 letter A shows option 2, B option 0, C option 1.
+    means = [math.sqrt(first[0] * second[1]), math.sqrt(first[1] * second[2]), math.sqrt(first[2] * second[0])]
+    assert [math.exp(value) for value in scores.logprobs] == pytest.approx([mean / sum(means) for mean in means])
+
+
+def test_a_constant_added_to_the_logits_of_an_order_changes_nothing() -> None:
+    plain = ItemScores("a", ("012", "120"), ((3.0, 0.0, 1.0), (0.5, 2.0, 0.0)))
+    moved = ItemScores("a", ("012", "120"), ((103.0, 100.0, 101.0), (-899.5, -898.0, -900.0)))
+    assert moved.logprobs == pytest.approx(plain.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("orders", "logits", "prediction"),
+    [
+        (("012",), ((2.0, 2.0, 2.0),), 0),
+        (("012",), ((0.1, 0.7, 0.7),), 1),
+        # Whatever stands where, a model that only likes letters has no opinion on options.
+        (ORDERS, ((0.3, 0.1, 1.7),) * 6, 0),
+        # Three numbers whose plain sum depends on their sequence.
+        (("012", "120", "201"), ((0.1, 1.7, 1.7),) * 3, 0),
+    ],
+)
+def test_exact_ties_give_the_first_option_and_margin_zero(
+    orders: tuple[str, ...], logits: tuple[tuple[float, float, float], ...], prediction: int
+) -> None:
+    scores = ItemScores("a", orders, logits)
+    assert scores.prediction == prediction
+    assert scores.margin == 0.0
+
+
+@pytest.mark.parametrize(
+    ("orders", "logits", "words"),
+    [
+        ((), (), "at least one"),
+        (("012", "012"), ((1.0, 2.0, 3.0),) * 2, "different orders"),
+        (("012", "021"), ((1.0, 2.0, 3.0),), "1 rows of logits"),
+        (("011",), ((1.0, 2.0, 3.0),), "allowed: 012"),
+        (("01",), ((1.0, 2.0, 3.0),), "allowed: 012"),
+        (("123",), ((1.0, 2.0, 3.0),), "allowed: 012"),
+        (("012",), ((1.0, math.nan, 3.0),), "bfloat16"),
+        (("012",), ((1.0, math.inf, 3.0),), "bfloat16"),
+        (("012",), ((1.0, 2.0),), "three finite numbers"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(
+    orders: tuple[str, ...], logits: tuple[tuple[float, float, float], ...], words: str
+) -> None:
+    with pytest.raises(UserError, match=f"item made-1: .*{words}"):
+        ItemScores("made-1", orders, logits)
+
+
+# The scores file
+
+
+def rows() -> list[ItemScores]:
+    return [
+        ItemScores("made-1", ("012", "201"), ((3.0, 0.0, 1.0), (0.5, 2.0, 0.0))),
+        ItemScores("문항-2", ("012", "201"), ((-1.25, 7.5, 0.1), (1e-9, 2e5, 0.0))),
+    ]
+
+
+def test_the_file_holds_what_the_reader_wants_to_see(tmp_path: Path) -> None:
+    path = scores_path(tmp_path / "mini", "dev")
+    write_scores(path, rows())
+    first, second = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    assert list(first) == ["id", "orders", "logits", "logprobs", "prediction", "margin"]
+    assert first["id"] == "made-1"
+    assert first["orders"] == ["012", "201"]
+    assert first["logits"] == [[3.0, 0.0, 1.0], [0.5, 2.0, 0.0]]
+    assert sum(map(math.exp, first["logprobs"])) == pytest.approx(1)
+    assert first["prediction"] == "inference_1"
+    assert first["margin"] == rows()[0].margin
+    assert "문항-2" in path.read_text("utf-8")
+    assert second["id"] == "문항-2"
+    assert read_scores(path) == rows()
+
+
+finite = st.floats(-1e4, 1e4, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="utf-8")), st.lists(st.sampled_from(ORDERS), min_size=1, unique=True)),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda row: row[0],
+    ),
+    st.data(),
+)
+def test_any_scores_survive_the_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[str, list[str]]], data: st.DataObject
+) -> None:
+    written = [
+        ItemScores(item, tuple(orders), tuple(data.draw(st.tuples(finite, finite, finite)) for _ in orders))
+        for item, orders in drawn
+    ]
+    path = tmp_path_factory.getbasetemp() / "scores_round.jsonl"
+    write_scores(path, written)
+    assert read_scores(path) == written
+
+
+@pytest.mark.parametrize("rows_twice", [[], rows()[:1] * 2], ids=["none", "twice"])
+def test_scores_are_written_of_at_least_one_item_each_once(tmp_path: Path, rows_twice: list[ItemScores]) -> None:
+    with pytest.raises(AssertionError):
+        write_scores(tmp_path / "scores_dev.jsonl", rows_twice)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_cut_at_any_byte_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    write_scores(path, rows())
+    whole = path.read_bytes()
+    last_line = whole.rindex(b"\n", 0, -1) + 1
+    for end in [0, *range(last_line + 1, len(whole))]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="is damaged") as caught:
+            read_scores(path)
+    assert f"python -m run.test --model_id {tmp_path} --split dev" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"logits": [[3.0', '"logits": [[3.5', "do not follow"),
+        ('"prediction": "inference_1"', '"prediction": "inference_2"', "prediction 'inference_2' does not follow"),
+        ('"prediction": "inference_1"', '"prediction": 0', "prediction 0 does not follow"),
+        ('"margin": ', '"margin": 1', "do not follow"),
+        ('"logprobs": [', '"logprobs": [-0.1, ', "do not follow"),
+        ('"orders": ["012", "201"]', '"orders": ["012", "210"]', "do not follow"),
+        ('"orders": ["012", "201"]', '"orders": ["012"]', "rows of logits"),
+        ('"orders": ["012", "201"]', '"orders": [12, 201]', "line 1"),
+        ('"logits": [[3.0', '"logits": [[NaN', "finite"),
+        ('"logits": [[3.0, ', '"logits": [[', "line 1"),
+        ('"logits": ', '"letters": ', "no key 'logits'"),
+        ('"id": "made-1"', '"id": 1', "line 1"),
+        ('"id": "made-1"', '"id": "문항-2"', "line 2: item 문항-2 has a line already"),
+        ('{"id": "made-1"', '\n{"id": "made-1"', "line 1"),
+        ('{"id": "made-1"', '[1]\n{"id": "made-1"', "not the scores of an item"),
+    ],
+)
+def test_a_file_that_was_changed_is_damaged(tmp_path: Path, old: str, new: str, words: str) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    write_scores(path, rows())
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    with pytest.raises(UserError, match="is damaged") as caught:
+        read_scores(path)
+    assert words in str(caught.value)
+    assert "Score it again" in str(caught.value)
+
+
+def test_the_last_digits_may_differ_between_machines(tmp_path: Path) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    write_scores(path, rows())
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["logprobs"] = [value * (1 + 1e-12) for value in line["logprobs"]]
+    write_jsonl(path, lines)
+    assert read_scores(path) == rows()
+
+
+def test_missing_or_foreign_scores_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scores_test.jsonl: no such file. Score it again: python -m run.test"):
+        read_scores(scores_path(tmp_path, "test"))
+    (tmp_path / "scores_test.jsonl").write_bytes("점수".encode("cp949"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_scores(scores_path(tmp_path, "test"))
+
+
+# Writing
+
+
+def test_text_is_written_as_it_is_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "글.txt"
+    write_text(path, "한글\r\n둘\n")
+    assert path.read_bytes() == "한글\r\n둘\n".encode()
+    write_text(str(path), "다시")
+    assert path.read_text("utf-8") == "다시"
+    assert [entry.name for entry in path.parent.iterdir()] == ["글.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_texts({first: "old", second: "old"})
+
+    synced = []
+
+    def disk_full(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", disk_full)
+    with pytest.raises(UserError, match="second cannot be written: No space left"):
+        write_texts({first: "new", second: "new"})
+    assert first.read_text() == second.read_text() == "old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "run"
+    with records.alone_in(folder):
+        with pytest.raises(UserError, match="run is being trained by another process"), records.alone_in(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists(), "nothing came to be in it"
+    with records.alone_in(folder):
+        write_text(folder / "record.json", "{}")
+    assert folder.is_dir()
+    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), records.alone_in(folder / "record.json"):
+        pass
+
+
+def test_nobody_sees_a_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    write_text(path, "old")
+    seen = []
+    monkeypatch.setattr(records.os, "fsync", lambda descriptor: seen.append(path.read_text()))
+    write_text(path, "new")
+    assert seen == ["old"]
+    assert path.read_text() == "new"
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_text(tmp_path / "ours", "x")
+    (tmp_path / "theirs").write_text("x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_json_has_no_nan_and_paths_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, {"loss": [1.5, math.nan, -math.inf], "path": Path("a/b"), "이름": ("가", 1, None, True)})
+    assert json.loads(path.read_text("utf-8"), parse_constant=pytest.fail) == {
+        "loss": [1.5, None, None],
+        "path": "a/b",
+        "이름": ["가", 1, None, True],
+    }
+    assert "이름" in path.read_text("utf-8")
+    assert path.read_text("utf-8").endswith("}\n")
+    write_jsonl(path, [{"loss": math.nan}, {}])
+    assert path.read_text("utf-8") == '{"loss": null}\n{}\n'
+    with pytest.raises(TypeError):
+        write_json(path, {"tensor": object()})
+
+
+# The record
+
+
+def test_paths_of_a_run() -> None:
+    assert scores_path("runs/mini", "dev") == Path("runs/mini/scores_dev.jsonl")
+    assert predictions_path("runs/mini", "test") == Path("runs/mini/predictions_test.json")
+    assert record_path("runs/mini") == Path("runs/mini/record.json")
+
+
+def test_a_record_is_read_back(tmp_path: Path) -> None:
+    write_json(record_path(tmp_path), {"run": "mini", "seconds": 1.5})
+    assert read_record(tmp_path) == {"run": "mini", "seconds": 1.5}
+
+
+def test_a_run_without_record_is_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "mini-bllossom").mkdir()
+    with pytest.raises(UserError, match=r"mini-bllossom is not finished: it has no record.json"):
+        read_record(tmp_path / "mini-bllossom")
+    with pytest.raises(UserError, match=r"no such run; runs there: mini-bllossom. Did you mean 'mini-bllossom'\?"):
+        read_record(tmp_path / "mini-blossom")
+    with pytest.raises(UserError, match=r"there are no runs there"):
+        read_record(tmp_path / "nowhere" / "mini")
+
+
+@pytest.mark.parametrize("text", ["", '{"run": ', "[]", "null"])
+def test_a_damaged_record_is_not_a_record(tmp_path: Path, text: str) -> None:
+    record_path(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=r"record.json is damaged"):
+        read_record(tmp_path)
+
+
+def test_versions_are_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PACKAGES", ("pytest", "no-such-package"))
+    assert versions() == {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "pytest": pytest.__version__,
+    }
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in which src/runs/record.py seems to lie."""
+    for variable in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "records.py").write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "src" / "runs" / "record.py"))
+    return tmp_path
+
+
+def test_the_commit_says_when_files_differ_from_it(repository: Path) -> None:
+    head = subprocess.run(
+        ["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert git_commit() == head
+    (repository / "src" / "records.py").write_text("2")
+    assert git_commit() == f"{head}-dirty"
+
+
+def test_there_is_no_commit_without_a_repository_of_our_own(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = repository / "unpacked" / "src"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(records, "__file__", str(inner / "runs" / "record.py"))
+    assert git_commit() is None
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"splits": []}', "splits is no object"),
+        ('{"splits": {"dev": 1}}', "splits: dev is no object"),
+        ('{"recipe": "polar"}', "recipe is no object"),
+        ('{"splits": {"dev": {"accuracy": "high"}}}', "splits: dev: accuracy is 'high'"),
+        ('{"splits_6orders": {"dev": {"correct": 9, "items": 4}}}', "splits_6orders: dev: 9 of 4 items are right"),
+    ],
+)
+def test_a_record_of_another_shape_is_damaged(tmp_path: Path, text: str, words: str) -> None:
+    record_path(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=f"record.json is damaged: {words}"):
+        read_record(tmp_path)

@@ -1,0 +1,145 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from src.data import CATEGORIES, Item, parse_items
+from src.worth.metrics import Share, chance_range, compare_pairs, evaluate, floor_answers, holm, mcnemar, wilson
+from tests.conftest import make_item
+
+
+def made_items(*changes: dict[str, str]) -> list[Item]:
+    items, problems = parse_items(
+        json.dumps([make_item(number, **change) for number, change in enumerate(changes)]).encode(), "made"
+    )
+    assert not problems
+    return items
+
+
+# Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_published_values(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_confidence_widens() -> None:
+    low, high = wilson(30, 40)
+    lower, higher = wilson(30, 40, confidence=0.99)
+    assert 0 < lower < low < 0.75 < high < higher < 1
+
+
+def test_chance_range_covers_95_percent_of_guessers() -> None:
+    for total in (9, 150, 605):
+        low, high = (round(share * total) for share in chance_range(total))
+        probability = [math.comb(total, k) * 2 ** (total - k) / 3**total for k in range(total + 1)]
+        assert sum(probability[low : high + 1]) >= 0.95
+        assert sum(probability[:low]) <= 0.025 < sum(probability[: low + 1])
+        assert sum(probability[high + 1 :]) <= 0.025 < sum(probability[high:])
+
+
+def test_evaluate_by_hand() -> None:
+    # Labels go 0 1 2 0 1 2.
+    items = made_items(*[{"category": category} for category in ("원인", "원인", "원인", "원인", "반응", "반응")])
+    result = evaluate(items, [0, 1, 2, 1, 1, 0])
+
+    assert (result.items, result.correct, result.accuracy) == (6, 4, 4 / 6)
+    assert result.interval == wilson(4, 6)
+    assert result.per_category == {"원인": Share(3, 4, 0.75, wilson(3, 4)), "반응": Share(1, 2, 0.5, wilson(1, 2))}
+    assert result.category_balanced == 0.625
+    assert result.confusion == ((1, 1, 0), (0, 2, 0), (1, 0, 1))
+    assert {label: share[:2] for label, share in result.per_label.items()} == {0: (1, 2), 1: (2, 2), 2: (1, 2)}
+    assert result.missed == [items[3].id, items[5].id]
+
+
+def test_evaluate_leaves_out_what_does_not_occur() -> None:
+    items = made_items({"output": "inference_2"}, {"output": "inference_2", "category": "동기"})
+    result = evaluate(items, [1, 0])
+    assert list(result.per_label) == [1]
+    assert list(result.per_category) == [category for category in CATEGORIES if category in ("원인", "동기")]
+    assert result.confusion == ((0, 0, 0), (1, 1, 0), (0, 0, 0))
+
+
+def test_evaluate_wants_labels_and_equal_lengths() -> None:
+    with pytest.raises(AssertionError, match="label"):
+        evaluate(made_items({}, {"output": ""}), [0, 0])
+    with pytest.raises(AssertionError):
+        evaluate(made_items({}, {}), [0])
+    with pytest.raises(AssertionError):
+        evaluate([], [])
+
+
+def test_as_json_survives_json() -> None:
+    result = evaluate(made_items({}, {}, {}), [0, 0, 2]).as_json()
+    again = json.loads(json.dumps(result))
+    assert again["per_label"]["inference_2"] == {"correct": 0, "total": 1, "accuracy": 0.0, "interval": [*wilson(0, 1)]}
+    assert again["per_category"]["원인"]["accuracy"] == 1.0
+    assert again["confusion"] == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+
+
+def test_floor_answers() -> None:
+    options = {
+        "inference_1": "비가 온다.",
+        "inference_2": "그는 우산을 들고 집을 나섰다.",
+        "inference_3": "그는 우산을 샀다.  ",
+    }
+    (item,) = made_items(options)
+    assert floor_answers([item]) == {"longest option": [1], "shortest option": [0], "most alike option": [2]}
+    # Of equal options the first.
+    (item,) = made_items({"inference_1": "가나", "inference_2": "다라", "inference_3": "마바"})
+    assert floor_answers([item]) == {"longest option": [0], "shortest option": [0], "most alike option": [0]}
+    # A single character has no pair of neighbours.
+    (item,) = made_items({"inference_1": "가", "inference_2": "나", "inference_3": "나다"})
+    assert floor_answers([item])["shortest option"] == [0]
+
+
+def test_imports_are_light() -> None:
+    heavy = "import sys, src.worth.metrics, src.vote.voting, src.vote.ballots; "
+    heavy += "print({'torch', 'transformers', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_holm_corrects_the_smallest_most() -> None:
+    # Holm, Scandinavian Journal of Statistics 6 (1979): p times the tests left, never below an earlier one.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([0.02]) == [0.02]
+
+
+def test_pairs_are_told_apart_by_the_items_that_one_alone_gets_right() -> None:
+    """Intervals that overlap: 60 to 50 of 100 items, each with a 95 % interval of some ten points to either side."""
+    right = {
+        "worse": [True] * 50 + [False] * 50,
+        "better": [True] * 60 + [False] * 40,
+        "other": [False] * 45 + [True] * 55,
+    }
+    assert wilson(50, 100)[1] > wilson(60, 100)[0]
+    pairs = compare_pairs(right)
+    assert [(pair.one, pair.other, pair.only_one, pair.only_other) for pair in pairs] == [
+        ("better", "other", 45, 40),
+        ("better", "worse", 10, 0),
+        ("other", "worse", 50, 45),
+    ]
+    assert [pair.p for pair in pairs] == [mcnemar(45, 40), mcnemar(10, 0), mcnemar(50, 45)]
+    assert [pair.corrected_p for pair in pairs] == holm([pair.p for pair in pairs])
+    assert [pair.better for pair in pairs] == [None, "better", None]
+    assert pairs[1].difference == pytest.approx(0.1)
+
+
+def test_pairs_with_one_answer_are_corrected_for_those_alone() -> None:
+    right = {"a": [True] * 8 + [False] * 2, "b": [False] * 8 + [True] * 2, "c": [True] * 10}
+    (first, second) = compare_pairs(right, against="b")
+    assert {first.one, first.other, second.one, second.other} == {"a", "b", "c"}
+    assert first.other == second.other == "b" and second.p == mcnemar(8, 2)
+    assert [first.corrected_p, second.corrected_p] == holm([first.p, second.p])
+    assert compare_pairs({"a": [True]}) == []
+
+
+def test_equal_answers_are_not_told_apart() -> None:
+    (pair,) = compare_pairs({"a": [True, False], "b": [True, False]})
+    assert (pair.p, pair.corrected_p, pair.better, pair.difference) == (1.0, 1.0, None, 0.0)
