@@ -1,0 +1,186 @@
+"""The task: its categories, its options and their letters, from `resource/task.yaml` or another file like it.
+
+A process works on one task. `current` is the one place that knows which; a command's `--task FILE` changes it.
+"""
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.console.cli import Parser, UserError, nearest
+from src.console.start import find, ours
+from src.files.yaml_files import load_yaml
+
+FILE = ours("resource/task.yaml")
+MOST_OPTIONS = 9
+"""An order is written with a digit for each option."""
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Official:
+    """What is known of a task's official corpus.
+
+    items         how many each split has
+    turns, words  mean and standard deviation per item of the train split, as published; None where nothing was
+    """
+
+    items: Mapping[str, int] = field(default_factory=dict)
+    turns: tuple[float, float] | None = None
+    words: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all items of a task have in common.
+
+    categories  what an item may ask for
+    options     the keys of an item's options in the files, which are also the values of its `output`
+    letters     what each option is called in the prompt, in the order of `options`
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    options: tuple[str, ...]
+    letters: tuple[str, ...]
+    official: Official = Official()
+
+    @property
+    def file_order(self) -> str:
+        """The order that shows the options as the file has them: "012" for three."""
+        return "".join(map(str, range(len(self.options))))
+
+    @functools.cached_property
+    def all_orders(self) -> tuple[str, ...]:
+        """Every order of the options, ascending, so that the first one is `file_order`."""
+        return tuple(map("".join, itertools.permutations(self.file_order)))
+
+    def orders(self, count: int) -> tuple[str, ...]:
+        """`count` orders to average over, the file's own first.
+
+        One, all, or a multiple of the number of options: then each option stands equally often under each letter.
+        Such a sample is made of rotations of some orders, drawn with a fixed seed. UserError for any other count.
+        """
+        number, most = len(self.options), math.factorial(len(self.options))
+        if count not in (1, most) and (count % number or not 0 < count < most):
+            some = ", ".join(map(str, [1, *range(number, most, number)][:6]))
+            raise UserError(f"--orders: found {count}, allowed for {number} options: {some} … up to {most}.")
+        if count == 1:
+            return (self.file_order,)
+        if count == most:
+            return self.all_orders
+        # Each rotation class is a Latin square: the orders that begin with option 0 stand for them.
+        first, *others = (order for order in self.all_orders if order[0] == self.file_order[0])
+        chosen = [first, *random.Random(0).sample(others, count // number - 1)]
+        return tuple(order[turn:] + order[:turn] for order in chosen for turn in range(number))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of all that decides an answer: what is known of the official corpus is left out."""
+        told = {key: value for key, value in asdict(self).items() if key != "official"}
+        return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()
+
+
+def load_task(path: Path) -> Task:
+    """The task in a YAML file. UserError names all that is wrong with it at once."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a task: {error}.") from error
+    raw = load_yaml(text, str(path))
+    known = ("name", "categories", "options", "letters", "official")
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a task is a mapping with {', '.join(known[:-1])}; found {type(raw).__name__}.")
+    problems = [f"unknown key {key!r}.{nearest(str(key), known)}" for key in raw if key not in known]
+    problems += [f"{key!r} is missing" for key in known[:-1] if key not in raw]
+    if "name" in raw and not _is_text(raw["name"]):
+        problems.append(f"name: found {raw['name']!r}, allowed: text")
+    for key in ("categories", "options", "letters"):
+        values = raw.get(key, [])
+        if not isinstance(values, list) or not all(map(_is_text, values)) or len(set(values)) < len(values):
+            problems.append(f"{key}: found {values!r}, allowed: a list of different texts")
+    if not problems:
+        problems += _misfits(raw)
+    problems += _official_problems(raw.get("official", {}))
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems) + f". See {FILE}.")
+    official = raw.get("official", {})
+    spans = {key: (float(official[key][0]), float(official[key][1])) for key in ("turns", "words") if key in official}
+    known_of_it = Official(dict(official.get("items", {})), spans.get("turns"), spans.get("words"))
+    categories, options, letters = (tuple(raw[key]) for key in ("categories", "options", "letters"))
+    return Task(raw["name"], categories, options, letters, known_of_it)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _misfits(raw: Mapping[str, Any]) -> list[str]:
+    """What does not fit together in lists that are sound by themselves."""
+    problems = []
+    if not raw["categories"]:
+        problems.append("categories: found none, allowed: one or more")
+    if not 2 <= len(raw["options"]) <= MOST_OPTIONS:
+        problems.append(f"options: found {len(raw['options'])}, allowed: 2 to {MOST_OPTIONS}")
+    if len(raw["letters"]) != len(raw["options"]):
+        problems.append(f"letters: found {len(raw['letters'])}, allowed: one for each of {len(raw['options'])} options")
+    if any(len(letter) != 1 for letter in raw["letters"]):
+        problems.append(f"letters: found {raw['letters']!r}, allowed: single characters")
+    return problems
+
+
+def _official_problems(official: Any) -> list[str]:
+    if not isinstance(official, dict):
+        return [f"official: found {official!r}, allowed: a mapping with items, turns and words"]
+    problems = [f"official: unknown key {key!r}" for key in official if key not in ("items", "turns", "words")]
+    items = official.get("items", {})
+    if not isinstance(items, dict) or not all(
+        split in SPLITS and type(count) is int and count > 0 for split, count in items.items()
+    ):
+        problems.append(f"official.items: found {items!r}, allowed: a count for some of {', '.join(SPLITS)}")
+    for key in ("turns", "words"):
+        span = official.get(key, [0, 0])
+        if not isinstance(span, list) or len(span) != 2 or not all(type(one) in (int, float) for one in span):
+            problems.append(f"official.{key}: found {span!r}, allowed: a mean and a standard deviation")
+    return problems
+
+
+_chosen: Task | None = None
+
+
+def current() -> Task:
+    """The task that this process works on: the one of `--task`, else that of `resource/task.yaml`."""
+    global _chosen
+    if _chosen is None:
+        _chosen = load_task(FILE)
+    return _chosen
+
+
+def use(task: Task | None) -> None:
+    """From here on `task` is the current one; None stands for that of `resource/task.yaml`."""
+    global _chosen
+    _chosen = task
+
+
+def add_flag(parser: Parser) -> None:
+    """`--task FILE`, which takes effect as soon as it is read."""
+    parser.add_argument(
+        "--task", type=_from_flag, metavar="FILE", help=f"categories, options and letters (default: {FILE})"
+    )
+
+
+def _from_flag(text: str) -> Path:
+    path = Path(find(text))
+    try:
+        use(load_task(path))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
