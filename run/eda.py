@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{notebooks.HOME}: nothing but the sample corpus")
         return 1 if found else 0
     if args.strip:
-        from src.runs.record import write_text
+        from src.files.writing import write_text
 
         for path in chosen.values():
             write_text(path, notebooks.text_of(notebooks.stripped(notebooks.read(path))))
@@ -102,7 +102,7 @@ def run(path: Path, data: Path | str, out: Path) -> Any:
 def write(notebook: Any, pictures: list[Path], folder: Path, name: str, page: bool) -> None:
     """Notebook and pictures, and a page for the browser; pictures that the notebook no longer draws are removed."""
     from src.eda import notebooks
-    from src.runs.record import write_text
+    from src.files.writing import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{folder.name}_*.png"):

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
+from src.files import writing
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         show_missed(console, missed_rows(items, answers[name]), args.missed)
     if args.json:
         chance = {"accuracy": 1 / len(OUTPUTS), "range": chance_range(len(items))}
-        records.write_json(
+        writing.write_json(
             args.json,
             {
                 "data": {"path": data, "sha256": sha256(data), "items": len(items)},

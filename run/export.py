@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import SPLITS, Item, load_items, sha256
+from src.files import writing
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.runs.samples import as_csv, as_jsonl, sample_row
+from src.score import item_scores
 from src.vote.ballots import read_sources, run_folder, scored_orders
 
 
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             lines.append(line_of(found, data, record, split))
     print("\n".join(lines))
     files = {args.out / "items.jsonl": as_jsonl(rows), args.out / "items.csv": as_csv(rows)}
-    records.write_texts(files)
+    writing.write_texts(files)
     print(f"written: {', '.join(map(str, files))}: {len(rows)} lines")
 
 
@@ -80,7 +82,7 @@ def rows_of(
         return [sample_row(run, split, item, None, answers[item.id], prompt) for item in items]
     orders = args.orders or min(scored)
     file = scored[orders]
-    scores = {row.id: row for row in records.read_scores(file)}
+    scores = {row.id: row for row in item_scores.read_scores(file)}
     kept = [item for item in items if item.id in scores]  # a run with --limit was scored on some of them
     if len(kept) < len(scores):
         unknown = next(iter(scores.keys() - {item.id for item in items}))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, nearest, new_folder, run_main
 from src.console.start import ours
 from src.data import SPLITS, dump_items, split_path
-from src.runs.record import write_text, write_texts
+from src.files.writing import write_text, write_texts
 
 
 def make_parser() -> Parser:

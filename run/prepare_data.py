@@ -32,10 +32,10 @@ from src.data import (
     read_items,
     split_path,
 )
+from src.files.writing import write_texts
 from src.items.json_files import read_json, same
 from src.items.oddities import Oddity, oddity_lines
 from src.prepare.archives import Candidate, Found, find
-from src.runs.record import write_texts
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, announced, new_file, run_main
 from src.console.start import ours
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
+from src.files.writing import write_json
 from src.model.recipes import backbones, make_recipe, template_text
 from src.plan import lengths
 from src.prompt.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import find_run, orders_words, write_json
+from src.runs.record import find_run, orders_words
 from src.worth.metrics import evaluate, mcnemar
 
 SAMPLE = ours("resource/data/sample.json")

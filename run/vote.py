@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
+from src.files import writing
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.vote.ballots import (
@@ -101,9 +102,9 @@ def main(argv: list[str] | None = None) -> None:
     result |= {"pairs": [{"runs": pair, "agreement": share} for pair, share in alike.pairs.items()]}
     result |= {"decided_by": Counter(verdict.decided_by for verdict in verdicts)}
     result |= {"versions": records.versions(), "git_commit": records.git_commit()}
-    records.write_text(predicted, dump_items(predictions(items, answers)))
-    records.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
-    records.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
+    writing.write_text(predicted, dump_items(predictions(items, answers)))
+    writing.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
+    writing.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
 
     # Said once it is safe: whoever reads the output may go away
     console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")

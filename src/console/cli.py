@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from src.console import environment
+from src.console.other_names import hint
 from src.console.start import find
 from src.console.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
-from src.console.other_names import hint
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

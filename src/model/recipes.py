@@ -17,10 +17,10 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from src.console.cli import UserError, nearest
+from src.console.other_names import hint
 from src.console.start import find, ours
 from src.data import CATEGORIES
 from src.files.yaml_files import load_yaml
-from src.console.other_names import hint
 
 BACKBONES = ours("resource/backbones.yaml")
 RECIPES = ours("resource/recipes")

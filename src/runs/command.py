@@ -5,10 +5,11 @@ from pathlib import Path
 from src.console.cli import Parser, UserError, announced, new_folder
 from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
+from src.files.writing import lock_folder
 from src.model import hub
 from src.model.recipes import add_flags, read_recipe
 from src.runs.inputs import gather, refuse_bare_name
-from src.runs.record import RESULTS, alone_in, began_with
+from src.runs.record import RESULTS, began_with
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -51,7 +52,7 @@ def train(
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
     refuse_bare_name(recipe.model_id)
-    with alone_in(folder):
+    with lock_folder(folder):
         gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
         hub.check_there(recipe, began_with(folder))
         for split in ("train", "dev", *arguments.score):

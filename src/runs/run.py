@@ -14,6 +14,7 @@ from src import data
 from src.console import progress
 from src.console.cli import UserError
 from src.data import DATA, Item
+from src.files import writing
 from src.model import hub
 from src.model import load as models
 from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
@@ -23,7 +24,8 @@ from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.runs import record as records
 from src.runs.inputs import INPUTS, RECIPE, gather, read_run
-from src.runs.record import ItemScores
+from src.score import item_scores
+from src.score.item_scores import ItemScores
 from src.score.letters import announce, how_read, score
 from src.score.reasoning import Chain, Sampling, reason, summary
 from src.train.trainer import fine_tune
@@ -64,8 +66,8 @@ def train_run(
     facts = _facts(pinned, encoder, data_folder)
     _refuse_other_text(folder, facts["template"], before)
     _print_notes(encoder, [items for items, _ in given.splits.values()])
-    records.write_json(folder / INPUTS, {**given.hashes, **hub.commits(pinned), "template": facts["template"]})
-    records.write_text(folder / RECIPE, recipe.dump())
+    writing.write_json(folder / INPUTS, {**given.hashes, **hub.commits(pinned), "template": facts["template"]})
+    writing.write_text(folder / RECIPE, recipe.dump())
     outcome = fine_tune(pinned, encoder, given.train, given.dev, folder, device)
     gc.collect()
     if device.type == "cuda":
@@ -86,7 +88,7 @@ def train_run(
         items, data_record = given.splits[split]
         score_run(folder, record, split, items, data_record, encoder, network)
         record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
-        records.write_json(records.record_path(folder), record)
+        writing.write_json(records.record_path(folder), record)
     return record
 
 
@@ -214,16 +216,16 @@ def score_run(
         assert encoder.reasoning
         with progress.stage(f"reason {split}", len(examples) * sampling.samples) as bar:
             rows, chains = reason(network, encoder, items, orders, sampling, bar.update)
-        records.write_jsonl(records.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
+        writing.write_jsonl(records.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split}", len(examples)) as bar:
             share = Recipe(**record["recipe"]).share_prefixes
             rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update, share=share)
     answers = [row.prediction for row in rows]
     _make_way(folder, record, split, len(orders))
-    records.write_scores(records.scores_path(folder, split, len(orders)), rows)
+    item_scores.write_scores(records.scores_path(folder, split, len(orders)), rows)
     predicted = data.dump_items(data.predictions(items, answers))
-    records.write_text(records.predictions_path(folder, split, len(orders)), predicted)
+    writing.write_text(records.predictions_path(folder, split, len(orders)), predicted)
     result = {
         "items": len(items),
         "orders": len(orders),

@@ -9,7 +9,7 @@ from typing import Any
 
 from src.data import OUTPUTS, Item
 from src.prompt.prompts import LETTERS
-from src.runs.record import ItemScores
+from src.score.item_scores import ItemScores
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a text that begins so for a formula."""

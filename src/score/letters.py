@@ -10,7 +10,7 @@ import torch
 
 from src.model.shapes import Shape
 from src.prompt.encode import Example
-from src.runs.record import ItemScores
+from src.score.item_scores import ItemScores
 from src.train.guard import allowed, gap, rounding
 from src.tree import compiler
 from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slower

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from src.console.cli import UserError
 from src.data import Item
 from src.prompt.encode import Encoder
-from src.runs.record import ItemScores
+from src.score.item_scores import ItemScores
 from src.score.letters import score
 from src.tree.layouts import free_bytes
 from src.tree.rows import usually

@@ -326,8 +326,8 @@ class Batch:
     """Some dialogues with all their questions, each dialogue a tree.
 
     `ids`, `depth` and `end` are (dialogues, tokens), see src/tree/prefix.py. The marks' truths: `letters` and `text`
-    the next token, `tokens` 1.0 where a token of an option also comes before the options, `options` 1.0 at the end of the right
-    option.
+    the next token, `tokens` 1.0 where a token of an option also comes before the options, `options` 1.0 at the end of
+    the right option.
     """
 
     ids: torch.Tensor

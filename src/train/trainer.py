@@ -33,7 +33,8 @@ from src.model import shapes
 from src.model.recipes import ORPO, Recipe
 from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
-from src.runs.record import CHECKPOINTS, ItemScores, counted
+from src.runs.record import CHECKPOINTS, counted
+from src.score.item_scores import ItemScores
 from src.score.letters import score
 from src.train import orpo as preference
 from src.train.guard import CHECKPOINTING, guarded, one_by_one

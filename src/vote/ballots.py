@@ -9,16 +9,8 @@ from typing import Any
 from src.console.cli import UserError
 from src.data import Item, load_items, sha256
 from src.prompt.prompts import ORDERS
-from src.runs.record import (
-    ItemScores,
-    orders_words,
-    predictions_path,
-    read_record,
-    read_scores,
-    record_path,
-    results_key,
-    scores_path,
-)
+from src.runs.record import orders_words, predictions_path, read_record, record_path, results_key, scores_path
+from src.score.item_scores import ItemScores, read_scores
 from src.vote.voting import IDS_SHOWN, Ballot, id_problem
 
 

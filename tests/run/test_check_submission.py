@@ -7,7 +7,7 @@ import pytest
 from run import check_submission
 from run.check_submission import main
 from src.console.cli import UserError
-from src.runs.record import write_json
+from src.files.writing import write_json
 from tests.made_runs import make_predictions, make_split
 
 

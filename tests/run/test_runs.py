@@ -4,7 +4,7 @@ import pytest
 
 from run.runs import main
 from src.console.cli import UserError
-from src.runs.record import write_json
+from src.files.writing import write_json
 from tests.made_runs import make_run, make_split
 
 NAMES = ("a-run-with-a-rather-long-name-of-its-own", "short")

@@ -11,9 +11,11 @@ from run.test import find_run, main
 from run.train import main as train
 from src.console.cli import UserError, run_main
 from src.data import dump_items
+from src.files.writing import write_json
 from src.prompt.prompts import ORDERS
 from src.runs import record as records
-from src.runs.record import read_record, read_scores, write_json
+from src.runs.record import read_record
+from src.score.item_scores import read_scores
 from tests.conftest import make_item, odd_items
 from tests.made_runs import make_split
 

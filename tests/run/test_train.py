@@ -17,8 +17,10 @@ from run.train import main
 from run.train_base import main as main_base
 from src.console.cli import UserError, run_main
 from src.data import load_items, sha256
+from src.files.writing import lock_folder
 from src.model.recipes import load_recipe
-from src.runs.record import alone_in, read_record, read_scores
+from src.runs.record import read_record
+from src.score.item_scores import read_scores
 from src.train import trainer
 from tests.conftest import odd_items
 from tests.made_runs import make_split
@@ -300,7 +302,7 @@ def test_mistakes_end_in_one_message(place: Path, backbone_folder: Folder, capsy
     assert "no chat template" in fails(capsys, arguments(place, backbone_folder("polar")))
     assert f"there is no folder {place / 'nowhere'}." in fails(capsys, arguments(place, place / "nowhere"))
     busy = arguments(place, model, "--method", "lora")
-    with alone_in(place / "run"):
+    with lock_folder(place / "run"):
         assert "run is being trained by another process" in fails(capsys, busy)
     where = busy.index("--data") + 1
     busy[where] = str(place / "short.yaml")

@@ -10,7 +10,8 @@ import pytest
 from run.vote import main
 from src.console.cli import UserError
 from src.data import load_items, sha256
-from src.runs.record import read_record, record_path, write_json
+from src.files.writing import write_json
+from src.runs.record import read_record, record_path
 from src.vote.voting import RULE
 from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 

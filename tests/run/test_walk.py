@@ -16,7 +16,8 @@ import yaml
 from src.console.cli import run_main
 from src.data import dump_items, load_items
 from src.prompt.prompts import load_prompt
-from src.runs.record import read_record, read_scores
+from src.runs.record import read_record
+from src.score.item_scores import read_scores
 from tests.made_endpoint import Server, completion
 from tests.official_shape import SMALL, official_splits, write_official_zip
 

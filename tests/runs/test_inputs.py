@@ -7,6 +7,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import load_items, sha256, split_path
+from src.files.writing import lock_folder, write_json, write_text
 from src.model.recipes import make_recipe
 from src.runs import inputs
 from src.runs.inputs import (
@@ -19,7 +20,7 @@ from src.runs.inputs import (
     refuse_bare_name,
     sample_items,
 )
-from src.runs.record import alone_in, read_record, record_path, write_json, write_text
+from src.runs.record import read_record, record_path
 from tests.made_runs import make_run, make_split, name_data
 
 SCORABLE = {
@@ -96,7 +97,7 @@ def test_what_is_wrong_is_said_before_torch_is_imported(place: Path) -> None:
         f"for module, flags in {calls!r}:\n"
         "    print(run_main(lambda: importlib.import_module(module).main(flags)), 'torch' in sys.modules, flush=True)\n"
     )
-    with alone_in(place / "busy"):
+    with lock_folder(place / "busy"):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["2 False"] * len(REFUSED), done.stderr
     said = done.stderr.split("error: ")[1:]

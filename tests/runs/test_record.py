@@ -11,22 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.console.cli import UserError
+from src.files import writing
+from src.files.writing import write_json, write_jsonl, write_text, write_texts
 from src.runs import record as records
-from src.runs.record import (
-    ItemScores,
-    git_commit,
-    predictions_path,
-    read_record,
-    read_scores,
-    record_path,
-    scores_path,
-    versions,
-    write_json,
-    write_jsonl,
-    write_scores,
-    write_text,
-    write_texts,
-)
+from src.runs.record import git_commit, predictions_path, read_record, record_path, scores_path, versions
+from src.score.item_scores import ItemScores, read_scores, write_scores
 
 ORDERS = tuple("".join(order) for order in permutations("012"))
 
@@ -263,15 +252,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "run"
-    with records.alone_in(folder):
-        with pytest.raises(UserError, match="run is being trained by another process"), records.alone_in(folder):
+    with writing.lock_folder(folder):
+        with pytest.raises(UserError, match="run is being trained by another process"), writing.lock_folder(folder):
             pass
         assert folder.is_dir()
     assert not folder.exists(), "nothing came to be in it"
-    with records.alone_in(folder):
+    with writing.lock_folder(folder):
         write_text(folder / "record.json", "{}")
     assert folder.is_dir()
-    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), records.alone_in(folder / "record.json"):
+    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), writing.lock_folder(folder / "record.json"):
         pass
 
 

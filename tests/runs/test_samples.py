@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from src.data import Item, parse_items
-from src.runs.record import ItemScores
 from src.runs.samples import as_csv, as_jsonl, letter_probabilities, sample_row
+from src.score.item_scores import ItemScores
 from tests.conftest import make_item
 
 SCORES = ItemScores("made-0001", ("012", "201"), ((0.0, 1.0, 0.0), (3.0, 0.0, 0.0)))

@@ -11,8 +11,8 @@ from src.console.cli import UserError
 from src.model.recipes import backbones
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import ORDERS, parse_prompt
-from src.runs.record import ItemScores
 from src.score import letters as scores
+from src.score.item_scores import ItemScores
 from src.score.letters import LetterHead, how_read, letters_only, score
 from src.tree import compiler, layouts
 from src.tree import prefix as tree

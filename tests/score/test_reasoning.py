@@ -12,7 +12,7 @@ from src.data import Item
 from src.model.recipes import backbones, make_recipe
 from src.prompt.encode import Encoder
 from src.prompt.prompts import LETTERS, ORDERS, load_prompt
-from src.runs.record import read_scores, write_scores
+from src.score.item_scores import read_scores, write_scores
 from src.score.reasoning import Chain, Sampling, average, batches, check_lengths, generate, generation, reason, summary
 from tests import toys
 

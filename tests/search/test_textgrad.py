@@ -13,7 +13,7 @@ import yaml
 from src.console.cli import UserError
 from src.data import CATEGORIES, Item
 from src.prompt.prompts import Prompt, load_prompt, make_prompt
-from src.runs.record import ItemScores
+from src.score.item_scores import ItemScores
 from src.search import textgrad as prompt_search
 from src.search.critics import Calls
 from src.search.textgrad import Search, Step, describe, plot, read_steps, search, split

@@ -14,9 +14,9 @@ from rich.console import Console
 from run import bench as command
 from src.console.cli import UserError, run_main
 from src.data import dump_items, parse_items
+from src.files.writing import write_text
 from src.model.shapes import Shape
 from src.prompt.prompts import load_prompt
-from src.runs.record import write_text
 from src.score import letters as scores
 from src.toy import bench
 from src.toy import bench_inputs as standins

@@ -24,7 +24,7 @@ from src.model.load import add_adapter, load_base
 from src.model.recipes import Recipe, backbones
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
-from src.runs.record import ItemScores
+from src.score.item_scores import ItemScores
 from src.score.letters import score
 from src.train import guard as guard_room
 from src.train import trainer

@@ -5,7 +5,8 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import CATEGORIES, Item, dump_items, load_data, predictions, sha256, split_path
-from src.runs.record import read_record, record_path, scores_path, write_json, write_text
+from src.files.writing import write_json, write_text
+from src.runs.record import read_record, record_path, scores_path
 from src.vote.ballots import (
     Source,
     absence,
