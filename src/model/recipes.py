@@ -30,7 +30,7 @@ ORPO = "orpo"
 """As an objective: preference pairs are learned. As a method, which a recipe may ask for: so, with all parameters."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": (*METHODS, ORPO),
-    "objective": ("answer", "letter", "letters", ORPO),
+    "objective": ("answer", "letter", "letters", ORPO, "ranking"),
     "orpo_pairs": ("both", "one"),
     "orpo_answer": ("whole", "letter"),
     "orpo_nll": ("answer", "prompt"),
@@ -125,12 +125,16 @@ class Recipe:
     lora_targets: str = _setting("all-linear", "layers with adapters: all-linear, or names separated by commas")
     objective: str = _setting(
         "answer",
-        "loss over the whole answer, its letter, or the letter among A, B and C alone; orpo: preference of the right "
-        "answer over wrong ones",
+        "loss over the whole answer, its letter, or the letter among the task's letters alone; orpo: preference of the "
+        "right answer over wrong ones; ranking: the right answer's likelihood above that of wrong ones",
     )
     orpo_beta: float = _setting(0.1, "orpo: weight of the odds ratio beside the right answer's own loss")
-    orpo_pairs: str = _setting("both", "orpo: the right answer against both wrong ones, or against one drawn by seed")
-    orpo_answer: str = _setting("whole", "orpo: answers are compared as the prompt has them, or by their letter alone")
+    orpo_pairs: str = _setting(
+        "both", "orpo and ranking: the right answer against both wrong ones (all), or against one drawn by seed"
+    )
+    orpo_answer: str = _setting(
+        "whole", "orpo and ranking: answers are compared as the prompt has them, or by their letter alone"
+    )
     orpo_nll: str = _setting("answer", "orpo: the right answer's own loss is over the answer, or over the prompt, too")
     loss_per: str = _setting("item", "an optimizer step averages over its items, or over all their supervised tokens")
     optimizer: str = _setting(

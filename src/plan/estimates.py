@@ -14,12 +14,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src import task
 from src.console.cli import UserError
 from src.console.start import find
 from src.model.hub import cached_file, is_cached
-from src.model.recipes import ORPO, Backbone, Recipe, backbones
+from src.model.recipes import Backbone, Recipe, backbones
 from src.model.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
 from src.plan.kinds import item_tokens, kind_of
+from src.train.objectives import make_objective
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -209,7 +211,7 @@ def _row(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mapping[str
     kind = kind_of(recipe, shape)
     mean_tokens, longest = item_tokens(kind, recipe.prompt)
     # Preference pairs have wrong answers, too; the prompt counts once.
-    wrong = 0 if recipe.objective != ORPO else 2 if recipe.orpo_pairs == "both" else 1
+    wrong = make_objective(recipe).wrong_answers(len(task.current().options))
     trained = mean_tokens + wrong * ANSWER_TOKENS
     longest += wrong * ANSWER_TOKENS
     settled = weights = disk = seconds = None

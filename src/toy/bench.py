@@ -6,6 +6,7 @@ A row is a way to train or to score: the entry's, stock Hugging Face as its comm
 defaults; and ours. `ours_training` and `ours_scoring` are the only places that know ours.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -35,8 +36,9 @@ from src.score.letters import how_read, score
 from src.toy import corpus
 from src.toy.bench_inputs import SEED, lengthened, make_model
 from src.train.guard import guarded
+from src.train.objectives import make_objective
 from src.train.pairs import text_pairs
-from src.train.trainer import LetterTrainer, make_trainer, mixed, training_examples
+from src.train.trainer import LetterTrainer, make_trainer, mixed
 from src.tree import layouts
 from src.tree.rows import Layout, rows_on_gpu, sizes
 
@@ -387,7 +389,7 @@ def trl_orpo(row: Row, setting: Setting, clock: Clock) -> str:
 
     encoder, recipe = setting.encoder, ours_recipe(row, setting)
     pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat_text, encoder.turn_end))
-    longest = max(len(ids) for one in training_examples(recipe, encoder, setting.train) for ids in one.sequences)
+    longest = max(len(ids) for one in make_objective(recipe).examples(encoder, setting.train) for ids in one.sequences)
 
     def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
         # Right and wrong answers of the pairs stand one below the other.
@@ -507,12 +509,13 @@ class _Steps(TrainerCallback):
 def ours_training(row: Row, setting: Setting, clock: Clock) -> str:
     """`row.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = ours_recipe(row, setting), setting.device
-    examples = training_examples(recipe, setting.encoder, setting.train)
+    objective = make_objective(recipe)
+    examples = objective.examples(setting.encoder, setting.train)
     shape = shapes.Shape.of_config(setting.config)
     steps = layouts.epoch_steps(examples, recipe)
-    layout, _, way = layouts.training_layout(
-        recipe, shape, examples, steps, setting.encoder.pad_id, device, rows_on_gpu(device)
-    )
+    positions = functools.partial(objective.logit_positions, examples)
+    work = layouts.Workload(recipe, shape, examples, steps, setting.encoder.pad_id, positions)
+    layout, _, way = layouts.training_layout(work, device, rows_on_gpu(device))
     # Dequantised once, NF4 is weights in bf16: any will do.
     nf4 = setting.dtype if row.method == "qlora" and not way.dequantised else None
     network = setting.model(
