@@ -18,7 +18,7 @@ from rich.console import Console
 
 from src import task
 from src.console.cli import Parser
-from src.data import CATEGORIES, Item, Utterance
+from src.items.item import Item, Utterance
 from src.model.recipes import CHOICES, FIELDS, RECIPES, backbones, load_recipes, make_recipe, read_recipe
 from src.plan import estimates as plan
 from src.prompt.prompts import parse_prompt
@@ -28,8 +28,8 @@ LANGUAGES = ("README.md", "README.en.md")
 FOLDERS = sorted(
     {
         path.parent
-        for pattern in ("README*.md", "[!.]*/README*.md", "resource/*/README*.md")
-        for path in Path().glob(pattern)
+        for folder in (".", "eda", "orpo", "resource", "resource/*", "run", "src", "tests")
+        for path in Path().glob(f"{folder}/README*.md")
     }
 )
 """Folders that have a page; the first is the repository's own."""
@@ -43,7 +43,6 @@ LONGEST_TOP = 170
 LONG_SENTENCE = 40
 """Characters from which a sentence may stand on one page only."""
 PUBLISHED = RECIPES / "published"
-OFFICIAL_ITEMS = {"train": 758, "dev": 151, "test": 605}
 YES, NO = ("예", "yes"), ("아니요", "no")
 
 each = pytest.mark.parametrize("page", PAGES, ids=str)
@@ -138,7 +137,7 @@ def folder_tree(page: Path) -> dict[str, str]:
 
 def official_plan() -> list[str]:
     """Lines of the plan's table for the official corpus on a machine without a GPU, up to the sums."""
-    rows = plan.plan_rows(list(load_recipes(PUBLISHED).values()), OFFICIAL_ITEMS)
+    rows = plan.plan_rows(list(load_recipes(PUBLISHED).values()), task.current().official.items)
     console = Console(file=io.StringIO(), width=120)
     console.print(plan.plan_table(rows))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
@@ -147,7 +146,8 @@ def official_plan() -> list[str]:
 
 @pytest.fixture
 def nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "is_cached", lambda *_: False)
+    """As on a machine that has downloaded no model."""
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
 
 
 @functools.cache
@@ -535,14 +535,15 @@ def test_the_prompt_works(page: Path) -> None:
     (written,) = blocks(page, "yaml")
     prompt = parse_prompt(written, "README", "mine")
     utterances = (Utterance("1", 1, "비가 와."), Utterance("2", 2, "우산이 없어."))
-    item = Item("1", utterances, ("2",), CATEGORIES[0], ("하나", "둘", "셋"), 0, {})
+    category = task.current().categories[0]
+    item = Item("1", utterances, ("2",), category, ("하나", "둘", "셋"), 0, {})
     shown = prompt.render(item, "201")
     assert shown.answers == ("A", "B", "C")
     assert shown.messages[1]["content"].splitlines() == [
         "화자1: 비가 와.",
         "→ 화자2: 우산이 없어.",
         "",
-        f"→ 표시한 말에 대한 물음: {prompt.categories[CATEGORIES[0]]}",
+        f"→ 표시한 말에 대한 물음: {prompt.categories[category]}",
         "A. 셋",
         "B. 하나",
         "C. 둘",
