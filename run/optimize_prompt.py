@@ -12,6 +12,7 @@ test split is never read. Every step is kept in --out, and the same command goes
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import sys
@@ -136,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     with announced("loading torch and transformers"):
         from src.model import load as models
         from src.runs import run as runs
+        from src.score.letters import LetterScorer
 
     items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
@@ -171,12 +173,13 @@ def main(argv: list[str] | None = None) -> None:
     frozen = runs.frozen_in(weights)
     tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
 
-    def scorer(prompt: Prompt, some: Any) -> Any:
-        from src.score.letters import score
+    # Behind another prompt the letters may be other tokens.
+    letters = functools.cache(functools.partial(LetterScorer, network))
 
+    def scorer(prompt: Prompt, some: Any) -> Any:
         encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
-        return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
+        return letters(encoder.letter_ids or (), encoder.pad_id).score(examples).items
 
     # The search
     ask = remote or make_ask(arguments, settings.seed, device)

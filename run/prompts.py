@@ -11,6 +11,7 @@ estimated, and nothing is downloaded. A comparison scores the same items of a la
 holds each against the first by McNemar's exact test. The test split has no labels outside NIKL.
 """
 
+import functools
 import sys
 import time
 from argparse import Namespace
@@ -265,6 +266,7 @@ def compare(arguments: Namespace, console: Any) -> None:
     sample_items(items, arguments.limit, seed=0)
     with announced("loading torch and transformers"):
         from src.model import load as models
+        from src.score.letters import LetterScorer
 
     device = models.pick_device(arguments.device)
     chosen = [(given, *named(given, arguments.chat_template)) for given in arguments.runs]
@@ -279,7 +281,9 @@ def compare(arguments: Namespace, console: Any) -> None:
     results = []
     for given, name, recipe, folder in chosen:
         network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)
-        rows = [score_prompt(network, encoder, items, ORDERS[: arguments.orders]) for encoder in encoders[given]]
+        # Behind another prompt the letters may be other tokens.
+        letters = functools.cache(functools.partial(LetterScorer, network))
+        rows = [score_prompt(letters, encoder, items, ORDERS[: arguments.orders]) for encoder in encoders[given]]
         results.append({"run": name, "trained_with": trained_with(given), "prompts": rows})
         for row in rows:
             hits, first = row["right"], rows[0]["right"]
@@ -287,7 +291,7 @@ def compare(arguments: Namespace, console: Any) -> None:
             row["lost"] = sum(other and not one for one, other in zip(hits, first, strict=True))
             row["p"] = mcnemar(row["gained"], row["lost"])
         console.print(comparison(results[-1]))
-        del network
+        del network, letters
     console.print(
         "against first: items that this prompt alone (+), and the first alone (−) gets right; p: McNemar's exact test, "
         "two-sided, not corrected for how many prompts are compared. tokens: of a prompt, and the share of them that "
@@ -328,7 +332,7 @@ def refuse_too_long(encoders: Mapping[str, Sequence[Any]], items: Sequence[Item]
         )
 
 
-def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:
+def score_prompt(letters: Any, encoder: Any, items: Sequence[Item], orders: Sequence[str]) -> dict[str, Any]:
     from src.console.progress import stage
     from src.score import letters as scores
     from src.tree import rows as layouts
@@ -336,7 +340,7 @@ def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequ
     started = time.monotonic()
     examples = encoder.for_scoring(items, orders)
     with stage(encoder.prompt.name, len(examples)) as bar:
-        found = scores.score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update)
+        found = letters(encoder.letter_ids, encoder.pad_id).score(examples, update=bar.update).items
     seconds = time.monotonic() - started
     answers = [row.prediction for row in found]
     worth = evaluate(items, answers)

@@ -28,7 +28,7 @@ class ItemScores:
 
     id: str
     orders: tuple[str, ...]
-    logits: tuple[tuple[float, float, float], ...]
+    logits: tuple[tuple[float, ...], ...]
     samples: int | None = None
     agreement: float | None = None
 

@@ -18,7 +18,7 @@ from src.console.cli import UserError
 from src.data import Item
 from src.prompt.encode import Encoder
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import HowRead, LetterScorer
 from src.tree.layouts import free_bytes
 from src.tree.rows import usually
 
@@ -67,27 +67,35 @@ class Chain:
     text: str
     tokens: int
     finished: bool
-    logits: tuple[float, float, float] | None = None
+    logits: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoned:
+    """Scores of items, the chains they were read behind, and how prompts and chains were read."""
+
+    items: list[ItemScores]
+    chains: list[Chain]
+    how: HowRead
 
 
 def reason(
-    model: Any,
+    scorer: LetterScorer,
     encoder: Encoder,
     items: Sequence[Item],
     orders: Sequence[str],
     sampling: Sampling,
     update: Callable[[int], None] = lambda done: None,
-) -> tuple[list[ItemScores], list[Chain]]:
+) -> Reasoned:
     """Scores and chains of `items`, in their order; `update` gets the count of chains generated."""
-    chains = generate(model, encoder, items, orders, sampling, update)
+    chains = generate(scorer.model, encoder, items, orders, sampling, update)
     by_id = {item.id: item for item in items}
     examples = encoder.for_chains(
         [(f"{place}", by_id[chain.id], chain.order, chain.text) for place, chain in enumerate(chains)]
     )
-    assert encoder.letter_ids is not None
-    read = score(model, examples, encoder.letter_ids, encoder.pad_id)
-    chains = [dataclasses.replace(chain, logits=row.logits[0]) for chain, row in zip(chains, read, strict=True)]
-    return average(chains), chains
+    scored = scorer.score(examples)
+    chains = [dataclasses.replace(chain, logits=one.logits[0]) for chain, one in zip(chains, scored.items, strict=True)]
+    return Reasoned(average(chains), chains, scored.how)
 
 
 @torch.inference_mode()
@@ -204,7 +212,7 @@ def average(chains: Sequence[Chain]) -> list[ItemScores]:
 
     agreement: the share of an item's chains whose own likeliest option is the one that all together choose.
     """
-    by_item: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    by_item: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     for chain in chains:
         assert chain.logits is not None
         by_item.setdefault(chain.id, {}).setdefault(chain.order, []).append(chain.logits)
@@ -219,7 +227,7 @@ def average(chains: Sequence[Chain]) -> list[ItemScores]:
     return rows
 
 
-def _mean(logits: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+def _mean(logits: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     if len(logits) == 1:
         return logits[0]
     log_shares = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)

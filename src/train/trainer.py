@@ -35,7 +35,7 @@ from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
 from src.runs.record import CHECKPOINTS, counted
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from src.train import orpo as preference
 from src.train.guard import CHECKPOINTING, guarded, one_by_one
 from src.train.pairs import wrong_options
@@ -335,6 +335,7 @@ class LetterTrainer(Trainer):
         self.dev_answers = list(dev_answers)
         self.network, self.layout, self.examples = network, layout, list(train)
         self.checkpointing = checkpointing
+        self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
         """What failed while compiling, if anything did."""
         self._trained: list[torch.nn.Parameter] | None = None
@@ -442,17 +443,10 @@ class LetterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = score(
-            self.accelerator.unwrap_model(self.model),
-            self.dev_examples,
-            self.encoder.letter_ids or (),
-            self.encoder.pad_id,
-            kind="padded" if self.layout.kind == "padded" else None,
-            share=self.recipe.share_prefixes,
-        )
+        scored = self.scorer.score(self.dev_examples, kind="padded" if self.layout.kind == "padded" else None)
         if self.layout.kind != "padded" and (why := compiler.gave_up()):
             self.fall_back(why)
-        found = dev_metrics(self.dev, rows)
+        found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
             found |= self._or_usually(

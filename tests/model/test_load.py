@@ -30,7 +30,7 @@ from src.model.load import (
 from src.model.recipes import backbones
 from src.prompt.encode import Encoder
 from src.prompt.prompts import parse_prompt
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from tests import toys
 
 CPU = torch.device("cpu")
@@ -41,8 +41,9 @@ Folder = Callable[[str], Path]
 def logits(network: Any, short: str, batch_tokens: int = 16384) -> torch.Tensor:
     """(items, 3): what the network says of eight items."""
     one = Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
-    rows = score(network, one.for_scoring(toys.items(8)), one.letter_ids or (), one.pad_id, batch_tokens)
-    return torch.tensor([row.logits[0] for row in rows])
+    examples = one.for_scoring(toys.items(8))
+    found = LetterScorer(network, one.letter_ids or (), one.pad_id).score(examples, batch_tokens=batch_tokens)
+    return torch.tensor([scores.logits[0] for scores in found.items])
 
 
 def moved(network: Any) -> Any:

@@ -13,6 +13,7 @@ from src.model.recipes import backbones, make_recipe
 from src.prompt.encode import Encoder
 from src.prompt.prompts import LETTERS, ORDERS, load_prompt
 from src.score.item_scores import read_scores, write_scores
+from src.score.letters import LetterScorer
 from src.score.reasoning import Chain, Sampling, average, batches, check_lengths, generate, generation, reason, summary
 from tests import toys
 
@@ -78,8 +79,12 @@ def test_a_chain_cannot_end_its_own_turn() -> None:
 def test_scores_are_the_models_own_behind_each_chain(short: str) -> None:
     network, one = toys.network(short), encoder(short)
     sampling = Sampling(samples=3, temperature=1.0, max_new_tokens=5, seed=1)
-    rows, chains = reason(network, one, ITEMS[:2], ORDERS[:2], sampling)
-    assert [(row.id, row.orders, row.samples) for row in rows] == [(item.id, ORDERS[:2], 3) for item in ITEMS[:2]]
+    one.for_scoring(ITEMS)
+    found = reason(LetterScorer(network, one.letter_ids or (), one.pad_id), one, ITEMS[:2], ORDERS[:2], sampling)
+    assert [(own.id, own.orders, own.samples) for own in found.items] == [
+        (item.id, ORDERS[:2], 3) for item in ITEMS[:2]
+    ]
+    chains = found.chains
     assert [chain.sample for chain in chains] == [0, 1, 2] * 4
     assert len({chain.text for chain in chains if chain.id == ITEMS[0].id}) > 1
     for chain in chains:
@@ -87,7 +92,7 @@ def test_scores_are_the_models_own_behind_each_chain(short: str) -> None:
         with torch.no_grad():
             own = network(input_ids=torch.tensor([example.ids])).logits[0, -1, list(one.letter_ids or ())]
         torch.testing.assert_close(torch.tensor(chain.logits), own, atol=2e-4, rtol=0)
-    assert rows == average(chains)
+    assert found.items == average(chains) and found.how.kind == "padded"
 
 
 def test_sampling_follows_its_seed() -> None:
