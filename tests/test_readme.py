@@ -239,7 +239,7 @@ def test_the_chosen_values_are_those_of_the_recipes(readme: Path) -> None:
 
 @each
 def test_the_plan_is_what_the_command_prints(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "is_cached", lambda *_: False)
+    monkeypatch.setattr("src.model.disk.is_cached", lambda *_: False)
     printed = "\n".join(official_plan())
     (shown,) = [block.rstrip("\n") for block in blocks(readme, "text") if block.startswith("Plan for ")]
     assert shown == printed, f"the plan changed; the READMEs should show\n{printed}"

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -24,9 +23,9 @@ from src.console.start import find
 from src.files.paths import ADAPTER, MODEL
 from src.model import hub, weights
 from src.model.adapters import quicken
+from src.model.disk import check_download
 from src.model.recipes import Recipe, backbones
 from src.model.weights import class_of
-from src.plan import estimates as plan
 from src.prompt.prompts import LETTERS
 from src.tree.rows import usual_attention
 
@@ -309,13 +308,3 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def context_length(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_download(recipe: Recipe) -> None:
-    """Refuses a download that does not fit on the disk."""
-    facts = backbones().get(recipe.backbone)
-    if facts is None or facts.model_id != recipe.model_id or Path(recipe.model_id).is_dir() or constants.HF_HUB_OFFLINE:
-        return
-    if not plan.is_cached(recipe.model_id, recipe.revision):
-        cache = Path(constants.HF_HUB_CACHE)
-        plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")

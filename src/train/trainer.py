@@ -31,8 +31,8 @@ from src.data import Item
 from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
 from src.model import shapes
+from src.model.disk import check_disk
 from src.model.recipes import ORPO, Recipe
-from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
 from src.runs.record import counted
 from src.score.item_scores import ItemScores
@@ -110,7 +110,7 @@ def fine_tune(
         _hint(recipe, examples, layout)
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(
+    check_disk(
         folder,
         shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
         f"the run {recipe.name}",
