@@ -41,7 +41,7 @@ from src.data import dump_items, load_items
 from src.files.paths import RESULTS
 from src.files.writing import write_json, write_text
 from src.model import shapes
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.plan import estimates as plan
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt

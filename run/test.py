@@ -27,7 +27,8 @@ from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
 from src.files.paths import ADAPTER, RESULTS
 from src.files.writing import write_json, write_text
 from src.model import hub
-from src.model.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
+from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
+from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import ORDERS, load_prompt
 from src.runs.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
 from src.runs.record import find_run, read_record, record_path, results_key

@@ -12,7 +12,10 @@ import yaml
 from rich.console import Console
 
 from src.data import CATEGORIES, Item, Utterance
-from src.model.recipes import FIELDS, RECIPES, backbones, load_recipes, make_recipe, read_recipe
+from src.model.backbones import backbones
+from src.model.recipe_files import RECIPES, load_recipes
+from src.model.recipe_flags import read_recipe
+from src.model.recipes import FIELDS, make_recipe
 from src.plan import estimates as plan
 from src.prompt.prompts import parse_prompt
 from src.worth.metrics import wilson

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.console.start import find
+from src.model.backbones import backbones
 from src.model.hub import is_cached
-from src.model.recipes import Recipe, backbones
+from src.model.recipes import Recipe
 
 GB = 10**9
 

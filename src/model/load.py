@@ -23,8 +23,9 @@ from src.console.start import find
 from src.files.paths import ADAPTER, MODEL
 from src.model import hub, weights
 from src.model.adapters import quicken
+from src.model.backbones import backbones
 from src.model.disk import check_download
-from src.model.recipes import Recipe, backbones
+from src.model.recipes import Recipe
 from src.model.weights import class_of
 from src.prompt.prompts import LETTERS
 from src.tree.rows import usual_attention
@@ -96,20 +97,22 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     with hub.messages(source, recipe.revision):
         where = _where(source, recipe.revision)
         config = AutoConfig.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
-    facts = backbones().get(recipe.backbone)
-    if facts is not None and facts.model_id == recipe.model_id:
-        wrong = {
-            key: getattr(config, key, None)
-            for key, value in facts.expect.items()
-            if getattr(config, key, None) != value
-        }
-        if wrong:
-            raise UserError(
-                f"{recipe.model_id}: the config differs from what is known of this backbone: "
-                + ", ".join(f"{key} is {found!r}, expected {facts.expect[key]!r}" for key, found in wrong.items())
-                + ". Pin another `revision`, or correct `expect` in resource/backbones.yaml."
-            )
+    _check_expected(recipe, config)
     return _padded_within(config)
+
+
+def _check_expected(recipe: Recipe, config: Any) -> None:
+    """UserError when the config is not the one that the table of backbones describes."""
+    facts = backbones().get(recipe.backbone)
+    if facts is None or facts.model_id != recipe.model_id:
+        return
+    found = {key: (getattr(config, key, None), value) for key, value in facts.expected_config.items()}
+    wrong = [f"{key} is {is_now!r}, expected {value!r}" for key, (is_now, value) in found.items() if is_now != value]
+    if wrong:
+        raise UserError(
+            f"{recipe.model_id}: the config differs from what is known of this backbone: {', '.join(wrong)}. "
+            "Pin another `revision`, or correct its entry in resource/backbones.yaml."
+        )
 
 
 def _padded_within(config: Any) -> Any:

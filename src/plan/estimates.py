@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.console.start import find
+from src.model.backbones import Backbone, backbones
 from src.model.disk import GB, download_bytes
 from src.model.hub import cached_file
-from src.model.recipes import ORPO, Backbone, Recipe, backbones
+from src.model.recipes import ORPO, Recipe
 from src.model.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
 from src.plan.kinds import item_tokens, kind_of
 

@@ -8,7 +8,7 @@ from src.data import DATA, oddity_note, split_path
 from src.files.paths import RESULTS
 from src.files.writing import lock_folder
 from src.model import hub
-from src.model.recipes import add_flags, read_recipe
+from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import gather, refuse_bare_name
 from src.runs.record import began_with
 

@@ -11,8 +11,10 @@ from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
 from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RESULTS
+from src.model.backbones import backbones
 from src.model.hub import is_cached
-from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
+from src.model.recipe_files import load_recipe
+from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
 from src.runs import record as records
 

@@ -9,7 +9,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.model import disk
-from src.model.recipes import load_recipe
+from src.model.recipe_files import load_recipe
 from tests.small_hub import put_in_cache
 
 QWEN2 = Path("resource/recipes/published/qwen2.yaml")

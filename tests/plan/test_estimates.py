@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from src.model import shapes
-from src.model.recipes import backbones, load_recipe, load_recipes, make_recipe
+from src.model.backbones import backbones
+from src.model.recipe_files import load_recipe, load_recipes
+from src.model.recipes import make_recipe
 from src.model.shapes import GIB, Shape
 from src.plan import estimates as plan
 from src.plan import kinds

@@ -19,7 +19,7 @@ from src.console.cli import UserError
 from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
 from src.files.writing import write_json
-from src.model.recipes import load_recipe
+from src.model.recipe_files import load_recipe
 from src.runs.record import read_record, record_path
 from tests.made_runs import make_run, make_split
 
