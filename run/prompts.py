@@ -25,7 +25,8 @@ from src.console.cli import Parser, UserError, announced, new_file, run_main
 from src.console.start import ours
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
 from src.files.writing import write_json
-from src.model.recipes import backbones, make_recipe, template_text
+from src.model.backbones import backbones
+from src.model.recipes import make_recipe, template_text
 from src.plan import lengths
 from src.prompt.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.runs.inputs import check_models, read_run, sample_items

@@ -121,3 +121,13 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     from tests import toys  # torch is for those who ask
 
     return cache(lambda short: toys.save(short, tmp_path_factory.mktemp(short)))
+
+
+@pytest.fixture
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache of the test's own: what this machine has downloaded must not change a result."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return cache

@@ -19,7 +19,10 @@ from rich.console import Console
 from src import task
 from src.console.cli import Parser
 from src.items.item import Item, Utterance
-from src.model.recipes import CHOICES, FIELDS, RECIPES, backbones, load_recipes, make_recipe, read_recipe
+from src.model.backbones import backbones
+from src.model.recipe_files import RECIPES, load_recipes
+from src.model.recipe_flags import read_recipe
+from src.model.recipes import CHOICES, FIELDS, make_recipe
 from src.plan import estimates as plan
 from src.prompt.prompts import parse_prompt
 from src.worth.metrics import wilson

@@ -488,7 +488,7 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
     """
     import transformers
 
-    from src.model.recipes import load_recipes
+    from src.model.recipe_files import load_recipes
     from src.prompt.encode import Encoder
     from src.prompt.prompts import load_prompt
 

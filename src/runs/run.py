@@ -17,7 +17,9 @@ from src.data import DATA, Item
 from src.files import writing
 from src.model import hub
 from src.model import load as models
-from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
+from src.model.backbones import backbones
+from src.model.recipe_files import load_recipe
+from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.chat import Frozen
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library

@@ -23,7 +23,8 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src.data import OUTPUTS, Item
-from src.model.recipes import backbones, make_recipe
+from src.model.backbones import backbones
+from src.model.recipes import make_recipe
 from src.plan.kinds import Kind, kinds
 from src.prompt.encode import Encoder
 from src.prompt.prompts import Prompt
@@ -250,7 +251,7 @@ def model_config(short: str, device: str, layers: int | None = None) -> Any:
     else:
         row = backbones()[short]
         values = {
-            "model_type": "llama",
+            "model_type": row.model_type,
             "intermediate_size": row.intermediate_size,
             "num_attention_heads": row.heads,
             "num_key_value_heads": row.kv_heads,

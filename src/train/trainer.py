@@ -28,12 +28,13 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
 from src.model import shapes
+from src.model.disk import check_disk
 from src.model.recipes import ORPO, Recipe
-from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
-from src.runs.record import CHECKPOINTS, counted
+from src.runs.record import counted
 from src.score.item_scores import ItemScores
 from src.score.letters import LetterScorer
 from src.train import orpo as preference
@@ -109,7 +110,7 @@ def fine_tune(
         _hint(recipe, examples, layout)
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(
+    check_disk(
         folder,
         shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
         f"the run {recipe.name}",
@@ -485,7 +486,7 @@ class KeepBest(TrainerCallback):
 
     def __init__(self, folder: Path, trainer: LetterTrainer, recipe: Recipe) -> None:
         self.trainer, self.recipe = trainer, recipe
-        self.target = folder / (models.MODEL if recipe.method == "full" else models.ADAPTER)
+        self.target = folder / (MODEL if recipe.method == "full" else ADAPTER)
         self.fresh, self.old = (self.target.with_name(f"{self.target.name}.{end}") for end in ("part", "old"))
         if self.old.is_dir() and not self.target.exists():  # stopped between the two renames of `_save`
             self.old.rename(self.target)

@@ -11,7 +11,7 @@ import transformers.utils.chat_template_utils as chat_template_utils
 from tokenizers import AddedToken
 
 from src.console.cli import UserError
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.prompt.chat import Chat, Frozen
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library

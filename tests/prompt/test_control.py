@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from src.console.cli import UserError
 from src.data import Item
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.prompt.control import ControlTokens
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library

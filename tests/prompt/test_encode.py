@@ -5,7 +5,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import CATEGORIES
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import LETTERS, ORDERS, Prompt, load_prompt, parse_prompt
 from tests import toys

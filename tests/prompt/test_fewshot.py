@@ -5,7 +5,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import CATEGORIES, Item, Utterance
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library
 from src.prompt.prompts import Examples, load_prompt

@@ -8,7 +8,7 @@ import pytest
 from run.prompts import main, part_tokens
 from src.console.cli import UserError
 from src.data import load_items
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.plan.kinds import kinds
 from src.prompt.encode import Encoder
 from src.prompt.prompts import combinations, load_prompt

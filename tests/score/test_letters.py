@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.backends.debugging import aot_eager
 
 from src.console.cli import UserError
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import ORDERS, parse_prompt
 from src.score import letters as room

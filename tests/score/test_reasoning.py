@@ -9,7 +9,8 @@ import torch
 
 from src.console.cli import UserError
 from src.data import Item
-from src.model.recipes import backbones, make_recipe
+from src.model.backbones import backbones
+from src.model.recipes import make_recipe
 from src.prompt.encode import Encoder
 from src.prompt.prompts import LETTERS, ORDERS, load_prompt
 from src.score.item_scores import read_scores, write_scores

@@ -20,8 +20,9 @@ from transformers import Qwen2ForCausalLM, TrainerCallback
 from src.console.cli import UserError
 from src.console.progress import PIPE
 from src.data import Item
+from src.model.backbones import backbones
 from src.model.load import add_adapter, load_base
-from src.model.recipes import Recipe, backbones
+from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
 from src.score.item_scores import ItemScores
