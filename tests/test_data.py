@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import random
 import subprocess
@@ -21,6 +22,7 @@ from src.data import (
     dump_items,
     load_items,
     load_split,
+    missing_labels,
     oddity_note,
     parse_items,
     predictions,
@@ -29,6 +31,7 @@ from src.data import (
     split_path,
 )
 from tests.conftest import make_item
+from tests.made_task import FOUR, make_four, working_on
 
 
 def write(tmp_path: Path, raw: Any, name: str = "data_train.json") -> Path:
@@ -678,7 +681,38 @@ def test_no_damage_to_a_file_breaks_the_loader(encoding: str) -> None:
 def test_a_file_of_another_kind_is_not_read_to_its_end() -> None:
     """A small zip can hold many millions of entries, and a line for each would fill the memory."""
     problems = parse_items(b"[" + b"0," * 40_000 + b"0]", "data_train.json")[1]
-    assert len(problems) == 10_001 and problems[-1].startswith("data_train.json: item 10001 and those behind it were")
+    assert len(problems) == 10_001 and problems[-1].startswith("data_train.json: item 10001 and those after it were")
+
+
+# Another task
+
+
+def test_items_of_another_task_come_and_go() -> None:
+    with working_on(FOUR):
+        raw = [make_four(number) for number in range(4)]
+        items, problems = parse_items(dump_items(raw).encode(), "any")
+        assert not problems and [item.label for item in items] == [0, 1, 2, 3]
+        hidden = [make_four(number, output="") for number in range(4)]
+        items, _ = parse_items(dump_items(hidden).encode(), "any")
+        assert predictions(items, [3, 0, 1, 2]) == [
+            make_four(number, output=FOUR.options[answer]) for number, answer in enumerate((3, 0, 1, 2))
+        ]
+        with pytest.raises(AssertionError):
+            predictions(items[:1], [4])
+        assert missing_labels(items[:1], "any")[0].startswith(
+            "any: output: found no label in any of 1 items; allowed: Choice_1, Choice_2, Choice_3, Choice_4 in each. "
+        )
+    items, problems = parse_items(dump_items(raw).encode(), "any")
+    assert not items and any("allowed: 원인, 후행사건, 전제, 동기, 반응" in line for line in problems)
+
+
+def test_cp949_is_known_by_a_korean_category_alone() -> None:
+    text = dump_items([make_four(0)])
+    with working_on(FOUR):
+        assert "not UTF-8" in parse_items(text.encode("cp949"), "any")[1][0]
+    with working_on(dataclasses.replace(FOUR, categories=("까닭", "결과"))):
+        content = dump_items([make_four(0, category="까닭")]).encode("cp949")
+        assert parse_items(content, "any")[1] == []
 
 
 # The small ones

@@ -21,7 +21,6 @@ from src.eda.measures import (
     MARKS,
     MASKED_NAME,
     MEASURES,
-    PROMPT_PARTS,
     PUBLISHED,
     SAMPLE,
     SEED,
@@ -40,7 +39,6 @@ from src.eda.measures import (
     odd_values,
     option_likeness,
     overlap,
-    prompt_parts,
     read_corpus,
     read_words,
     run_lengths,
@@ -53,6 +51,7 @@ from src.eda.measures import (
 )
 from src.figures import style as figures
 from src.figures.canvas import Figure
+from src.prompt.parts import PROMPT_PARTS, prompt_parts
 from src.worth.metrics import floor_answers, wilson
 
 OUT_VARIABLE = "CCI_EDA_OUT"

@@ -257,24 +257,6 @@ def test_the_stamp_is_that_of_every_word() -> None:
     assert eda._corpus("own", first.splits).sha256 != eda._corpus("own", other).sha256
 
 
-def test_tokens_of_the_parts_add_up() -> None:
-    corpus = eda.sample_corpus()
-    encoders = eda.find_encoders(corpus)
-    assert len(encoders) == 8
-    items = corpus.splits["train"][:3]
-    for name, encoder in encoders.items():
-        for one, parts, example in zip(
-            items, eda.prompt_parts(encoder, items), encoder.for_scoring(items), strict=True
-        ):
-            assert parts.total() == len(example.ids), name
-            assert set(parts) == set(eda.PROMPT_PARTS), name
-            said = encoder.tokenizer(" ".join(turn.text for turn in one.dialogue), add_special_tokens=False)[
-                "input_ids"
-            ]
-            assert parts["대화"] == pytest.approx(len(said), rel=0.3), name
-            assert parts["대상 발화"] < parts["대화"], name
-
-
 def test_tokenizers_come_from_this_disk_alone(
     tmp_path: Path, backbone_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,48 @@
+"""Another task of the same shape: four options, two categories, names with capitals and blanks."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from src import task
+from src.task import Task
+from tests.conftest import make_item
+
+FOUR = Task("weather talk", ("Cause", "What follows"), ("Choice_1", "Choice_2", "Choice_3", "Choice_4"), tuple("ABCD"))
+
+PROMPT = """
+name: four
+system: Choose.
+user: |-
+  {% for turn in dialogue %}
+  {{ "*" if turn.target }}{{ turn.speaker }}: {{ turn.text }}
+  {% endfor %}
+  {{ question }}
+  {% for option in options %}
+  {{ option.letter }}. {{ option.text }}
+  {% endfor %}
+categories: {Cause: What led to it?, What follows: What comes next?}
+answer: "{{ letter }}. {{ option }}"
+"""
+
+
+@contextlib.contextmanager
+def working_on(one: Task) -> Iterator[Task]:
+    """Within, `one` is the current task; after it the shipped one."""
+    task.use(one)
+    try:
+        yield one
+    finally:
+        task.use(None)
+
+
+def make_four(number: int, **changes: Any) -> dict[str, Any]:
+    """The raw object of item `number` of the task `FOUR`; options, label and category go round."""
+    label = number % 4
+    raw = make_item(number, category=FOUR.categories[number % 2], output=FOUR.options[label])
+    inner = raw["input"]
+    texts = [inner.pop(f"inference_{place}") for place in (1, 2, 3)]
+    inner |= dict(zip(FOUR.options, [*texts, "두 사람은 아무 말도 하지 않았다."], strict=True))
+    for key, value in changes.items():
+        (raw if key in ("id", "output") else inner)[key] = value
+    return raw
