@@ -41,7 +41,7 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        from src.eda import measures as eda
+        from src.eda import corpus as corpora
         from src.eda import notebooks
     except ModuleNotFoundError as error:
         raise UserError(f"the package {error.name} is missing: pip install -r requirements-eda.txt") from error
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path}: no outputs")
         return 0
 
-    corpus = eda.sample_corpus() if args.sample else eda.read_corpus(args.data)
-    ours = corpus.kind == eda.SAMPLE
+    corpus = corpora.sample_corpus() if args.sample else corpora.read_corpus(args.data)
+    ours = corpus.kind == corpora.SAMPLE
     home = notebooks.HOME.resolve()
     out = args.out or (notebooks.HOME if ours else RESULTS / "eda")
     if not ours and (out.resolve() == home or home in out.resolve().parents):
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{corpus.name}: {', '.join(f'{split} {len(items)}' for split, items in corpus.splits.items())} items")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        data = eda.SAMPLE if ours else args.data
+        data = corpora.SAMPLE if ours else args.data
         jobs = {split: pool.submit(run, path, data, Path(temporary)) for split, path in chosen.items()}
         for split, job in jobs.items():
             notebook = job.result()

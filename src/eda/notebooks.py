@@ -1,7 +1,7 @@
 """The notebooks of `eda/`: running them, stripping their outputs, and refusing outputs that may not be committed.
 
 A notebook is committed with the outputs of the sample corpus or with none. Every output carries the digest of the
-corpus it was made from (src/eda/findings.py puts it there, and into the pictures), so that a check needs no copy of the
+corpus it was made from (src/eda/display.py puts it there, and into the pictures), so that a check needs no copy of the
 licensed corpus to know that it is not in there; where one lies on the disk, its sentences are looked for as well.
 """
 
@@ -16,8 +16,10 @@ from typing import Any
 import nbformat
 
 from src.console.start import ours
-from src.eda.findings import OUT_VARIABLE
-from src.eda.measures import DATA, DATA_VARIABLE, SAMPLE, sample_corpus
+from src.data import DATA, SPLITS, load_split, split_path
+from src.eda.corpus import DATA_VARIABLE, SAMPLE, sample_corpus
+from src.eda.display import OUT_VARIABLE
+from src.eda.words import texts_of
 from src.figures import style as figures
 
 HOME = ours("eda")
@@ -120,9 +122,6 @@ def quotes(text: str, sentences: Iterable[str]) -> int:
 
 def check(home: Path = HOME, data: Path = DATA) -> list[str]:
     """What keeps the notebooks and pictures below `home` from being committed, a line each; none when all is well."""
-    from src.data import SPLITS, load_split, split_path
-    from src.eda.measures import texts_of
-
     sample = sample_corpus()
     ours = {text for items in sample.splits.values() for text in texts_of(items)}
     there = [split for split in SPLITS if split_path(data, split).is_file()]

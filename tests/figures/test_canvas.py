@@ -1,3 +1,5 @@
+"""Pictures reach their files whatever `MPLBACKEND` says."""
+
 import os
 import re
 import subprocess
@@ -9,12 +11,10 @@ import pytest
 # As where no package brings backends of its own, such as Jupyter's.
 ALONE = "import importlib.metadata as m; m.entry_points = lambda **keys: []; "
 DRAW = (
-    "from pathlib import Path; from run.bench import draw_growth; from src import prompt_search as s\n"
-    "draw_growth([(1, 1.0), (2, 2.0)], 'h', Path('growth.png'))\n"
-    "right = {'learn': [1], 'held': [1, 0]}\n"
-    "s.plot([s.Step(0, True, '', '', '', right, 0, 0.0)], Path('accuracy.png'))\n"
-    "from src import figures; figure, _ = figures.panels(['a'], 'b', 'c')\n"
-    "Path('eda.png').write_bytes(figures.to_png(figure, 'd', 'e'))\n"
+    "from src.figures.canvas import Figure; figure = Figure(); figure.subplots().plot([1, 2])\n"
+    "figure.savefig('plain.png')\n"
+    "from src.figures import style; figure, _ = style.panels(['a'], 'b', 'c')\n"
+    "open('eda.png', 'wb').write(style.to_png(figure, 'd', 'e'))\n"
 )
 
 
@@ -27,7 +27,7 @@ def drawn(backend: str, folder: Path, code: str) -> None:
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "module://nowhere", ""])
 def test_no_backend_keeps_a_picture_from_its_file(backend: str, tmp_path: Path) -> None:
     drawn(backend, tmp_path, ALONE + DRAW)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "eda.png", "growth.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eda.png", "plain.png"]
 
 
 def test_a_notebook_keeps_the_backend_that_it_has(tmp_path: Path) -> None:

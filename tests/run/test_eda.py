@@ -10,11 +10,11 @@ import pytest
 from run import eda as command
 from src.console.cli import UserError
 from src.data import Item
-from src.eda import measures as eda
 from src.eda import notebooks
+from src.eda.corpus import SAMPLE, read_corpus, sample_corpus
 from src.figures import style as figures
 from tests.conftest import make_item
-from tests.eda.test_measures import write_corpus
+from tests.eda.made import write_corpus
 
 # Not held against what is committed: Kiwi's models compute in floats of the machine's width, so a rare word may be read
 # differently elsewhere; and tokens change with every word of a prompt.
@@ -32,7 +32,7 @@ def texts(path: Path) -> dict[str, list[Any]]:
 
 def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> None:
     assert command.main(["--sample", "--out", str(tmp_path)]) == 0
-    digest = eda.sample_corpus().sha256
+    digest = sample_corpus().sha256
     for split, path in notebooks.NOTEBOOKS.items():
         made = tmp_path / split / path.name
         assert texts(made) == texts(path), f"{path} is stale: python -m run.eda --sample"
@@ -62,13 +62,13 @@ def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytes
     assert (made / "test_EDA.ipynb").is_file()
     page = (made / "test_EDA.html").read_text(encoding="utf-8")
     assert "data의 말뭉치" in page and "공식 말뭉치" not in page and "data:image/png;base64" in page
-    own = eda.read_corpus(data).sha256
+    own = read_corpus(data).sha256
     stamps = {figures.stamp_of(file.read_bytes()) for file in made.glob("*.png")}
     assert stamps == {own}
-    found = notebooks.problems(notebooks.read(made / "test_EDA.ipynb"), "n", eda.sample_corpus().sha256)
+    found = notebooks.problems(notebooks.read(made / "test_EDA.ipynb"), "n", sample_corpus().sha256)
     assert len(found) > 20
     assert not (out / "train").exists()
-    assert isinstance(eda.read_corpus(data).splits["test"][0], Item)
+    assert isinstance(read_corpus(data).splits["test"][0], Item)
 
 
 def test_strip_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,4 +101,4 @@ def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.ipynb"
     path.write_text(notebooks.text_of(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])))
     with pytest.raises(UserError, match=r"broken\.ipynb stopped: ZeroDivisionError: division by zero"):
-        command.run(path, eda.SAMPLE, tmp_path)
+        command.run(path, SAMPLE, tmp_path)
