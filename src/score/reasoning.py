@@ -184,8 +184,8 @@ def own_generation_config_ignored(model: Any) -> Iterator[None]:
 
 
 def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
-    """Places of prompts that are continued side by side, the longest first, as many as the memory for their keys and
-    values allows.
+    """Which prompts, by their places in `lengths`, are continued side by side: the longest first, and as many at a time
+    as the memory for their keys and values allows.
     """
     budget = CPU_CHAINS
     if model.device.type == "cuda":

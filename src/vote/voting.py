@@ -12,11 +12,11 @@ from src import task
 from src.console.cli import UserError
 
 RULE = (
-    "Each run casts one ballot per item, and the option with most ballots wins. Among tied options wins the one with "
-    "the larger sum of log-probabilities over all runs that have scores. If that does not decide, the run with the "
-    "best dev accuracy among those that chose a tied option (runs of equal accuracy vote among themselves, then the "
-    "next best are asked). If nothing decides, a draw by the SHA-256 of the item's id. The order in which runs are "
-    "given never matters."
+    "Each run casts one ballot per item, and the option with most ballots wins. "
+    "Among tied options wins the one with the larger sum of log-probabilities over all runs that have scores. "
+    "If that does not decide, the run with the best dev accuracy among those that chose a tied option "
+    "(runs of equal accuracy vote among themselves, then the next best are asked). "
+    "If nothing decides, a draw by the SHA-256 of the item's id. The order in which runs are given never matters."
 )
 
 # Sums that are equal on paper differ in the last digits by the way each logarithm was rounded.
@@ -129,7 +129,7 @@ def _by_logprob(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) 
 
 
 def _by_best_run(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) -> tuple[int, ...]:
-    """The tied options left when the runs are asked from the best dev accuracy downwards; unknown ones are not."""
+    """The tied options left when the runs are asked by falling dev accuracy; a run without one is not asked."""
     known = {ballot.dev_accuracy for ballot in ballots if ballot.dev_accuracy is not None}
     for accuracy in sorted(known, reverse=True):
         votes = Counter(ballot.answers[item_id] for ballot in ballots if ballot.dev_accuracy == accuracy)

@@ -138,8 +138,8 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], against: str | None = Non
 
 
 def holm(found: Sequence[float]) -> list[float]:
-    """The p values corrected for their number (Holm 1979), in the given order: below .05 for any of them goes wrong in
-    at most one of twenty such families of tests.
+    """The p values corrected for their number (Holm 1979), in the given order. Who believes all that are below .05 is
+    wrong about any of them in at most one of twenty such families of tests.
     """
     corrected = [0.0] * len(found)
     highest = 0.0
@@ -150,7 +150,7 @@ def holm(found: Sequence[float]) -> list[float]:
 
 
 def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The accuracies between which a guesser among the options ends on `total` items, with this confidence."""
+    """The accuracies between which guessing among the options ends on `total` items, with this confidence."""
     from scipy.stats import binom
 
     low, high = binom.interval(confidence, total, 1 / len(task.current().options))
