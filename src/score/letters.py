@@ -10,7 +10,7 @@ import torch
 
 from src.model.shapes import Shape
 from src.prompt.encode import Example
-from src.score.item_scores import ItemScores
+from src.score.item_scores import ItemScores, Logits
 from src.train.guard import allowed, gap, rounding
 from src.tree import compiler
 from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slower
@@ -254,7 +254,7 @@ def announce(splits: Sequence[Sequence[Example]], device: torch.device) -> None:
 
 def _by_item(examples: Sequence[Example], logits: torch.Tensor) -> list[ItemScores]:
     """`logits`: (examples, letters). The orders of an item need not stand together."""
-    found: dict[str, list[tuple[str, tuple[float, ...]]]] = {}
+    found: dict[str, list[tuple[str, Logits]]] = {}
     for example, values in zip(examples, logits.tolist(), strict=True):
         found.setdefault(example.id, []).append((example.order, tuple(values)))
     return [

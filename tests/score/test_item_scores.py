@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import task
 from src.console.cli import UserError
 from src.files.writing import write_jsonl
-from src.score.item_scores import ItemScores, read_scores, write_scores
+from src.score.item_scores import ItemScores, Logits, read_scores, write_scores
 
 ORDERS = tuple("".join(order) for order in permutations("012"))
 
 
-def softmax(row: tuple[float, ...]) -> list[float]:
-    total = sum(math.exp(value) for value in row)
-    return [math.exp(value) / total for value in row]
+def softmax(logits: Logits) -> list[float]:
+    total = sum(math.exp(value) for value in logits)
+    return [math.exp(value) / total for value in logits]
 
 
 # Scores of an item
@@ -64,30 +65,51 @@ def test_a_constant_added_to_the_logits_of_an_order_changes_nothing() -> None:
     ],
 )
 def test_exact_ties_give_the_first_option_and_margin_zero(
-    orders: tuple[str, ...], logits: tuple[tuple[float, float, float], ...], prediction: int
+    orders: tuple[str, ...], logits: tuple[Logits, ...], prediction: int
 ) -> None:
     scores = ItemScores("a", orders, logits)
     assert scores.prediction == prediction
     assert scores.margin == 0.0
 
 
+@pytest.mark.usefixtures("four_options")
+def test_four_options_have_orders_of_four() -> None:
+    # The option that stood under B of the one order stood under C of the other.
+    scores = ItemScores("a", ("0213", "3120"), ((0.0, 5.0, 1.0, -1.0), (1.0, 0.5, 4.0, 2.0)))
+    first, second = softmax(scores.logits[0]), softmax(scores.logits[1])
+    means = [
+        math.sqrt(one * other)
+        for one, other in zip(
+            (first[0], first[2], first[1], first[3]), (second[3], second[1], second[2], second[0]), strict=True
+        )
+    ]
+    assert [math.exp(value) for value in scores.logprobs] == pytest.approx([mean / sum(means) for mean in means])
+    assert scores.prediction == 2
+    assert scores.margin == pytest.approx(math.log(means[2] / sorted(means)[-2]))
+    for orders, words in (
+        (("012",), "allowed: the digits 0123, each once"),
+        (("0122",), "allowed: the digits 0123, each once"),
+        (("0123",), "allowed: 4 finite numbers per order"),
+    ):
+        with pytest.raises(UserError, match=f"item made-1: .*{words}"):
+            ItemScores("made-1", orders, ((1.0, 2.0, 3.0),))
+
+
 @pytest.mark.parametrize(
     ("orders", "logits", "words"),
     [
-        ((), (), "at least one"),
+        ((), (), "one or more different orders"),
         (("012", "012"), ((1.0, 2.0, 3.0),) * 2, "different orders"),
-        (("012", "021"), ((1.0, 2.0, 3.0),), "1 rows of logits"),
+        (("012", "021"), ((1.0, 2.0, 3.0),), "logits of 1"),
         (("011",), ((1.0, 2.0, 3.0),), "allowed: 012"),
         (("01",), ((1.0, 2.0, 3.0),), "allowed: 012"),
         (("123",), ((1.0, 2.0, 3.0),), "allowed: 012"),
         (("012",), ((1.0, math.nan, 3.0),), "bfloat16"),
         (("012",), ((1.0, math.inf, 3.0),), "bfloat16"),
-        (("012",), ((1.0, 2.0),), "three finite numbers"),
+        (("012",), ((1.0, 2.0),), "3 finite numbers"),
     ],
 )
-def test_scores_that_cannot_be_are_refused(
-    orders: tuple[str, ...], logits: tuple[tuple[float, float, float], ...], words: str
-) -> None:
+def test_scores_that_cannot_be_are_refused(orders: tuple[str, ...], logits: tuple[Logits, ...], words: str) -> None:
     with pytest.raises(UserError, match=f"item made-1: .*{words}"):
         ItemScores("made-1", orders, logits)
 
@@ -95,7 +117,7 @@ def test_scores_that_cannot_be_are_refused(
 # The scores file
 
 
-def rows() -> list[ItemScores]:
+def two_items() -> list[ItemScores]:
     return [
         ItemScores("made-1", ("012", "201"), ((3.0, 0.0, 1.0), (0.5, 2.0, 0.0))),
         ItemScores("문항-2", ("012", "201"), ((-1.25, 7.5, 0.1), (1e-9, 2e5, 0.0))),
@@ -104,7 +126,7 @@ def rows() -> list[ItemScores]:
 
 def test_the_file_holds_what_the_reader_wants_to_see(tmp_path: Path) -> None:
     path = tmp_path / "mini" / "scores_dev.jsonl"
-    write_scores(path, rows())
+    write_scores(path, two_items())
     first, second = (json.loads(line) for line in path.read_text("utf-8").splitlines())
     assert list(first) == ["id", "orders", "logits", "logprobs", "prediction", "margin"]
     assert first["id"] == "made-1"
@@ -112,10 +134,21 @@ def test_the_file_holds_what_the_reader_wants_to_see(tmp_path: Path) -> None:
     assert first["logits"] == [[3.0, 0.0, 1.0], [0.5, 2.0, 0.0]]
     assert sum(map(math.exp, first["logprobs"])) == pytest.approx(1)
     assert first["prediction"] == "inference_1"
-    assert first["margin"] == rows()[0].margin
+    assert first["margin"] == two_items()[0].margin
     assert "문항-2" in path.read_text("utf-8")
     assert second["id"] == "문항-2"
-    assert read_scores(path) == rows()
+    assert read_scores(path) == two_items()
+
+
+def test_the_file_of_another_task_names_its_options(tmp_path: Path, four_options: task.Task) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    scores = [ItemScores("a", ("0123", "3210"), ((0.0, 1.0, 2.0, 3.0), (3.5, 2.0, 1.0, 0.0)))]
+    write_scores(path, scores)
+    assert json.loads(path.read_text("utf-8"))["prediction"] == "choice_4"
+    assert read_scores(path) == scores
+    task.use(None)
+    with pytest.raises(UserError, match=r"line 1: item a: found orders \('0123', '3210'\); allowed: 012 021"):
+        read_scores(path)
 
 
 finite = st.floats(-1e4, 1e4, width=32)
@@ -127,7 +160,7 @@ finite = st.floats(-1e4, 1e4, width=32)
         st.tuples(st.text(st.characters(codec="utf-8")), st.lists(st.sampled_from(ORDERS), min_size=1, unique=True)),
         min_size=1,
         max_size=3,
-        unique_by=lambda row: row[0],
+        unique_by=lambda one: one[0],
     ),
     st.data(),
 )
@@ -143,16 +176,16 @@ def test_any_scores_survive_the_round_trip(
     assert read_scores(path) == written
 
 
-@pytest.mark.parametrize("rows_twice", [[], rows()[:1] * 2], ids=["none", "twice"])
-def test_scores_are_written_of_at_least_one_item_each_once(tmp_path: Path, rows_twice: list[ItemScores]) -> None:
+@pytest.mark.parametrize("scores", [[], two_items()[:1] * 2], ids=["none", "twice"])
+def test_scores_are_written_of_at_least_one_item_each_once(tmp_path: Path, scores: list[ItemScores]) -> None:
     with pytest.raises(AssertionError):
-        write_scores(tmp_path / "scores_dev.jsonl", rows_twice)
+        write_scores(tmp_path / "scores_dev.jsonl", scores)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_cut_at_any_byte_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "scores_dev.jsonl"
-    write_scores(path, rows())
+    write_scores(path, two_items())
     whole = path.read_bytes()
     last_line = whole.rindex(b"\n", 0, -1) + 1
     for end in [0, *range(last_line + 1, len(whole))]:
@@ -171,7 +204,7 @@ def test_a_file_cut_at_any_byte_is_never_taken_for_a_whole_one(tmp_path: Path) -
         ('"margin": ', '"margin": 1', "do not follow"),
         ('"logprobs": [', '"logprobs": [-0.1, ', "do not follow"),
         ('"orders": ["012", "201"]', '"orders": ["012", "210"]', "do not follow"),
-        ('"orders": ["012", "201"]', '"orders": ["012"]', "rows of logits"),
+        ('"orders": ["012", "201"]', '"orders": ["012"]', "logits of 2"),
         ('"orders": ["012", "201"]', '"orders": [12, 201]', "line 1"),
         ('"logits": [[3.0', '"logits": [[NaN', "finite"),
         ('"logits": [[3.0, ', '"logits": [[', "line 1"),
@@ -184,7 +217,7 @@ def test_a_file_cut_at_any_byte_is_never_taken_for_a_whole_one(tmp_path: Path) -
 )
 def test_a_file_that_was_changed_is_damaged(tmp_path: Path, old: str, new: str, words: str) -> None:
     path = tmp_path / "scores_dev.jsonl"
-    write_scores(path, rows())
+    write_scores(path, two_items())
     text = path.read_text("utf-8")
     assert old in text
     path.write_text(text.replace(old, new, 1), "utf-8")
@@ -196,12 +229,12 @@ def test_a_file_that_was_changed_is_damaged(tmp_path: Path, old: str, new: str, 
 
 def test_the_last_digits_may_differ_between_machines(tmp_path: Path) -> None:
     path = tmp_path / "scores_dev.jsonl"
-    write_scores(path, rows())
+    write_scores(path, two_items())
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     for line in lines:
         line["logprobs"] = [value * (1 + 1e-12) for value in line["logprobs"]]
     write_jsonl(path, lines)
-    assert read_scores(path) == rows()
+    assert read_scores(path) == two_items()
 
 
 def test_missing_or_foreign_scores_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,6 +123,21 @@ def test_six_orders_are_gathered_by_item(short: str, network: Any) -> None:
     for order in (0, 4):
         alone = values(scored(network, short, (ORDERS[order],)))
         torch.testing.assert_close(values(found)[:, order : order + 1], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("four_options")
+@pytest.mark.parametrize("kind", ["padded", "tree"])
+def test_four_letters(kind: str, network: Any, short: str) -> None:
+    letter_ids, examples = (40, 31, 52, 60), []
+    for example in encoder(short).for_scoring(ITEMS[:3]):
+        for order in ("0123", "3120"):
+            examples.append(dataclasses.replace(example, order=order, ids=(*example.ids, *map(int, order))))
+    found = LetterScorer(network, letter_ids, 0).score(examples, kind=kind)
+    assert [(scores.id, scores.orders) for scores in found.items] == [(item.id, ("0123", "3120")) for item in ITEMS[:3]]
+    assert found.how.kind == kind
+    with torch.no_grad():
+        own = [network(input_ids=torch.tensor([one.ids])).logits[0, -1, list(letter_ids)] for one in examples]
+    torch.testing.assert_close(values(found).flatten(0, 1), torch.stack(own), atol=1e-4, rtol=0)
 
 
 # Rows that share prefixes
@@ -357,7 +373,7 @@ def test_logits_that_are_no_numbers() -> None:
     network = toys.network("qwen2")
     with torch.no_grad():
         network.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"made-0000: .*three finite numbers .*diverged"):
+    with pytest.raises(UserError, match=r"made-0000: .*3 finite numbers .*diverged"):
         scored(network, "qwen2")
 
 
