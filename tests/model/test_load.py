@@ -28,7 +28,6 @@ from src.model.load import (
     pick_device,
 )
 from src.model.recipes import backbones
-from src.prompt.encode import Encoder
 from src.prompt.prompts import parse_prompt
 from src.score.letters import score
 from tests import toys
@@ -40,7 +39,7 @@ Folder = Callable[[str], Path]
 
 def logits(network: Any, short: str, batch_tokens: int = 16384) -> torch.Tensor:
     """(items, 3): what the network says of eight items."""
-    one = Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    one = toys.encoder(short, SHORT)
     rows = score(network, one.for_scoring(toys.items(8)), one.letter_ids or (), one.pad_id, batch_tokens)
     return torch.tensor([row.logits[0] for row in rows])
 

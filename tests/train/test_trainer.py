@@ -21,7 +21,7 @@ from src.console.cli import UserError
 from src.console.progress import PIPE
 from src.data import Item
 from src.model.load import add_adapter, load_base
-from src.model.recipes import Recipe, backbones
+from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
 from src.score.item_scores import ItemScores
@@ -61,7 +61,7 @@ def stay_eager(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def encoder(short: str) -> Encoder:
-    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    return toys.encoder(short, SHORT)
 
 
 def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
