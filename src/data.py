@@ -107,11 +107,18 @@ def load_split(folder: str | Path, split: str, labelled: bool | None = None) -> 
     return load_items(path, labelled=labelled)
 
 
-def load_data(data: Path, split: str) -> tuple[list[Item], Path]:
-    """The items and their file. `data` is a JSON file, or a folder that holds `data_<split>.json`."""
-    if data.suffix == ".json":
-        return load_items(data), data
-    return load_split(data, split), split_path(data, split)
+def load_data(data: Path, split: str, all_labelled: bool = False) -> tuple[list[Item], Path]:
+    """The items and their file. `data` is a JSON file, or a folder that holds `data_<split>.json`.
+
+    With `all_labelled`, UserError in one line when items have no label.
+    """
+    path = data if data.suffix == ".json" else split_path(data, split)
+    items = load_items(path) if path == data else load_split(data, split)
+    if all_labelled and (missing := [item.id for item in items if item.label is None]):
+        raise UserError(
+            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
+        )
+    return items, path
 
 
 def split_path(folder: str | Path, split: str) -> Path:

@@ -5,10 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from src import task
+from src.data import Item, dump_items, parse_items
 from src.task import Task
 from tests.conftest import make_item
 
 FOUR = Task("weather talk", ("Cause", "What follows"), ("Choice_1", "Choice_2", "Choice_3", "Choice_4"), tuple("ABCD"))
+
+TASK_FILE = """
+name: weather talk
+categories: [Cause, What follows]
+options: [Choice_1, Choice_2, Choice_3, Choice_4]
+letters: [A, B, C, D]
+"""
 
 PROMPT = """
 name: four
@@ -21,7 +29,9 @@ user: |-
   {% for option in options %}
   {{ option.letter }}. {{ option.text }}
   {% endfor %}
-categories: {Cause: What led to it?, What follows: What comes next?}
+categories:
+  Cause: What led to it?
+  What follows: What comes next?
 answer: "{{ letter }}. {{ option }}"
 """
 
@@ -46,3 +56,11 @@ def make_four(number: int, **changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         (raw if key in ("id", "output") else inner)[key] = value
     return raw
+
+
+def four_items(count: int, **changes: Any) -> list[Item]:
+    """The first items of the task `FOUR`, as loaded from a file; only within `working_on(FOUR)`."""
+    raw = [make_four(number, **changes) for number in range(count)]
+    found, problems = parse_items(dump_items(raw).encode(), "made")
+    assert not problems, problems
+    return found

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import task
 from src.console.cli import UserError
 from src.data import (
-    CATEGORIES,
-    OUTPUTS,
     PROBLEMS_SHOWN,
     Item,
     dump_items,
@@ -32,6 +31,8 @@ from src.data import (
 )
 from tests.conftest import make_item
 from tests.made_task import FOUR, make_four, working_on
+
+TASK = task.current()
 
 
 def write(tmp_path: Path, raw: Any, name: str = "data_train.json") -> Path:
@@ -76,7 +77,7 @@ def test_an_item_is_read_field_by_field(tmp_path: Path) -> None:
     assert item.dialogue[0].text == "화분에 물 줬어?"
     assert item.targets == ("d1.2",)
     assert item.category == "반응"
-    assert item.options == tuple(raw["input"][key] for key in OUTPUTS)
+    assert item.options == tuple(raw["input"][key] for key in TASK.options)
     assert item.label == 1
     assert item.source == raw
 
@@ -140,7 +141,7 @@ def test_a_hidden_label_is_none(tmp_path: Path, output: object) -> None:
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_labels_are_indices_of_options(tmp_path: Path, label: int) -> None:
-    (item,) = load(tmp_path, make_item(0, output=f"{OUTPUTS[label]} "), labelled=True)
+    (item,) = load(tmp_path, make_item(0, output=f"{TASK.options[label]} "), labelled=True)
     assert item.label == label
 
 
@@ -160,7 +161,7 @@ def test_text_of_a_mac_is_composed_in_the_item_and_untouched_in_the_source(tmp_p
     assert predictions([item], [0])[0]["input"] == decomposed["input"]
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", TASK.categories)
 def test_categories_are_read_composed_and_stripped(tmp_path: Path, category: str) -> None:
     (item,) = load(tmp_path, make_item(0, category=unicodedata.normalize("NFD", category) + " "))
     assert item.category == category
@@ -628,12 +629,12 @@ def raw_items(draw: st.DrawFn) -> dict[str, Any]:
                 for (speaker, utterance), utterance_id in zip(turns, ids, strict=True)
             ],
             "reference_id": draw(st.lists(st.sampled_from(ids), min_size=1, unique=True)),
-            "category": draw(st.sampled_from(CATEGORIES)),
-            **dict(zip(OUTPUTS, options, strict=True)),
+            "category": draw(st.sampled_from(TASK.categories)),
+            **dict(zip(TASK.options, options, strict=True)),
         },
         draw(texts.filter(lambda key: key not in ("id", "input"))): draw(texts),
     }
-    item["output"] = draw(st.sampled_from([*OUTPUTS, ""]))
+    item["output"] = draw(st.sampled_from([*TASK.options, ""]))
     return item
 
 
@@ -659,7 +660,9 @@ json_values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["id", "input", "output", "conversation", "reference_id", "category", *OUTPUTS]), json_values)
+@given(
+    st.sampled_from(["id", "input", "output", "conversation", "reference_id", "category", *TASK.options]), json_values
+)
 def test_no_json_value_in_any_field_breaks_the_loader(key: str, value: Any) -> None:
     items, problems = parse_items(dump_items([make_item(0, **{key: value})]).encode(), "any")
     assert bool(items) != bool(problems)

@@ -22,6 +22,7 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
     import transformers
 
     from src.model.recipe_files import load_recipes
+    from src.prompt.chat import Rendering
     from src.prompt.encode import Encoder
     from src.prompt.prompts import load_prompt
 
@@ -31,14 +32,8 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
         tokenizer = _miniature_tokenizer(recipe.backbone) if corpus.kind == SAMPLE else _cached_tokenizer(recipe)
         if tokenizer is not None:
             name = f"mini-{recipe.backbone}" if corpus.kind == SAMPLE else recipe.name
-            found[name] = Encoder(
-                tokenizer,
-                load_prompt(recipe.prompt),
-                name=name,
-                chat_template=recipe.chat_template,
-                override=recipe.overrides_template,
-                system_turn=recipe.system_turn,
-            )
+            rendering = Rendering(recipe.chat_template, recipe.overrides_template, recipe.system_turn)
+            found[name] = Encoder(tokenizer, load_prompt(recipe.prompt), name, rendering)
     return found
 
 

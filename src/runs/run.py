@@ -20,8 +20,8 @@ from src.model import load as models
 from src.model.backbones import backbones
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
-from src.prompt.chat import Frozen
-from src.prompt.encode import Encoder
+from src.prompt.chat import Frozen, Rendering
+from src.prompt.encode import Encoder, Limits
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.runs import record as records
@@ -291,19 +291,11 @@ def make_encoder(
     a run has `frozen` of rendering.
     """
     config = models.load_config(recipe, folder)
-    return Encoder(
-        models.load_tokenizer(recipe, folder),
-        prompt,
-        name=recipe.backbone,
-        chat_template=recipe.chat_template,
-        override=recipe.overrides_template,
-        system_turn=recipe.system_turn,
-        context=models.context_length(config),
-        vocab=getattr(config.get_text_config(), "vocab_size", None),
-        library=library,
-        reasoning=recipe.reasoning,
-        frozen=frozen,
+    rendering = Rendering(
+        recipe.chat_template, recipe.overrides_template, recipe.system_turn, reasoning=recipe.reasoning, frozen=frozen
     )
+    limits = Limits(models.context_length(config), getattr(config.get_text_config(), "vocab_size", None))
+    return Encoder(models.load_tokenizer(recipe, folder), prompt, recipe.backbone, rendering, limits, library)
 
 
 def frozen_of(template: Mapping[str, Any]) -> Frozen:

@@ -26,7 +26,7 @@ from src.data import OUTPUTS, Item
 from src.model.backbones import backbones
 from src.model.recipes import make_recipe
 from src.plan.kinds import Kind, kinds
-from src.prompt.encode import Encoder
+from src.prompt.encode import Encoder, Limits
 from src.prompt.prompts import Prompt
 from src.toy import corpus, miniature
 from src.tree import layouts
@@ -204,7 +204,7 @@ def make_encoder(tokenizer: Tokenizer, prompt: Prompt, context: int | None = Non
     pad, bos, eos = SPECIALS
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
     fast.chat_template = TEMPLATE
-    return Encoder(fast, prompt, name="bench", context=context)
+    return Encoder(fast, prompt, name="bench", limits=Limits(context))
 
 
 def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[Item]) -> dict[str, Any]:

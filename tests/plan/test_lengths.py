@@ -52,7 +52,7 @@ def recipe_for(folder: Path, place: Path, context: int, **changes: Any) -> Recip
 
 
 def encoder_for(short: str, context: int | None = None) -> Encoder:
-    return Encoder(toys.tokenizer(short), load_prompt("plain"), name=short, context=context)
+    return toys.encoder(short, load_prompt("plain"), context=context)
 
 
 def test_counted_are_those_that_a_run_refuses(

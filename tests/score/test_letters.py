@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.backends.debugging import aot_eager
 
 from src.console.cli import UserError
-from src.model.backbones import backbones
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import ORDERS, parse_prompt
 from src.score import letters as room
@@ -25,7 +24,7 @@ KINDS = ("polar", "qwen2", "kogemma")
 
 
 def encoder(short: str) -> Encoder:
-    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    return toys.encoder(short, SHORT)
 
 
 @pytest.fixture(scope="module", params=KINDS)

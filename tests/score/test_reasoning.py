@@ -9,7 +9,6 @@ import torch
 
 from src.console.cli import UserError
 from src.data import Item
-from src.model.backbones import backbones
 from src.model.recipes import make_recipe
 from src.prompt.encode import Encoder
 from src.prompt.prompts import LETTERS, ORDERS, load_prompt
@@ -34,8 +33,7 @@ SHORT_CHAIN = Sampling(max_new_tokens=7)
 
 
 def encoder(short: str, **keys: Any) -> Encoder:
-    template = backbones()[short].chat_template
-    return Encoder(toys.tokenizer(short), PROMPT, name=short, chat_template=template, reasoning=True, **keys)
+    return toys.encoder(short, PROMPT, reasoning=True, **keys)
 
 
 def carrying(item: Item, text: str) -> Item:
@@ -68,7 +66,7 @@ def test_the_letters_behind_the_bridge_are_the_letters_that_are_trained(short: s
     one = encoder(short)
     texts = ("화자1은 비를 맞았다.", "A", "끝이 공백이다. \n\n", "", "답: B", "영어 words A.", "½ 😀 ⟦")
     examples = one.for_chains([(f"{n}", ITEMS[0], "012", text) for n, text in enumerate(texts)])
-    at_once = Encoder(toys.tokenizer(short), PROMPT, name=short, chat_template=backbones()[short].chat_template)
+    at_once = toys.encoder(short, PROMPT)
     at_once.for_scoring(ITEMS)
     assert one.letter_ids == at_once.letter_ids
     for example, text in zip(examples, texts, strict=True):
@@ -186,7 +184,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_generated() -> None:
     with pytest.raises(UserError, match=r"--max_new_tokens up to 6, or a shorter prompt"):
         check_lengths(encoder("qwen2", context=longest + 6), ITEMS, ORDERS[:1], SHORT_CHAIN)
     with pytest.raises(UserError, match="prompt entry: reasoning needs a `bridge`"):
-        Encoder(toys.tokenizer("qwen2"), load_prompt("entry"), name="qwen2", reasoning=True)
+        toys.encoder("qwen2", load_prompt("entry"), reasoning=True)
 
 
 def test_all_tokens_that_end_a_turn_end_a_chain() -> None:

@@ -20,7 +20,6 @@ from transformers import Qwen2ForCausalLM, TrainerCallback
 from src.console.cli import UserError
 from src.console.progress import PIPE
 from src.data import Item
-from src.model.backbones import backbones
 from src.model.load import add_adapter, load_base
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
@@ -62,7 +61,7 @@ def stay_eager(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def encoder(short: str) -> Encoder:
-    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    return toys.encoder(short, SHORT)
 
 
 def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
