@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from src.data import Item, parse_items
 from src.model.recipes import Recipe, make_recipe
-from src.toy.miniature import BETWEEN, PROMPT_WORDS
+from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
 from src.train import trainer
 from src.tree import layouts, rows
 from tests.conftest import DIALOGUES, make_item
