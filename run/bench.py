@@ -60,7 +60,7 @@ WIDTH = 100
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.bench")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: what suits the device)")
-    parser.add_argument("--backbone", default="bllossom", metavar="NAME", help="a row of resource/backbones.yaml")
+    parser.add_argument("--backbone", default="bllossom", metavar="NAME", help="one of resource/backbones.yaml")
     parser.add_argument("--layers", type=int, metavar="N", help="shorten the stack to N layers, for a quick look")
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="timed work of a row, at least (default: 15, on a CPU 1)"

@@ -223,19 +223,19 @@ def model_under_test(
     recipe: Recipe, weights: Path | None, start: Prompt, data: Path, device: "torch.device"
 ) -> tuple[Scorer, Callable[[str], int]]:
     """(scores items with a prompt, counts the tokens of a text)."""
-    from src.model import load as models
-    from src.runs import run as runs
+    from src.model.load import load_run, weights_folder
+    from src.runs.run import find_library, frozen_in, make_encoder
     from src.score.letters import score
 
-    network = models.load_run(weights or Path(), recipe, device, trained=weights is not None)
-    kept = models.weights_folder(weights) if weights else None
-    library = runs.find_library(start, data)
+    network = load_run(weights or Path(), recipe, device, trained=weights is not None)
+    kept = weights_folder(weights) if weights else None
+    library = find_library(start, data)
     plain = recipe.replace(reasoning=False)
-    frozen = runs.frozen_in(weights)
-    tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
+    frozen = frozen_in(weights)
+    tokenizer = make_encoder(plain, start, kept, library, frozen).tokenizer
 
     def scorer(prompt: Prompt, some: Sequence[Item]) -> list[ItemScores]:
-        encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
+        encoder = make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
         return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
 

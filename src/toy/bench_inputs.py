@@ -118,7 +118,7 @@ def _longer(
 
 
 def _with_words(sentence: str, *words: str) -> str:
-    """`sentence` with `words` behind its first one."""
+    """`sentence` with `words` after its first word."""
     first, _, rest = sentence.partition(" ")
     return " ".join([first, *words, rest])
 
@@ -192,7 +192,7 @@ def _fewest(
     return bisect.bisect_left(range(len(merges)), True, key=suffice)
 
 
-def _common_length(sequences: Sequence[Any]) -> int:
+def _common_length(sequences: Sequence[str] | Sequence[tuple[int, ...]]) -> int:
     """The length of the beginning that all sequences share: that of the first and the last in sorted order."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
