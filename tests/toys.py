@@ -26,7 +26,7 @@ from src.prompt.chat import Rendering
 from src.prompt.encode import Encoder, Limits
 from src.prompt.fewshot import Library
 from src.prompt.messages import Prompt
-from src.toy.miniature import BETWEEN, PROMPT_WORDS
+from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
 from src.train import trainer
 from src.tree import layouts, rows
 from tests.conftest import DIALOGUES, make_item

@@ -40,12 +40,13 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
 @cache
 def _miniature_tokenizer(short: str) -> Any:
     """None for a backbone that the miniature does not have."""
-    from src.toy import miniature
+    from src.toy.miniature import load_values
+    from src.toy.miniature_tokenizers import make_tokenizer, tokenizer_texts
 
-    values = miniature.load_values()
+    values = load_values()
     if short not in values["backbones"]:
         return None
-    return miniature.make_tokenizer(values["backbones"][short]["tokenizer"], miniature.tokenizer_texts(values))
+    return make_tokenizer(values["backbones"][short]["tokenizer"], tokenizer_texts(values))
 
 
 def _cached_tokenizer(recipe: "Recipe") -> Any:

@@ -1,5 +1,3 @@
-"""Pictures reach their files whatever `MPLBACKEND` says."""
-
 import os
 import re
 import subprocess
@@ -11,10 +9,12 @@ import pytest
 # As where no package brings backends of its own, such as Jupyter's.
 ALONE = "import importlib.metadata as m; m.entry_points = lambda **keys: []; "
 DRAW = (
-    "from src.figures.canvas import Figure; figure = Figure(); figure.subplots().plot([1, 2])\n"
-    "figure.savefig('plain.png')\n"
-    "from src.figures import style; figure, _ = style.panels(['a'], 'b', 'c')\n"
-    "open('eda.png', 'wb').write(style.to_png(figure, 'd', 'e'))\n"
+    "from pathlib import Path; from src.figures import plots, style\n"
+    "plots.save_png(plots.growth([(1, 1.0), (2, 2.0)], 'h'), Path('growth.png'))\n"
+    "point = plots.Point(0, 0.5, 0.1, 0.9, True)\n"
+    "plots.save_png(plots.accuracy_by_step([point], [0.5]), Path('accuracy.png'))\n"
+    "figure, _ = style.panels(['a'], 'b', 'c')\n"
+    "Path('eda.png').write_bytes(style.to_png(figure, 'd', 'e'))\n"
 )
 
 
@@ -27,7 +27,7 @@ def drawn(backend: str, folder: Path, code: str) -> None:
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "module://nowhere", ""])
 def test_no_backend_keeps_a_picture_from_its_file(backend: str, tmp_path: Path) -> None:
     drawn(backend, tmp_path, ALONE + DRAW)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eda.png", "plain.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "eda.png", "growth.png"]
 
 
 def test_a_notebook_keeps_the_backend_that_it_has(tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_without_a_tokenizer_it_is_estimated(splits: dict[str, list[Item]]) -> N
 
 def test_estimates_are_near_what_is_counted_of_the_sample_corpus() -> None:
     from src.data import parse_items
-    from src.toy import bench_inputs as standins
+    from src.toy import bench_inputs
 
-    train = parse_items(json.dumps(standins.make_corpus()["train"]).encode(), "made")[0]
+    train = parse_items(json.dumps(bench_inputs.make_corpus()["train"]).encode(), "made")[0]
     texts = lengths.Texts({"train": train})
     for kind in kinds().values():
         tokens = texts.estimates(make_recipe({"backbone": "polar"}, "here"), kind, "train")
