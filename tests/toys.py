@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from src.data import Item, parse_items
 from src.model.recipes import Recipe, make_recipe
+from src.model.shapes import FAMILIES
 from src.toy.miniature import BETWEEN, PROMPT_WORDS
 from src.train import trainer
 from src.tree import layouts, rows
@@ -190,7 +191,7 @@ def network(short: str, seed: int = 0, **changes: Any) -> Any:
         },
     )
     torch.manual_seed(seed)
-    attention = "eager" if toy.architecture == "gemma2" else "sdpa"
+    attention = FAMILIES[toy.architecture].attention
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
 
 

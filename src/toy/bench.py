@@ -233,7 +233,7 @@ class Setting:
     @property
     def fastest(self) -> str:
         """The fastest attention that transformers has for the backbone without further packages."""
-        return shapes.FAMILIES[self.config.model_type].attention
+        return shapes.Shape.of_config(self.config).family.attention
 
     @property
     def dtype(self) -> torch.dtype:

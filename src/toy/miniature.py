@@ -33,6 +33,7 @@ from src.console.start import ours
 from src.data import CATEGORIES
 from src.model.backbones import backbones
 from src.model.recipe_files import RECIPES
+from src.model.shapes import Shape
 from src.prompt.prompts import LETTERS
 from src.toy import corpus
 from src.tree import prefix as tree
@@ -206,7 +207,7 @@ def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[
         initializer_range=initialisation["weight_std"],
         **settings,
     )
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"
+    attention = Shape.of_config(config).family.attention
     network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     initialise(network, initialisation)
     return network
