@@ -33,6 +33,7 @@ from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipes import CHOICES, ORPO, Recipe, differing_settings
 from src.plan import estimates as plan
 from src.plan import lengths, ready
+from src.plan.table import plan_table
 from src.prompt.prompts import load_prompt
 from src.runs.record import read_record, record_path
 from src.worth.metrics import wilson
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {split: len(items) for split, items in splits.items()}
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes
-    rows = plan.plan_rows(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
+    rows = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
     too_long = lengths.too_long(list(recipes.values()), splits)
     if arguments.dry_run:
         show_plan(console, rows, too_long)
@@ -173,14 +174,14 @@ def command_for(file: Path, recipe: Recipe, data: Path, test: bool) -> list[str]
     return []
 
 
-def show_plan(console: Any, rows: Sequence[plan.PlanRow], too_long: Sequence[str]) -> None:
-    console.print(plan.plan_table(rows))
+def show_plan(console: Any, rows: Sequence[plan.Estimate], too_long: Sequence[str]) -> None:
+    console.print(plan_table(rows))
     for line in too_long:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def able(
-    jobs: list[Job], recipes: list[Recipe], rows: list[plan.PlanRow], gpus: list[plan.Gpu], failures: dict[str, str]
+    jobs: list[Job], recipes: list[Recipe], rows: list[plan.Estimate], gpus: list[plan.Gpu], failures: dict[str, str]
 ) -> list[Job]:
     """The jobs that this machine can do; why the others cannot be done goes to `failures`. UserError when none can, or
     when the disk has no room for them: before anything is fetched or made.

@@ -24,6 +24,7 @@ from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipe_flags import read_recipe
 from src.model.recipes import CHOICES, FIELDS, make_recipe
 from src.plan import estimates as plan
+from src.plan.table import plan_table
 from src.prompt.prompts import parse_prompt
 from src.worth.metrics import wilson
 
@@ -140,9 +141,9 @@ def folder_tree(page: Path) -> dict[str, str]:
 
 def official_plan() -> list[str]:
     """Lines of the plan's table for the official corpus on a machine without a GPU, up to the sums."""
-    rows = plan.plan_rows(list(load_recipes(PUBLISHED).values()), task.current().official.items)
+    rows = plan.estimate_runs(list(load_recipes(PUBLISHED).values()), task.current().official.items)
     console = Console(file=io.StringIO(), width=120)
-    console.print(plan.plan_table(rows))
+    console.print(plan_table(rows))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     return lines[: next(place for place, line in enumerate(lines) if line.startswith("all")) + 1]
 

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from src.data import Item, parse_items
 from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe
+from src.model.shapes import FAMILIES
 from src.prompt.chat import Rendering
 from src.prompt.encode import Encoder, Limits
 from src.prompt.fewshot import Library
@@ -210,7 +211,7 @@ def network(short: str, seed: int = 0, **changes: Any) -> Any:
         },
     )
     torch.manual_seed(seed)
-    attention = "eager" if toy.architecture == "gemma2" else "sdpa"
+    attention = FAMILIES[toy.architecture].attention
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
 
 

@@ -17,8 +17,8 @@ from src.data import Item
 from src.model.backbones import backbones
 from src.model.hub import cached_file
 from src.model.recipes import ORPO, Recipe
-from src.plan.estimates import known
 from src.plan.kinds import TURN_TOKENS, Kind, count_signs, kind_of
+from src.plan.known import known_base
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, reasoning_of
 
@@ -114,7 +114,7 @@ class Gauge:
         self, recipe: Recipe, texts: Texts, encoder: "Encoder | None" = None, trained: Path | None = None
     ) -> None:
         self.recipe, self.texts, self._given, self.trained = recipe, texts, encoder, trained
-        self.kind = kind_of(recipe, known(recipe)[0])
+        self.kind = kind_of(recipe, known_base(recipe).shape)
         self.context = encoder.context if encoder else context_of(recipe)
 
     @cached_property

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from src.model.shapes import Shape
+
 SLOW = 0.014
 """Radians a token. Pairs of features that turn more slowly can compare tokens a dialogue apart."""
 
@@ -24,7 +26,7 @@ def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[
         initializer_range=initialisation["weight_std"],
         **settings,
     )
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"
+    attention = Shape.of_config(config).family.attention
     network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     initialise(network, initialisation)
     return network

@@ -32,7 +32,8 @@ from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
 from src.model import shapes
 from src.model.disk import check_disk
-from src.model.recipes import ORPO, Recipe
+from src.model.memory import MemoryPlan, run_folder_bytes
+from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, ORPO, Recipe
 from src.prompt.encode import Encoder, Example
 from src.runs.record import counted
 from src.score.item_scores import ItemScores
@@ -64,11 +65,11 @@ HINTED = 16
 
 OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
-    "fp32": ("adamw_torch_fused", None),
-    "fp32-8bit": ("adamw_8bit", None),
+    FP32: ("adamw_torch_fused", None),
+    FP32_8BIT: ("adamw_8bit", None),
     # torchao rounds each bf16 weight up or down by chance in proportion, so that updates below half a step count on
     # average.
-    "bf16-stochastic": ("adamw_torch_8bit", "bf16_stochastic_round=True"),
+    BF16_STOCHASTIC: ("adamw_torch_8bit", "bf16_stochastic_round=True"),
 }
 
 
@@ -112,7 +113,7 @@ def fine_tune(
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
     check_disk(
         folder,
-        shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
+        run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
         f"the run {recipe.name}",
     )
     network = load_for_training(recipe, settled, device)
@@ -181,7 +182,7 @@ def fine_tune(
     return Outcome(trainable, total, training)
 
 
-def load_for_training(recipe: Recipe, settled: shapes.Settled, device: torch.device) -> Any:
+def load_for_training(recipe: Recipe, settled: MemoryPlan, device: torch.device) -> Any:
     """The recipe's model with what is trained in the dtype of `settled`."""
     if recipe.method == "full":
         return models.load_base(recipe, device, dtype=torch.float32 if mixed(recipe, settled) else torch.bfloat16)
@@ -197,7 +198,7 @@ def make_trainer(
     dev_examples: Sequence[Example],
     folder: Path,
     layout: Layout,
-    settled: shapes.Settled,
+    settled: MemoryPlan,
     dev_answers: Sequence[Example] = (),
 ) -> "LetterTrainer":
     """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints. dev_answers: as `examples`, of
@@ -598,7 +599,7 @@ def share_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     return moved / sum(values.numel() for values in before.values())
 
 
-def mixed(recipe: Recipe, settled: shapes.Settled) -> bool:
+def mixed(recipe: Recipe, settled: MemoryPlan) -> bool:
     """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 
