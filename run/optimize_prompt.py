@@ -12,6 +12,7 @@ test split is never read. Every step is kept in --out, and the same command goes
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import sys
@@ -23,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, announced, new_folder, run_main
 from src.data import DATA, Item, load_data, sha256
+from src.files.paths import RESULTS
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import RESULTS, counted, find_run, git_commit, versions
+from src.runs.record import counted, find_run, git_commit, versions
 from src.search.addresses import Address, is_local, looks_like_address, masked
 from src.worth.metrics import wilson
 
@@ -136,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     with announced("loading torch and transformers"):
         from src.model import load as models
         from src.runs import run as runs
+        from src.score.letters import LetterScorer
 
     items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
@@ -171,12 +174,13 @@ def main(argv: list[str] | None = None) -> None:
     frozen = runs.frozen_in(weights)
     tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
 
-    def scorer(prompt: Prompt, some: Any) -> Any:
-        from src.score.letters import score
+    # Behind another prompt the letters may be other tokens.
+    letters = functools.cache(functools.partial(LetterScorer, network))
 
+    def scorer(prompt: Prompt, some: Any) -> Any:
         encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
-        return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
+        return letters(encoder.letter_ids or (), encoder.pad_id).score(examples).items
 
     # The search
     ask = remote or make_ask(arguments, settings.seed, device)

@@ -11,7 +11,7 @@ from src.eda.corpus import SAMPLE, Corpus, of_shipped_kind
 if TYPE_CHECKING:
     from src.model.recipes import Recipe
     from src.prompt.encode import Encoder
-    from src.prompt.prompts import Prompt
+    from src.prompt.messages import Prompt
 
 RECIPES = ours("resource/recipes/published")
 
@@ -24,7 +24,8 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
     """
     import transformers
 
-    from src.model.recipes import load_recipes
+    from src.model.recipe_files import load_recipes
+    from src.prompt.chat import Rendering
     from src.prompt.encode import Encoder
 
     transformers.utils.logging.set_verbosity_error()
@@ -34,14 +35,8 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
         tokenizer = _miniature_tokenizer(recipe.backbone) if corpus.kind == SAMPLE else _cached_tokenizer(recipe)
         if prompt is not None and tokenizer is not None:
             name = f"mini-{recipe.backbone}" if corpus.kind == SAMPLE else recipe.name
-            found[name] = Encoder(
-                tokenizer,
-                prompt,
-                name=name,
-                chat_template=recipe.chat_template,
-                override=recipe.overrides_template,
-                system_turn=recipe.system_turn,
-            )
+            rendering = Rendering(recipe.chat_template, recipe.overrides_template, recipe.system_turn)
+            found[name] = Encoder(tokenizer, prompt, name, rendering)
     return found
 
 

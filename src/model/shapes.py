@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from src.model.recipes import Backbone
+from src.model.backbones import Backbone
 
 GIB = 2**30
 
@@ -92,7 +92,7 @@ class Shape:
             head_dim=row.head_dim,
             vocab=row.vocab,
             tied=row.tied,
-            model_type=str(row.expect.get("model_type", "llama")),
+            model_type=row.model_type,
         )
 
     @staticmethod

@@ -6,7 +6,6 @@ of an item (src/plan/kinds.py). Times are scaled from steps that were timed on o
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.console.cli import UserError
 from src.console.start import find
-from src.model.hub import cached_file, is_cached
-from src.model.recipes import ORPO, Backbone, Recipe, backbones
+from src.model.backbones import Backbone, backbones
+from src.model.disk import GB, download_bytes
+from src.model.hub import cached_file
+from src.model.recipes import ORPO, Recipe
 from src.model.shapes import ANSWER_TOKENS, GIB, Settled, Shape, flops, run_folder_bytes, scoring_memory, settle
 from src.plan.kinds import item_tokens, kind_of
 
@@ -25,37 +25,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-GB, MB = 10**9, 10**6
+MB = 10**6
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
-
-
-def download_bytes(recipe: Recipe) -> int | None:
-    """Size of the download of the base model: 0 if it is a folder or whole in the hub's cache, None if unknown."""
-    if Path(find(recipe.model_id)).is_dir() or is_cached(recipe.model_id, recipe.revision):
-        return 0
-    facts = backbones().get(recipe.backbone)
-    return int(facts.download_bytes) if facts is not None and facts.model_id == recipe.model_id else None
 
 
 def parameters(recipe: Recipe) -> float | None:
     """Weights of the base model, None where they cannot be known without a download."""
     shape, facts, _ = known(recipe)
     return shape.parameters if shape is not None else facts.parameters if facts is not None else None
-
-
-def check_disk(path: str | Path, needed_bytes: float, what: str) -> None:
-    """UserError when the disk of `path` (which need not exist yet) has less than `needed_bytes` free for `what`."""
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed_bytes:
-        raise UserError(
-            f"{what} needs {needed_bytes / GB:.1f} GB, but the disk of {path} has {free / GB:.1f} GB free. "
-            "Free some space, or choose another disk: --save_dir for runs, the variable HF_HOME for downloads."
-        )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from src.console.cli import UserError
 from src.data import Item
+from src.model.backbones import backbones
 from src.model.hub import cached_file
-from src.model.recipes import ORPO, Recipe, backbones
+from src.model.recipes import ORPO, Recipe
 from src.plan.estimates import known
 from src.plan.kinds import TURN_TOKENS, Kind, count_signs, kind_of
 from src.prompt.fewshot import Library

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.model import hub
+from src.model.disk import GB, check_disk, existing_parent
 from src.model.recipes import Recipe
 from src.model.shapes import GIB
 from src.plan import estimates as plan
-from src.plan.estimates import GB, Gpu, PlanRow
+from src.plan.estimates import Gpu, PlanRow
 
 CPU_PARAMETERS = 1.5e9
 """Of the largest model that is trained without a GPU: at 0.3 TFLOP/s an epoch of the official corpus takes 7 hours."""
@@ -52,7 +53,7 @@ def check_room(rows: Sequence[PlanRow], results: Path, cache: Path) -> None:
     for path, (needed, more) in needs.items():
         name = f"keeping {what}{more}" if path == results else f"downloading the base models of {what}"
         try:
-            plan.check_disk(path, needed, name)
+            check_disk(path, needed, name)
         except UserError as error:
             raise UserError(f"{error}{only}") from error
 
@@ -71,10 +72,7 @@ def by_reason(found: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _disk(path: Path) -> int:
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return place.stat().st_dev
+    return existing_parent(path).stat().st_dev
 
 
 def _bytes_in(folder: Path) -> int:

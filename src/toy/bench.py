@@ -31,7 +31,7 @@ from src.model import shapes
 from src.model.recipes import ORPO, Recipe, make_recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import ORDERS
-from src.score.letters import how_read, score
+from src.score.letters import LetterScorer
 from src.toy import corpus
 from src.toy.bench_inputs import SEED, lengthened, make_model
 from src.train.guard import guarded
@@ -550,15 +550,15 @@ def ours_scoring(row: Row, setting: Setting, clock: Clock) -> str:
     layout = layouts.scoring_layout(prompts, shape, setting.encoder.pad_id, setting.device, ready)
     raw = sum(map(len, prompts))
     unique = raw if layout.kind == "padded" else sum(sizes(prompts, layout))
+    scorer = LetterScorer(network, setting.encoder.letter_ids or (), setting.encoder.pad_id)
     clock.begin()
     for _ in itertools.count():
-        score(network, examples, setting.encoder.letter_ids or (), setting.encoder.pad_id)
-        read = how_read(network)
-        clock.count(len(items), raw, raw if read["kind"] == "padded" else unique, len(examples))
+        how = scorer.score(examples).how
+        clock.count(len(items), raw, raw if how.kind == "padded" else unique, len(examples))
         if clock.lap():
             break
-    clock.guard = read["guard"]
-    ways = [f"{len(items)} items, {read['kind']} rows{_of(layout)}", setting.kept_for_scoring]
+    clock.guard = how.as_record()["guard"]
+    ways = [f"{len(items)} items, {how.kind} rows{_of(layout)}", setting.kept_for_scoring]
     return ", ".join(text for text in ways if text)
 
 
@@ -575,6 +575,7 @@ def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
     network, cuda = setting.for_scoring(), setting.device.type == "cuda"
     shape, pad_id = shapes.Shape.of_config(setting.config), setting.encoder.pad_id
     asked: dict[str, Any] = {} if cuda else {"kind": "tree", "batch_tokens": ROW_ON_CPU}
+    scorer: LetterScorer | None = None
     prompts: list[Example] = []
     clock.warm, clock.least, clock.limit = 1, len(GROWTH), 0.0
     clock.begin()
@@ -590,14 +591,15 @@ def ours_growth(row: Row, setting: Setting, clock: Clock) -> str:
         if cuda:
             layout = layouts.scoring_layout(ids, shape, pad_id, setting.device, rows_on_gpu(setting.device))
         unique = sum(sizes(ids, layout))
+        scorer = scorer or LetterScorer(network, setting.encoder.letter_ids or (), pad_id)
         for _ in range(2):
             started = time.monotonic()
-            score(network, prompts, setting.encoder.letter_ids or (), pad_id, **asked)
+            how = scorer.score(prompts, **asked).how
         clock.points.append((unique, time.monotonic() - started))
         clock.count(len(prompts), sum(map(len, ids)), unique)
         clock.lap()
     clock.seconds = sum(seconds for _, seconds in clock.points)
-    clock.guard = how_read(network)["guard"]
+    clock.guard = how.as_record()["guard"]
     return ", ".join(f"{tokens:,} tokens {seconds:.1f} s" for tokens, seconds in clock.points)
 
 

@@ -23,9 +23,10 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src.data import OUTPUTS, Item
-from src.model.recipes import backbones, make_recipe
+from src.model.backbones import backbones
+from src.model.recipes import make_recipe
 from src.plan.kinds import Kind, kinds
-from src.prompt.encode import Encoder
+from src.prompt.encode import Encoder, Limits
 from src.prompt.prompts import Prompt
 from src.toy import corpus, miniature
 from src.tree import layouts
@@ -203,7 +204,7 @@ def make_encoder(tokenizer: Tokenizer, prompt: Prompt, context: int | None = Non
     pad, bos, eos = SPECIALS
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
     fast.chat_template = TEMPLATE
-    return Encoder(fast, prompt, name="bench", context=context)
+    return Encoder(fast, prompt, name="bench", limits=Limits(context))
 
 
 def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[Item]) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def model_config(short: str, device: str, layers: int | None = None) -> Any:
     else:
         row = backbones()[short]
         values = {
-            "model_type": "llama",
+            "model_type": row.model_type,
             "intermediate_size": row.intermediate_size,
             "num_attention_heads": row.heads,
             "num_key_value_heads": row.kv_heads,

@@ -31,7 +31,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from src.console.start import ours
 from src.data import CATEGORIES
-from src.model.recipes import RECIPES, backbones
+from src.model.backbones import backbones
+from src.model.recipe_files import RECIPES
 from src.prompt.prompts import LETTERS
 from src.toy import corpus
 from src.tree import prefix as tree

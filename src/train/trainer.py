@@ -28,14 +28,15 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
 from src.model import shapes
+from src.model.disk import check_disk
 from src.model.recipes import ORPO, Recipe
-from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
-from src.runs.record import CHECKPOINTS, counted
+from src.runs.record import counted
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from src.train import orpo as preference
 from src.train.guard import CHECKPOINTING, guarded, one_by_one
 from src.train.pairs import wrong_options
@@ -109,7 +110,7 @@ def fine_tune(
         _hint(recipe, examples, layout)
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(
+    check_disk(
         folder,
         shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
         f"the run {recipe.name}",
@@ -335,6 +336,7 @@ class LetterTrainer(Trainer):
         self.dev_answers = list(dev_answers)
         self.network, self.layout, self.examples = network, layout, list(train)
         self.checkpointing = checkpointing
+        self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
         """What failed while compiling, if anything did."""
         self._trained: list[torch.nn.Parameter] | None = None
@@ -442,17 +444,10 @@ class LetterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = score(
-            self.accelerator.unwrap_model(self.model),
-            self.dev_examples,
-            self.encoder.letter_ids or (),
-            self.encoder.pad_id,
-            kind="padded" if self.layout.kind == "padded" else None,
-            share=self.recipe.share_prefixes,
-        )
+        scored = self.scorer.score(self.dev_examples, kind="padded" if self.layout.kind == "padded" else None)
         if self.layout.kind != "padded" and (why := compiler.gave_up()):
             self.fall_back(why)
-        found = dev_metrics(self.dev, rows)
+        found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
             found |= self._or_usually(
@@ -491,7 +486,7 @@ class KeepBest(TrainerCallback):
 
     def __init__(self, folder: Path, trainer: LetterTrainer, recipe: Recipe) -> None:
         self.trainer, self.recipe = trainer, recipe
-        self.target = folder / (models.MODEL if recipe.method == "full" else models.ADAPTER)
+        self.target = folder / (MODEL if recipe.method == "full" else ADAPTER)
         self.fresh, self.old = (self.target.with_name(f"{self.target.name}.{end}") for end in ("part", "old"))
         if self.old.is_dir() and not self.target.exists():  # stopped between the two renames of `_save`
             self.old.rename(self.target)

@@ -7,8 +7,6 @@ import pytest
 
 from src.data import parse_items
 from src.eda import measures as eda
-from src.eda.corpus import sample_corpus
-from src.eda.tokens import find_encoders
 from tests.conftest import make_item, odd_items
 from tests.eda.made import item, read
 
@@ -79,21 +77,3 @@ def test_options_are_alike() -> None:
     (one,) = read([item(0, "가", inference_1="우산을 샀다", inference_2="화분을 샀다", inference_3="전혀 관계없는 말")])
     # 을 ·  샀·샀다 of seven pairs are shared by the first two, none by the third.
     assert eda.option_likeness(one) == pytest.approx(2 * (3 / 7) / 6)
-
-
-def test_tokens_of_the_parts_add_up() -> None:
-    corpus = sample_corpus()
-    encoders = find_encoders(corpus)
-    assert len(encoders) == 8
-    items = corpus.splits["train"][:3]
-    for name, encoder in encoders.items():
-        for one, parts, example in zip(
-            items, eda.prompt_parts(encoder, items), encoder.for_scoring(items), strict=True
-        ):
-            assert parts.total() == len(example.ids), name
-            assert set(parts) == set(eda.PROMPT_PARTS), name
-            said = encoder.tokenizer(" ".join(turn.text for turn in one.dialogue), add_special_tokens=False)[
-                "input_ids"
-            ]
-            assert parts["대화"] == pytest.approx(len(said), rel=0.3), name
-            assert parts["대상 발화"] < parts["대화"], name

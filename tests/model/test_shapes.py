@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from src.model import shapes
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.model.shapes import GIB, Shape
 
 BLLOSSOM = Shape.of_backbone(backbones()["bllossom"])
@@ -37,7 +37,7 @@ def toy_config(model_type: str, **changes: Any) -> Any:
 def test_parameters_by_arithmetic_agree_with_the_table_of_backbones(short: str) -> None:
     row = backbones()[short]
     config = SimpleNamespace(
-        model_type=row.expect["model_type"],
+        model_type=row.model_type,
         hidden_size=row.hidden_size,
         intermediate_size=row.intermediate_size,
         num_hidden_layers=row.layers,

@@ -6,33 +6,27 @@ import json
 import os
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from src.console.cli import UserError
 from src.model import shapes
-from src.model.recipes import backbones, load_recipe, load_recipes, make_recipe
+from src.model.backbones import backbones
+from src.model.recipe_files import load_recipe, load_recipes
+from src.model.recipes import make_recipe
 from src.model.shapes import GIB, Shape
 from src.plan import estimates as plan
 from src.plan import kinds
+from tests.small_hub import put_in_cache
 
 PUBLISHED = Path("resource/recipes/published")
 BLLOSSOM = Shape.of_backbone(backbones()["bllossom"])
 ITEMS = {"train": 758, "dev": 130, "test": 605}
 
 
-@pytest.fixture(autouse=True)
-def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache of the test's own: what this machine has downloaded must not change a result."""
-    from huggingface_hub import constants
-
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    return cache
+pytestmark = pytest.mark.usefixtures("empty_hub_cache")
 
 
 def small_config() -> Any:
@@ -49,47 +43,6 @@ def test_planning_loads_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-# Disk
-
-
-def test_check_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def usage(path: Path) -> Any:
-        asked.append(path)
-        return namedtuple("usage", "total used free")(10**12, 0, 5 * 10**9)
-
-    monkeypatch.setattr(plan.shutil, "disk_usage", usage)
-    plan.check_disk(tmp_path / "not" / "yet", 5e9, "the run polar")
-    assert asked == [tmp_path]
-    with pytest.raises(UserError, match=r"the run polar needs 5\.1 GB, but .*not/yet has 5\.0 GB free.*HF_HOME"):
-        plan.check_disk(tmp_path / "not" / "yet", 5.1e9, "the run polar")
-
-
-def put_in_cache(cache: Path, model_id: str, files: dict[str, str], commit: str = "c0ffee") -> None:
-    folder = cache / f"models--{model_id.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text(commit)
-    for name, text in files.items():
-        path = folder / "snapshots" / commit / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def test_what_the_cache_holds_whole_is_not_downloaded(empty_hub_cache: Path) -> None:
-    recipe = load_recipe(PUBLISHED / "qwen2.yaml")
-    assert plan.download_bytes(recipe) == 15_200_000_000
-    index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
-    put_in_cache(empty_hub_cache, "Qwen/Qwen2-7B", {"model.safetensors.index.json": index, "1.safetensors": ""})
-    assert plan.download_bytes(recipe) == 15_200_000_000
-    put_in_cache(empty_hub_cache, "Qwen/Qwen2-7B", {"2.safetensors": ""})
-    assert plan.download_bytes(recipe) == 0
-    assert plan.download_bytes(recipe.replace(revision="another")) == 15_200_000_000
-    put_in_cache(empty_hub_cache, "someone/small", {"model.safetensors": ""})
-    assert plan.is_cached("someone/small") and not plan.is_cached("someone/other")
-    assert not plan.is_cached("no/hub/id")
 
 
 # Time

@@ -18,7 +18,7 @@ from src.console.cli import UserError
 from src.data import load_items
 from src.prompt.encode import Encoder
 from src.prompt.prompts import load_prompt
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from src.search import critics
 from src.search import textgrad as prompt_search
 from tests import toys
@@ -175,7 +175,7 @@ def test_a_better_prompt_of_a_real_model(
     def right(text: str) -> tuple[int, int]:
         encoder = Encoder(toys.tokenizer("qwen2it"), dataclasses.replace(prompt, system=text), name="qwen2it")
         examples = encoder.for_scoring(items)
-        rows = score(model, examples, encoder.letter_ids or (), encoder.pad_id)
+        rows = LetterScorer(model, encoder.letter_ids or (), encoder.pad_id).score(examples).items
         hit = {item.id: row.prediction == item.label for item, row in zip(items, rows, strict=True)}
         learned, held = (sum(hit[item.id] for item in part) for part in parts)
         return learned, held

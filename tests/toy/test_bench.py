@@ -105,7 +105,8 @@ def test_what_was_read_one_by_one_after_all_was_not_shared(
     monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
     monkeypatch.setattr(bench.layouts, "scoring_layout", lambda *given: Layout("tree", 4096, 0))
     for kind in ("tree", "padded"):
-        monkeypatch.setattr(bench, "how_read", lambda network, kind=kind: {"kind": kind, "guard": None})
+        found = scores.Scored([], scores.HowRead(kind))
+        monkeypatch.setattr(scores.LetterScorer, "score", lambda *given, found=found: found)
         found = bench.measure(bench.ROWS["score-6"], setting, 0.0)
         assert (found["unique_tokens"] == found["raw_tokens"]) == (kind == "padded") and f"{kind} rows" in found["note"]
 

@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM
 
 from src.data import parse_items
-from src.model.recipes import backbones
+from src.model.backbones import backbones
 from src.model.shapes import FAMILIES, Shape
 from src.plan.kinds import Kind, kinds
 from src.prompt.prompts import load_prompt

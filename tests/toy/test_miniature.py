@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from run.make_miniature import by_family, make
 from src.data import CATEGORIES
-from src.model.recipes import load_recipe
+from src.model.recipe_files import load_recipe
 from src.toy import corpus, miniature
 
 NAMES = ("bllossom", "polar", "kogemma", "solarko", "eeve", "qwen2", "qwen2it", "spow12")

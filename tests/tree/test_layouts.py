@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.model import shapes
-from src.model.recipes import Recipe, backbones, make_recipe
+from src.model.backbones import backbones
+from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
 from src.tree import layouts

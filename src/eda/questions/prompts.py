@@ -7,10 +7,11 @@ import numpy as np
 
 from src.eda.corpus import SAMPLE, of_shipped_kind
 from src.eda.finding import Finding, percent
-from src.eda.measures import PROMPT_PARTS, dialogues, prompt_parts
+from src.eda.measures import dialogues
 from src.eda.view import View
 from src.figures import style
 from src.figures.canvas import Axes
+from src.prompt.parts import PROMPT_PARTS, prompt_parts
 
 SHADES = dict(zip(PROMPT_PARTS, ("#B8B8B8", style.BLUE, style.SKY, style.ORANGE, style.GREEN, "#5A5A5A"), strict=True))
 DARK = ("대화", "틀", "선택지")
