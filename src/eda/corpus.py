@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from src import task
 from src.console.cli import UserError
 from src.console.start import ROOT
 from src.data import DATA, SPLITS, Item, dump_items, load_split, parse_items, split_path
@@ -15,9 +16,8 @@ DATA_VARIABLE = "CCI_EDA_DATA"
 """In the environment of a notebook: the folder of the corpus, or SAMPLE."""
 SAMPLE = "sample"
 
-OFFICIAL_ITEMS = {"train": 758, "dev": 151, "test": 605}
-PUBLISHED = {"turns": (20.816623, 4.788459), "words": (91.463061, 36.051528)}
-"""Mean and standard deviation per item of the official train split, as the competition entry published them."""
+TASK_VARIABLE = "CCI_EDA_TASK"
+"""In the environment of a notebook: the file of the task, if it is not resource/task.yaml."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ class Corpus:
 
     @property
     def of_official_size(self) -> bool:
-        return {split: len(items) for split, items in self.splits.items()} == OFFICIAL_ITEMS
+        """False if nothing is known of the task's official corpus."""
+        known = task.current().official.items
+        return bool(known) and all(len(self.splits[split]) == count for split, count in known.items())
 
     @property
     def as_published(self) -> bool:
-        """Whether the train split has the published figures, to the last digit that was published."""
-        found = length_figures(self.splits["train"])
-        return all(
+        """Whether the train split has the published figures, to the last digit. False if none were published."""
+        found, known = length_figures(self.splits["train"]), published()
+        return bool(known) and all(
             abs(found[name].mean - mean) < 1e-6 and abs(found[name].std - std) < 1e-6
-            for name, (mean, std) in PUBLISHED.items()
+            for name, (mean, std) in known.items()
         )
 
     @property
@@ -54,6 +56,14 @@ class Corpus:
         if self.kind == SAMPLE:
             return "지어낸 말뭉치(sample)"
         return "공식 말뭉치" if self.of_official_size and self.as_published else f"{self.folder}의 말뭉치"
+
+
+def published() -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation per item of the task's official train split: those of "turns" and "words" that were
+    published.
+    """
+    known = task.current().official
+    return {name: span for name, span in (("turns", known.turns), ("words", known.words)) if span is not None}
 
 
 def read_corpus(folder: str | Path | None = None) -> Corpus:
@@ -74,8 +84,21 @@ def read_corpus(folder: str | Path | None = None) -> Corpus:
     return _corpus("own", {split: load_split(place, split) for split in SPLITS}, _shown(Path(place)))
 
 
+def of_shipped_kind() -> bool:
+    """Whether the current task has the categories and options of the shipped one. The repository's prompts and its
+    sample corpus are for that kind.
+    """
+    own, wanted = task.load_task(task.FILE), task.current()
+    return (own.categories, own.options) == (wanted.categories, wanted.options)
+
+
 def sample_corpus() -> Corpus:
-    """The invented corpus, as `run.make_miniature` would write it."""
+    """The invented corpus, as `run.make_miniature` would write it. UserError if the current task is another one."""
+    if not of_shipped_kind():
+        raise UserError(
+            f"the task {task.current().name} has no sample corpus: the one there is has the categories and options of "
+            f"{task.FILE}. Give the folder of a corpus of your task: --data FOLDER."
+        )
     splits = {}
     for split, raw in sample.make_corpus().items():
         splits[split], problems = parse_items(dump_items(raw).encode(), split)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data import OUTPUTS, Item
+from src.data import Item
 from src.eda.measures import (
     FEELINGS,
     SEED,
@@ -54,23 +54,23 @@ def by_dialogue(of: Callable[[Item], Value]) -> Measure:
 
 
 MEASURES = {
-    "대화당 문항": Measure(items_of_dialogues, per_dialogue=True),
+    "대화당 문항 수": Measure(items_of_dialogues, per_dialogue=True),
     "턴 수": by_item(turn_count),
     "글자 수": by_item(character_count),
     "어절 수": by_item(word_count),
     "발화 길이": by_dialogue(lambda item: character_count(item) / turn_count(item)),
-    "이어 말하기": by_dialogue(lambda item: 1 - len(run_lengths(item)) / turn_count(item)),
+    "연달아 말하기": by_dialogue(lambda item: 1 - len(run_lengths(item)) / turn_count(item)),
     "대상 발화 수": by_item(lambda item: len(item.targets)),
     "대상 발화 위치": by_item(target_position),
     "유형": by_item(lambda item: {item.category: 1}),
-    "선택지 길이": by_item(lambda item: sum(map(len, item.options)) / len(OUTPUTS)),
-    "선택지 닮음": by_item(option_likeness),
-    "대화와 겹침": by_item(lambda item: sum(overlap(item, option) for option in item.options) / len(OUTPUTS)),
+    "선택지 길이": by_item(lambda item: sum(map(len, item.options)) / len(item.options)),
+    "선택지 유사도": by_item(option_likeness),
+    "대화와의 겹침": by_item(lambda item: sum(overlap(item, option) for option in item.options) / len(item.options)),
     "내용어": by_dialogue(lambda item: spoken_words([item])),
     "웃음과 울음": by_dialogue(
         lambda item: sum(bool(FEELINGS.search(one.text)) for one in item.dialogue) / turn_count(item)
     ),
-    "가린 이름": by_dialogue(lambda item: len(masked_names(item))),
+    "마스킹된 이름": by_dialogue(lambda item: len(masked_names(item))),
 }
 
 

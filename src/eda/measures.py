@@ -8,15 +8,13 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from src.data import OUTPUTS, Item
+from src import task
+from src.data import Item
 from src.worth.metrics import likeness
-
-if TYPE_CHECKING:
-    pass
 
 SEED = 0
 SHORT_WINDOW_TURNS = 10
@@ -82,9 +80,9 @@ def target_position(item: Item) -> float:
 
 
 def run_lengths(item: Item) -> list[int]:
-    """How many turns each speaker keeps the floor, one number for each change of speaker and the end."""
+    """How many turns a speaker has before the other one speaks, a number for each such run of turns."""
     lengths: list[int] = []
-    before = None
+    before: int | None = None
     for utterance in item.dialogue:
         if utterance.speaker == before:
             lengths[-1] += 1
@@ -96,22 +94,23 @@ def run_lengths(item: Item) -> list[int]:
 
 def option_likeness(item: Item) -> float:
     """Mean Jaccard similarity of two of the options, on pairs of neighbouring characters: 1 for equal ones."""
-    return sum(likeness(item.options)) / 6
+    count = len(item.options)
+    return sum(likeness(item.options)) / (count * (count - 1))
 
 
 def odd_values(items: Sequence[Item]) -> dict[str, int]:
-    """How often the official text has something that a careless reader stumbles over. Dialogues count once."""
+    """How often the text of the files has something that a careless reader trips over. Dialogues count once."""
     raw = [turn["utterance"] for item in dialogues(items) for turn in item.source["input"]["conversation"]]
-    options = [str(item.source["input"][key]) for item in items for key in OUTPUTS]
+    options = [str(item.source["input"][key]) for item in items for key in task.current().options]
     texts = ["" if text is None else str(text) for text in raw]
     return {
         "빈 발화": sum(not text.strip() for text in texts),
-        "글이 아니라 숫자인 발화": sum(isinstance(text, int | float) for text in raw),
-        "줄바꿈이 든 발화": sum("\n" in text or "\r" in text for text in texts),
-        "앞뒤에 빈칸이 있는 발화": sum(text != text.strip() and bool(text.strip()) for text in texts),
-        "앞뒤에 빈칸이 있는 선택지": sum(option != option.strip() for option in options),
-        "자모가 풀린 글(NFD)": sum(unicodedata.normalize("NFC", text) != text for text in [*texts, *options]),
-        "이름을 가린 발화(name1 …)": sum(bool(MASKED_NAME.search(text)) for text in texts),
+        "문자열이 아니라 숫자인 발화": sum(isinstance(text, int | float) for text in raw),
+        "줄바꿈이 있는 발화": sum("\n" in text or "\r" in text for text in texts),
+        "앞뒤에 공백이 있는 발화": sum(text != text.strip() and bool(text.strip()) for text in texts),
+        "앞뒤에 공백이 있는 선택지": sum(option != option.strip() for option in options),
+        "자모가 분리된 문자열(NFD)": sum(unicodedata.normalize("NFC", text) != text for text in [*texts, *options]),
+        "마스킹된 이름이 있는 발화(name1 …)": sum(bool(MASKED_NAME.search(text)) for text in texts),
         "정답이 없는 문항": sum(item.label is None for item in items),
     }
 
@@ -142,7 +141,7 @@ def masked_names(item: Item) -> set[str]:
 
 
 def seen_in_folds(items: Sequence[Item], folds: int = 5) -> float:
-    """The share of items whose dialogue is in another fold too, when items are dealt to `folds` at random."""
+    """The share of items whose dialogue is also in another fold, when items are dealt to `folds` at random."""
     fold = np.random.default_rng(SEED).permutation(len(items)) % folds
     places = defaultdict(set)
     for item, place in zip(items, fold, strict=True):

@@ -4,12 +4,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.console.cli import UserError
 from src.console.start import ours
-from src.eda.corpus import SAMPLE, Corpus
+from src.eda.corpus import SAMPLE, Corpus, of_shipped_kind
 
 if TYPE_CHECKING:
     from src.model.recipes import Recipe
     from src.prompt.encode import Encoder
+    from src.prompt.messages import Prompt
 
 RECIPES = ours("resource/recipes/published")
 
@@ -17,24 +19,37 @@ RECIPES = ours("resource/recipes/published")
 def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder]":
     """Encoders of the recipes whose tokenizer is at hand: on this disk, or for the sample corpus in the miniature.
 
-    Nothing is downloaded. The miniature's tokenizers are made here; they know the words of the sample alone.
+    Nothing is downloaded. The miniature's tokenizers are made here; they know the words of the sample alone. Recipes
+    whose prompt has no sentence for a category of the current task are left out.
     """
     import transformers
 
     from src.model.recipe_files import load_recipes
     from src.prompt.chat import Rendering
     from src.prompt.encode import Encoder
-    from src.prompt.prompts import load_prompt
 
     transformers.utils.logging.set_verbosity_error()
     found: dict[str, Encoder] = {}
     for recipe in load_recipes(recipes).values():
+        prompt = _prompt(recipe)
         tokenizer = _miniature_tokenizer(recipe.backbone) if corpus.kind == SAMPLE else _cached_tokenizer(recipe)
-        if tokenizer is not None:
+        if prompt is not None and tokenizer is not None:
             name = f"mini-{recipe.backbone}" if corpus.kind == SAMPLE else recipe.name
             rendering = Rendering(recipe.chat_template, recipe.overrides_template, recipe.system_turn)
-            found[name] = Encoder(tokenizer, load_prompt(recipe.prompt), name, rendering)
+            found[name] = Encoder(tokenizer, prompt, name, rendering)
     return found
+
+
+def _prompt(recipe: "Recipe") -> "Prompt | None":
+    """None if the current task is another one, whose categories the recipe's prompt does not know."""
+    from src.prompt.prompts import load_prompt
+
+    try:
+        return load_prompt(recipe.prompt)
+    except UserError:
+        if of_shipped_kind():
+            raise
+        return None
 
 
 @cache

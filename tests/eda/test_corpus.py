@@ -1,20 +1,32 @@
 """Which corpus is read, what it is called, and its digest."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from src import task
 from src.console.cli import UserError
+from src.data import SPLITS
 from src.eda import corpus as corpora
 from src.eda.measures import length_figures
 from src.eda.view import View
 from tests.conftest import make_item
-from tests.eda.made import write_corpus
+from tests.eda.made import weather, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def shipped_task_afterwards() -> Iterator[None]:
+    yield
+    task.use(None)
 
 
 def test_the_published_figures_are_whole_sums_of_the_official_train_split() -> None:
-    for mean, _ in corpora.PUBLISHED.values():
-        assert mean * corpora.OFFICIAL_ITEMS["train"] == pytest.approx(round(mean * 758), abs=1e-3)
+    assert list(corpora.published()) == ["turns", "words"]
+    for mean, _ in corpora.published().values():
+        assert mean * task.current().official.items["train"] == pytest.approx(round(mean * 758), abs=1e-3)
 
 
 def test_the_corpus_is_the_prepared_one_or_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,20 +46,45 @@ def test_the_corpus_is_the_prepared_one_or_the_sample(tmp_path: Path, monkeypatc
     assert corpora.read_corpus().kind == corpora.SAMPLE
 
 
-def test_only_the_published_figures_make_a_corpus_official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def known_of_it(**known: Any) -> None:
+    """From here on this is all that is known of the official corpus."""
+    task.use(dataclasses.replace(task.current(), official=task.Official(**known)))
+
+
+def test_only_the_published_figures_make_a_corpus_official(tmp_path: Path) -> None:
     """A file of the same number of items is not enough."""
     made = [make_item(0), make_item(1)]
     write_corpus(tmp_path, {"train": made, "dev": made[:1], "test": made[:1]})
-    monkeypatch.setattr(corpora, "OFFICIAL_ITEMS", {"train": 2, "dev": 1, "test": 1})
-    own = corpora.read_corpus(tmp_path)
-    assert (own.of_official_size, own.name) == (True, f"{tmp_path.name}의 말뭉치")
-    assert View(own, "train").source.startswith(f"자료: {tmp_path.name}의 말뭉치 · train 2문항")
+    own, name = corpora.read_corpus(tmp_path), f"{tmp_path.name}의 말뭉치"
+    assert (own.of_official_size, own.name) == (False, name)
+    sizes = {"train": 2, "dev": 1, "test": 1}
+    known_of_it(items=sizes, turns=(20.8, 4.8), words=(91.5, 36.1))
+    assert (own.of_official_size, own.as_published, own.name) == (True, False, name)
+    assert View(own, "train").source.startswith(f"자료: {name} · train 2문항")
     found = length_figures(own.splits["train"])
-    figures = {name: (found[name].mean, found[name].std) for name in corpora.PUBLISHED}
-    monkeypatch.setattr(corpora, "PUBLISHED", figures)
-    assert corpora.read_corpus(tmp_path).name == "공식 말뭉치"
-    monkeypatch.setattr(corpora, "OFFICIAL_ITEMS", {"train": 2, "dev": 1, "test": 2})
-    assert corpora.read_corpus(tmp_path).name == f"{tmp_path.name}의 말뭉치"
+    spans = {name: (found[name].mean, found[name].std) for name in ("turns", "words")}
+    known_of_it(items=sizes, **spans)
+    assert own.name == "공식 말뭉치"
+    known_of_it(items=sizes | {"test": 2}, **spans)
+    assert own.name == name
+
+
+def test_nothing_is_official_where_nothing_is_known(tmp_path: Path) -> None:
+    small_corpus(tmp_path)
+    own = corpora.read_corpus(tmp_path)
+    known_of_it()
+    assert not own.of_official_size and not own.as_published
+    known_of_it(items={split: 1 for split in SPLITS})
+    assert own.of_official_size and not own.as_published
+    assert own.name == f"{tmp_path.name}의 말뭉치"
+
+
+def test_another_task_has_no_sample(tmp_path: Path) -> None:
+    task.use(dataclasses.replace(task.current(), name="말만 다른 과제", letters=tuple("XYZ")))
+    assert corpora.read_corpus(tmp_path).kind == corpora.SAMPLE
+    task.use(weather(4))
+    with pytest.raises(UserError, match=r"날씨 추론 has no sample corpus.* --data FOLDER"):
+        corpora.read_corpus(tmp_path)
 
 
 def small_corpus(folder: Path, **changes: str) -> None:

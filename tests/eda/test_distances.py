@@ -68,7 +68,7 @@ def test_a_dialogue_of_both_splits_can_be_dealt_too() -> None:
 def test_items_of_a_dialogue_are_counted_before_one_is_chosen() -> None:
     first = read([item(n, "같은 대화") for n in range(4)])
     second = read([item(4 + n, f"대화 {n}") for n in range(4)])
-    assert compare(MEASURES["대화당 문항"], first, second).value == 1
+    assert compare(MEASURES["대화당 문항 수"], first, second).value == 1
 
 
 def test_every_measure_measures_the_sample() -> None:

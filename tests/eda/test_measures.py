@@ -56,7 +56,7 @@ def test_odd_values_are_counted_whatever_else_is_odd() -> None:
     # One dialogue: a null and a blank utterance, a number, one that ends in U+2028. Three items: an option in pieces.
     assert list(found.values()) == [2, 1, 0, 1, 3, 3, 0, 3]
     raw = [make_item(0), make_item(1, inference_2=3)]
-    assert eda.odd_values(read(raw))["앞뒤에 빈칸이 있는 선택지"] == 0
+    assert eda.odd_values(read(raw))["앞뒤에 공백이 있는 선택지"] == 0
 
 
 def test_marks_and_masked_names() -> None:

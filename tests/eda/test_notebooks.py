@@ -13,7 +13,7 @@ from src.eda import findings, notebooks
 from src.eda.corpus import sample_corpus
 from src.eda.finding import Finding
 from src.eda.view import View
-from src.figures import style as figures
+from src.figures import style
 from tests.conftest import make_item
 from tests.eda.made import write_corpus
 
@@ -44,11 +44,11 @@ def test_committed_notebooks_have_outputs_and_read_like_an_article(split: str) -
 
 
 @pytest.mark.parametrize("split", notebooks.NOTEBOOKS)
-def test_committed_sentences_are_those_of_the_code(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_sentences_are_those_of_the_code(split: str) -> None:
     """The quick questions again, without a kernel: the notebooks are not stale. tests/run/test_eda.py runs them all."""
     view = View(sample_corpus(), split)
     text = notebooks.NOTEBOOKS[split].read_text(encoding="utf-8")
-    for question in (findings.sizes, findings.categories):
+    for question in (findings.sizes, findings.odd, findings.categories):
         finding: Finding = question(view)
         assert json.dumps(finding.says, ensure_ascii=False)[1:-1] in text
 
@@ -67,8 +67,8 @@ def test_stripping_leaves_source_alone() -> None:
 
 
 def png(digest: str) -> bytes:
-    figure, _ = figures.panels([""], "", "")
-    return figures.to_png(figure, digest, "")
+    figure, _ = style.panels([""], "", "")
+    return style.to_png(figure, digest, "")
 
 
 def notebook_with(*outputs: dict[str, Any]) -> Any:

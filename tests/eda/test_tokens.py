@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from src import task
+from src.console.cli import UserError
 from src.eda.corpus import Corpus, sample_corpus
 from src.eda.tokens import find_encoders
 from src.eda.view import View
 from src.prompt.encode import Encoder
 from tests.conftest import make_item
-from tests.eda.made import read
+from tests.eda.made import corpus_of, read, weather
 
 
 def test_tokenizers_come_from_this_disk_alone(
@@ -49,3 +51,18 @@ def test_a_backbone_that_the_miniature_lacks_is_left_out(tmp_path: Path) -> None
     ninth = {"backbone": "ninth", "model_id": "nobody/has-this-model", "chat_template": "{{ x }}"}
     (tmp_path / "ninth.yaml").write_text(json.dumps(ninth))
     assert list(find_encoders(sample_corpus(), tmp_path)) == ["mini-qwen2"]
+
+
+def test_a_prompt_that_does_not_know_the_task_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise UserError("needs one sentence for each category")
+
+    (tmp_path / "here.yaml").write_text(json.dumps({"backbone": "qwen2"}))
+    monkeypatch.setattr("src.prompt.prompts.load_prompt", refuse)
+    with pytest.raises(UserError, match="needs one sentence"):
+        find_encoders(sample_corpus(), tmp_path)
+    task.use(weather(4))
+    try:
+        assert find_encoders(corpus_of(weather(4)), tmp_path) == {}
+    finally:
+        task.use(None)
