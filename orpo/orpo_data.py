@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, load_split
 from src.files.writing import write_text
-from src.model.recipes import ORPO, add_flags, read_recipe
+from src.model.recipe_flags import add_flags, read_recipe
+from src.model.recipes import ORPO
 from src.prompt.prompts import load_prompt
 from src.train.pairs import FORMS, plainly, text_pairs
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import SPLITS, Item, load_items, sha256
 from src.files import writing
+from src.files.paths import RESULTS
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.runs.samples import as_csv, as_jsonl, sample_row
@@ -32,9 +33,9 @@ def make_parser() -> Parser:
     parser.add_argument("--split", nargs="+", choices=SPLITS, help="default: all that a run was scored on")
     parser.add_argument("--data", type=Path, help="folder, or with one --split a file; default: each run's own data")
     parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; default: 1 where it is there")
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
-        "--out", type=new_folder, default=records.RESULTS / "export", metavar="DIR", help="default: %(default)s"
+        "--out", type=new_folder, default=RESULTS / "export", metavar="DIR", help="default: %(default)s"
     )
     return parser
 

@@ -28,11 +28,14 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job
 from src.data import DATA, load_split, sha256, split_path
-from src.model.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
+from src.files.paths import RESULTS
+from src.model.recipe_files import RECIPES, load_recipes
+from src.model.recipes import CHOICES, ORPO, Recipe, differing_settings
 from src.plan import estimates as plan
 from src.plan import lengths, ready
+from src.plan.table import plan_table
 from src.prompt.prompts import load_prompt
-from src.runs.record import RESULTS, read_record, record_path
+from src.runs.record import read_record, record_path
 from src.worth.metrics import wilson
 
 OFFICIAL_SIZES = {"train": 758, "dev": 151, "test": 605}
@@ -97,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {split: len(items) for split, items in splits.items()}
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes
-    rows = plan.plan_rows(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
+    rows = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
     too_long = lengths.too_long(list(recipes.values()), splits)
     if arguments.dry_run:
         show_plan(console, rows, too_long)
@@ -171,14 +174,14 @@ def command_for(file: Path, recipe: Recipe, data: Path, test: bool) -> list[str]
     return []
 
 
-def show_plan(console: Any, rows: Sequence[plan.PlanRow], too_long: Sequence[str]) -> None:
-    console.print(plan.plan_table(rows))
+def show_plan(console: Any, rows: Sequence[plan.Estimate], too_long: Sequence[str]) -> None:
+    console.print(plan_table(rows))
     for line in too_long:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def able(
-    jobs: list[Job], recipes: list[Recipe], rows: list[plan.PlanRow], gpus: list[plan.Gpu], failures: dict[str, str]
+    jobs: list[Job], recipes: list[Recipe], rows: list[plan.Estimate], gpus: list[plan.Gpu], failures: dict[str, str]
 ) -> list[Job]:
     """The jobs that this machine can do; why the others cannot be done goes to `failures`. UserError when none can, or
     when the disk has no room for them: before anything is fetched or made.

@@ -24,12 +24,14 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
+from src.files.paths import ADAPTER, RESULTS
 from src.files.writing import write_json, write_text
 from src.model import hub
-from src.model.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
+from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
+from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import ORDERS, load_prompt
 from src.runs.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
-from src.runs.record import ADAPTER, RESULTS, find_run, read_record, record_path, results_key
+from src.runs.record import find_run, read_record, record_path, results_key
 
 UNTRAINED = (
     *("backbone", "name", "tokenizer", "revision", "licence", "trust_remote_code", "chat_template", "system_turn"),
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     seed = record["recipe"]["seed"]
     kept = {split: sample_items(items, arguments.limit, seed) for split, (items, _, _) in splits.items()}
     orders = ORDERS[: arguments.orders]
-    encoder, network = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
+    encoder, scorer = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
     for split, items in kept.items():
         _, path, notes = splits[split]
         if arguments.data is None:
@@ -133,13 +135,13 @@ def main(argv: list[str] | None = None) -> None:
             notes.append(f"the scores of {before['items']} items of another file in {folder} are replaced")
         for note in notes:
             print(f"{split}: {note}")
-        rows = runs.score_run(folder, record, split, items, file, encoder, network, orders, sampling)
+        rows = runs.score_run(folder, record, split, items, file, encoder, scorer, orders, sampling)
         write_json(record_path(folder), record)
         print(runs.result_line(record["run"], split, record[results_key(len(orders))][split]))
         if arguments.output:
             write_text(arguments.output, dump_items(predictions(items, [row.prediction for row in rows])))
     if arguments.merge:
-        merged, changed, gap = runs.compare_merged(encoder, network, items)
+        merged, changed, gap = runs.compare_merged(encoder, scorer, items)
         print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
         merged.save_pretrained(arguments.merge)
         encoder.tokenizer.chat_template = encoder.chat.dated_template  # the merged model stands alone

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
 from src.files import writing
+from src.files.paths import RESULTS
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.vote.ballots import (
@@ -44,7 +45,7 @@ def make_parser() -> Parser:
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     own = f"folder or file; default: what the runs' records name, else {DATA}"
     parser.add_argument("--data", type=Path, help=own)
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument("--out", type=new_folder, help="default: the folder vote in --results")
     parser.add_argument("--orders", type=int, choices=(1, 6), help=ORDERS_HELP)
     expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"

@@ -54,6 +54,17 @@ class SmallHub:
         ]
 
 
+def put_in_cache(cache: Path, model_id: str, files: dict[str, str], commit: str = "c0ffee") -> None:
+    """Puts `files` where the hub's `cache` keeps those of `commit`, which becomes `main`."""
+    folder = cache / f"models--{model_id.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    for name, text in files.items():
+        path = folder / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 @contextlib.contextmanager
 def small_hub() -> Iterator[SmallHub]:
     hub = SmallHub()

@@ -20,8 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src.data import Item, parse_items
+from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe
-from src.toy.miniature import BETWEEN, PROMPT_WORDS
+from src.model.shapes import FAMILIES
+from src.prompt.chat import Rendering
+from src.prompt.encode import Encoder, Limits
+from src.prompt.fewshot import Library
+from src.prompt.messages import Prompt
+from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
 from src.train import trainer
 from src.tree import layouts, rows
 from tests.conftest import DIALOGUES, make_item
@@ -173,6 +179,21 @@ def tokenizer(short: str) -> Any:
     return fast
 
 
+def encoder(
+    short: str,
+    prompt: Prompt,
+    *,
+    words: Any = None,
+    library: Library | None = None,
+    context: int | None = None,
+    vocab: int | None = None,
+    **rendering: Any,
+) -> Encoder:
+    """The encoder of a backbone, with its recipe's chat template. words: the tokenizer, by default the toy's."""
+    values = {"chat_template": backbones()[short].chat_template, **rendering}
+    return Encoder(words or tokenizer(short), prompt, short, Rendering(**values), Limits(context, vocab), library)
+
+
 def network(short: str, seed: int = 0, **changes: Any) -> Any:
     """A random model of the backbone's architecture in fp32, spread wide enough that answers differ."""
     toy, vocabulary = TOYS[short], tokenizer(short)
@@ -190,7 +211,7 @@ def network(short: str, seed: int = 0, **changes: Any) -> Any:
         },
     )
     torch.manual_seed(seed)
-    attention = "eager" if toy.architecture == "gemma2" else "sdpa"
+    attention = FAMILIES[toy.architecture].attention
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from src.console.cli import UserError, nearest
 from src.console.start import find
+from src.files.paths import RESULTS
 from src.model.recipes import Recipe
-from src.runs.record import RESULTS
 
 SECONDS = 6
 """How long the hub has to answer at all."""

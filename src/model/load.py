@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from src.console.cli import UserError
 from src.console.start import find
+from src.files.paths import ADAPTER, MODEL
 from src.model import hub, weights
 from src.model.adapters import quicken
-from src.model.recipes import Recipe, backbones
+from src.model.backbones import backbones
+from src.model.disk import check_download
+from src.model.recipes import Recipe
 from src.model.weights import class_of
-from src.plan import estimates as plan
 from src.prompt.prompts import LETTERS
-from src.runs.record import ADAPTER, MODEL
 from src.tree.rows import usual_attention
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log
@@ -97,20 +97,22 @@ def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     with hub.messages(source, recipe.revision):
         where = _where(source, recipe.revision)
         config = AutoConfig.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
-    facts = backbones().get(recipe.backbone)
-    if facts is not None and facts.model_id == recipe.model_id:
-        wrong = {
-            key: getattr(config, key, None)
-            for key, value in facts.expect.items()
-            if getattr(config, key, None) != value
-        }
-        if wrong:
-            raise UserError(
-                f"{recipe.model_id}: the config differs from what is known of this backbone: "
-                + ", ".join(f"{key} is {found!r}, expected {facts.expect[key]!r}" for key, found in wrong.items())
-                + ". Pin another `revision`, or correct `expect` in resource/backbones.yaml."
-            )
+    _check_expected(recipe, config)
     return _padded_within(config)
+
+
+def _check_expected(recipe: Recipe, config: Any) -> None:
+    """UserError when the config is not the one that the table of backbones describes."""
+    facts = backbones().get(recipe.backbone)
+    if facts is None or facts.model_id != recipe.model_id:
+        return
+    found = {key: (getattr(config, key, None), value) for key, value in facts.expected_config.items()}
+    wrong = [f"{key} is {is_now!r}, expected {value!r}" for key, (is_now, value) in found.items() if is_now != value]
+    if wrong:
+        raise UserError(
+            f"{recipe.model_id}: the config differs from what is known of this backbone: {', '.join(wrong)}. "
+            "Pin another `revision`, or correct its entry in resource/backbones.yaml."
+        )
 
 
 def _padded_within(config: Any) -> Any:
@@ -309,13 +311,3 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def context_length(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_download(recipe: Recipe) -> None:
-    """Refuses a download that does not fit on the disk."""
-    facts = backbones().get(recipe.backbone)
-    if facts is None or facts.model_id != recipe.model_id or Path(recipe.model_id).is_dir() or constants.HF_HUB_OFFLINE:
-        return
-    if not plan.is_cached(recipe.model_id, recipe.revision):
-        cache = Path(constants.HF_HUB_CACHE)
-        plan.check_disk(cache, facts.download_bytes, f"the download of {recipe.model_id}")

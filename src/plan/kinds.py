@@ -12,7 +12,8 @@ import yaml
 
 from src.console.cli import UserError
 from src.console.start import ours
-from src.model.recipes import Recipe, backbones
+from src.model.backbones import backbones
+from src.model.recipes import Recipe
 from src.model.shapes import Shape
 from src.prompt.prompts import load_prompt
 

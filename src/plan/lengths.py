@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from src.console.cli import UserError
 from src.data import Item
+from src.model.backbones import backbones
 from src.model.hub import cached_file
-from src.model.recipes import Recipe, backbones
-from src.plan.estimates import known
+from src.model.recipes import Recipe
 from src.plan.kinds import TURN_TOKENS, Kind, count_signs, kind_of
+from src.plan.known import known_base
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, reasoning_of
 from src.train.objectives import make_objective
@@ -115,7 +116,7 @@ class Gauge:
         self, recipe: Recipe, texts: Texts, encoder: "Encoder | None" = None, trained: Path | None = None
     ) -> None:
         self.recipe, self.texts, self._given, self.trained = recipe, texts, encoder, trained
-        self.kind = kind_of(recipe, known(recipe)[0])
+        self.kind = kind_of(recipe, known_base(recipe).shape)
         self.context = encoder.context if encoder else context_of(recipe)
 
     @cached_property

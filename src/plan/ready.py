@@ -1,50 +1,48 @@
-"""Can this machine do these runs? Asked once before the first of them, so that nothing is fetched in vain."""
+"""Can this machine do these runs? Checked once before the first of them, so that nothing is downloaded in vain."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.console.cli import UserError
 from src.model import hub
+from src.model.disk import GB, check_disk, existing_parent
 from src.model.recipes import Recipe
 from src.model.shapes import GIB
-from src.plan import estimates as plan
-from src.plan.estimates import GB, Gpu, PlanRow
+from src.plan.estimates import Estimate, Gpu
+from src.plan.known import known_base
 
 CPU_PARAMETERS = 1.5e9
 """Of the largest model that is trained without a GPU: at 0.3 TFLOP/s an epoch of the official corpus takes 7 hours."""
 
 
-def obstacles(recipes: Sequence[Recipe], rows: Sequence[PlanRow], gpus: Sequence[Gpu]) -> dict[str, str]:
-    """Why a run cannot be done here, by its name; equal reasons are equal texts. rows: the plan's, one a recipe."""
+def obstacles(recipes: Sequence[Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu]) -> dict[str, str]:
+    """Why a run cannot be done here, by its name; equal reasons are equal texts. estimates: one a recipe."""
+    largest = max((gpu.total_bytes for gpu in gpus), default=0)
     found: dict[str, str] = {}
-    for recipe, row in zip(recipes, rows, strict=True):
-        parameters = plan.parameters(recipe)
+    for recipe, one in zip(recipes, estimates, strict=True):
+        parameters = known_base(recipe).parameters
         if not gpus and parameters is not None and parameters > CPU_PARAMETERS:
             found[recipe.name] = (
                 "there is no GPU that torch can use here, and models of billions of weights take days without"
             )
-        elif gpus and row.settled and row.settled.memory.total > max(gpu.total_bytes for gpu in gpus):
+        elif gpus and one.training and one.training.memory.total > largest:
             found[recipe.name] = (
-                f"it takes {row.settled.memory.total / GIB:.0f} GiB of GPU memory, and the largest GPU here has "
-                f"{max(gpu.total_bytes for gpu in gpus) / GIB:.0f}"
+                f"it takes {one.training.memory.total / GIB:.0f} GiB of GPU memory, "
+                f"and the largest GPU here has {largest / GIB:.0f}"
             )
-        elif _is_to_be_fetched(recipe, row) and hub.unreachable():
+        elif one.download != 0 and hub.is_hub_id(recipe.model_id) and hub.unreachable():
             found[recipe.name] = f"its base model is not on this machine and {hub.unreachable()}"
     return found
 
 
-def _is_to_be_fetched(recipe: Recipe, row: PlanRow) -> bool:
-    return row.download != 0 and hub.is_hub_id(recipe.model_id)
-
-
-def check_room(rows: Sequence[PlanRow], results: Path, cache: Path) -> None:
-    """UserError when the disks have no room for what the runs of `rows` fetch and keep, all together. What lies in a
-    run's folder already counts as kept.
+def check_room(estimates: Sequence[Estimate], results: Path, cache: Path) -> None:
+    """UserError when the disks have no room for what the runs download and keep, all together. What lies in a run's
+    folder already counts as kept.
     """
-    fetched = sum({row.model_id: row.download or 0 for row in rows}.values())
-    kept = sum(max(0, (row.disk or 0) - _bytes_in(results / row.run)) for row in rows)
-    what = f"{len(rows)} run(s)" if len(rows) != 1 else f"the run {rows[0].run}"
-    only = " Or do some of them: --only NAME …" if len(rows) > 1 else ""
+    fetched = sum({one.model_id: one.download or 0 for one in estimates}.values())
+    kept = sum(max(0, (one.disk or 0) - _bytes_in(results / one.run)) for one in estimates)
+    what = f"{len(estimates)} run(s)" if len(estimates) != 1 else f"the run {estimates[0].run}"
+    only = " Or do some of them: --only NAME …" if len(estimates) > 1 else ""
     same = _disk(results) == _disk(cache)
     needs = {results: (kept + fetched * same, f" and {fetched / GB:.1f} GB of downloads" * bool(same and fetched))}
     if not same:
@@ -52,18 +50,18 @@ def check_room(rows: Sequence[PlanRow], results: Path, cache: Path) -> None:
     for path, (needed, more) in needs.items():
         name = f"keeping {what}{more}" if path == results else f"downloading the base models of {what}"
         try:
-            plan.check_disk(path, needed, name)
+            check_disk(path, needed, name)
         except UserError as error:
             raise UserError(f"{error}{only}") from error
 
 
 def refusal(found: Mapping[str, str]) -> str:
-    """One sentence for each reason, with the runs that it is one for."""
+    """One sentence for each reason, with the names of the runs that it holds for."""
     return " ".join(f"{', '.join(names)}: {reason}." for reason, names in by_reason(found).items())
 
 
 def by_reason(found: Mapping[str, str]) -> dict[str, list[str]]:
-    """Names by their reason, in the order in which reasons come first."""
+    """Names by their reason; reasons stay in the order of their first names."""
     reasons: dict[str, list[str]] = {}
     for name, reason in found.items():
         reasons.setdefault(reason, []).append(name)
@@ -71,10 +69,8 @@ def by_reason(found: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _disk(path: Path) -> int:
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return place.stat().st_dev
+    """The number of the file system that `path` is on, or will be."""
+    return existing_parent(path).stat().st_dev
 
 
 def _bytes_in(folder: Path) -> int:

@@ -10,11 +10,13 @@ from src import data
 from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RESULTS
+from src.model.backbones import backbones
 from src.model.hub import is_cached
-from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
+from src.model.recipe_files import load_recipe
+from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
 from src.runs import record as records
-from src.runs.record import ADAPTER, CHECKPOINTS, MODEL
 
 RECIPE, INPUTS = "recipe.yaml", "inputs.json"
 HASH_SHOWN = 12
@@ -159,8 +161,8 @@ def refuse_bare_name(name: str) -> None:
         return
     if is_cached(name):
         return
-    runs = sorted(path.parent.name for path in records.RESULTS.glob("*/recipe.yaml"))
-    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {records.RESULTS}"
+    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml"))
+    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {RESULTS}"
     raise UserError(
         f"{name} is neither a folder nor a model of the hub, which is called OWNER/NAME. "
         f"There is no run {name} either; {there}.{nearest(name, runs)}"

@@ -14,19 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError, nearest
-from src.console.start import ours
-
-RESULTS = ours("resource/results")
+from src.files.paths import CHECKPOINTS, RESULTS
 
 # What can change a score; the rest of an environment cannot.
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "bitsandbytes", "numpy", "scipy")
 
 RESULT = {"items": int, "orders": int, "correct": int, "accuracy": int | float, "data": str, "data_sha256": str}
 """What a record says of a scored split, each of a kind or null, beside what only people read."""
-
-MODEL, ADAPTER = "model", "adapter"
-"""Folder of a run's best weights: all of them, or the adapter's."""
-CHECKPOINTS = "checkpoints"
 
 
 def scores_path(run: str | Path, split: str, orders: int = 1) -> Path:

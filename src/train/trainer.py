@@ -29,14 +29,16 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
 from src.model import shapes
-from src.model.recipes import Recipe
-from src.plan import estimates as plan
+from src.model.disk import check_disk
+from src.model.memory import MemoryPlan, run_folder_bytes
+from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, Recipe
 from src.prompt.encode import Encoder, Example
-from src.runs.record import CHECKPOINTS, counted
+from src.runs.record import counted
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from src.train.guard import CHECKPOINTING, guarded, one_by_one
 from src.train.objectives import Objective, make_objective
 from src.tree import compiler, layouts
@@ -51,11 +53,11 @@ HINTED = 16
 
 OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
-    "fp32": ("adamw_torch_fused", None),
-    "fp32-8bit": ("adamw_8bit", None),
+    FP32: ("adamw_torch_fused", None),
+    FP32_8BIT: ("adamw_8bit", None),
     # torchao rounds each bf16 weight up or down by chance in proportion, so that updates below half a step count on
     # average.
-    "bf16-stochastic": ("adamw_torch_8bit", "bf16_stochastic_round=True"),
+    BF16_STOCHASTIC: ("adamw_torch_8bit", "bf16_stochastic_round=True"),
 }
 
 
@@ -92,7 +94,7 @@ def fine_tune(
     if why:
         planned = planned.replace(share_prefixes="off")
     compiled = rows_on_gpu(device) and not why
-    work = layouts.Workload(
+    work = layouts.TrainingNeeds(
         planned, shape, examples, steps, encoder.pad_id, functools.partial(objective.logit_positions, examples)
     )
     layout, saved, settled = layouts.training_layout(work, device, compiled)
@@ -100,9 +102,9 @@ def fine_tune(
         _hint(recipe, examples, layout)
     if not settled.fits:
         print(f"this may run out of memory: about {settled.memory.total / 2**30:.0f} GiB are needed")
-    plan.check_disk(
+    check_disk(
         folder,
-        shapes.run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
+        run_folder_bytes(shape, recipe.method, settled.optimizer, recipe.lora_r),
         f"the run {recipe.name}",
     )
     network = load_for_training(recipe, settled, device)
@@ -171,7 +173,7 @@ def fine_tune(
     return Outcome(trainable, total, training)
 
 
-def load_for_training(recipe: Recipe, settled: shapes.Settled, device: torch.device) -> Any:
+def load_for_training(recipe: Recipe, settled: MemoryPlan, device: torch.device) -> Any:
     """The recipe's model with what is trained in the dtype of `settled`."""
     if recipe.method == "full":
         return models.load_base(recipe, device, dtype=torch.float32 if mixed(recipe, settled) else torch.bfloat16)
@@ -187,7 +189,7 @@ def make_trainer(
     dev_examples: Sequence[Example],
     folder: Path,
     layout: Layout,
-    settled: shapes.Settled,
+    settled: MemoryPlan,
     dev_answers: Sequence[Example] = (),
 ) -> "LetterTrainer":
     """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints. dev_answers: as `examples`, of
@@ -304,6 +306,7 @@ class LetterTrainer(Trainer):
         self.dev_answers = list(dev_answers)
         self.network, self.layout, self.examples = network, layout, list(train)
         self.checkpointing = checkpointing
+        self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
         """What failed while compiling, if anything did."""
         self._trained: list[torch.nn.Parameter] | None = None
@@ -397,17 +400,10 @@ class LetterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = score(
-            self.accelerator.unwrap_model(self.model),
-            self.dev_examples,
-            self.encoder.letter_ids or (),
-            self.encoder.pad_id,
-            kind="padded" if self.layout.kind == "padded" else None,
-            share=self.recipe.share_prefixes,
-        )
+        scored = self.scorer.score(self.dev_examples, kind="padded" if self.layout.kind == "padded" else None)
         if self.layout.kind != "padded" and (why := compiler.gave_up()):
             self.fall_back(why)
-        found = dev_metrics(self.dev, rows)
+        found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
             found |= self._or_usually(
@@ -446,7 +442,7 @@ class KeepBest(TrainerCallback):
 
     def __init__(self, folder: Path, trainer: LetterTrainer, recipe: Recipe) -> None:
         self.trainer, self.recipe = trainer, recipe
-        self.target = folder / (models.MODEL if recipe.method == "full" else models.ADAPTER)
+        self.target = folder / (MODEL if recipe.method == "full" else ADAPTER)
         self.fresh, self.old = (self.target.with_name(f"{self.target.name}.{end}") for end in ("part", "old"))
         if self.old.is_dir() and not self.target.exists():  # stopped between the two renames of `_save`
             self.old.rename(self.target)
@@ -561,7 +557,7 @@ def share_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     return moved / sum(values.numel() for values in before.values())
 
 
-def mixed(recipe: Recipe, settled: shapes.Settled) -> bool:
+def mixed(recipe: Recipe, settled: MemoryPlan) -> bool:
     """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 

@@ -7,12 +7,12 @@ pairs, so that short rows are best, and small models are quicker with padded bat
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from src.model import shapes
-from src.model.recipes import Recipe
+from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_options, scoring_memory
+from src.model.recipes import OPTIMIZERS, Recipe
 from src.plan import estimates as plan
 from src.prompt.encode import Example
 from src.tree.compiler import QUICKER
@@ -36,7 +36,7 @@ Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class TrainingNeeds:
     """What a training computes.
 
     steps             the examples' numbers, by optimizer step, of an epoch
@@ -51,7 +51,7 @@ class Workload:
     logit_positions: Callable[[int], int]
 
 
-def training_layout(work: Workload, device: torch.device, compiled: bool) -> tuple[Layout, float, shapes.Settled]:
+def training_layout(work: TrainingNeeds, device: torch.device, compiled: bool) -> tuple[Layout, float, MemoryPlan]:
     """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
 
     compiled: whether rows are computed as `rows.make_ready` has it. The cheapest way that fits, in multiplications; of
@@ -71,7 +71,7 @@ def training_layout(work: Workload, device: torch.device, compiled: bool) -> tup
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
     kind = "tree" if shares else "single"
     largest = max(map(max, whole)) if shares else longest
-    found: list[tuple[tuple[float, ...], Layout, shapes.Settled]] = []
+    found: list[tuple[tuple[float, ...], Layout, MemoryPlan]] = []
     for budget in _budgets(largest, longest):
         rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
         # Rows are filled evenly, so the longest may be well below what was allowed.
@@ -81,7 +81,7 @@ def training_layout(work: Workload, device: torch.device, compiled: bool) -> tup
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
             cost = sum(rows) * shapes.flops(recipe.method, way.checkpointing) * slower
-            fits = (0, shapes.OPTIMIZERS.index(way.optimizer), cost)
+            fits = (0, OPTIMIZERS.index(way.optimizer), cost)
             found.append((fits if way.fits else (1, way.memory.total), Layout(kind, tokens, pad_id), way))
     _, layout, way = min(found, key=lambda one: one[0])
     rows = [size for step in some for size in _sizes(step, layout)]
@@ -111,15 +111,16 @@ def scoring_slower(prompts: Sequence[Sequence[int]], share: str = "auto") -> flo
     return QUICKER * (shared if shared >= WORTHWHILE else 1)
 
 
-def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, places: int, free: int | None) -> list[shapes.Settled]:
+def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, places: int, free: int | None) -> list[MemoryPlan]:
     """Ways to train in rows of `tokens` tokens, the logits of `places` of which are made at a time."""
-    keys: dict[str, Any] = {"attention": "tree", "places": places, "dropout": recipe.lora_dropout > 0}
-    choices = (recipe.optimizer, recipe.gradient_checkpointing, tokens, recipe.lora_r, free)
-    found = shapes.ways(shape, recipe.method, *choices, **keys)
+    dropout = recipe.lora_dropout > 0
+    work = Workload(recipe.method, recipe.lora_r, tokens, attention="tree", dropout=dropout, logit_positions=places)
+    found = memory_options(shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
     if recipe.method == "qlora":
-        for way in shapes.ways(shape, "lora", *choices, **keys):
+        in_bf16 = dataclasses.replace(work, method="lora")
+        for way in memory_options(shape, in_bf16, recipe.optimizer, recipe.gradient_checkpointing, free):
             fits = free is None or way.memory.total <= ROOM * free
-            found.append(shapes.Settled(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
+            found.append(MemoryPlan(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
     return found
 
 
@@ -158,7 +159,7 @@ def scoring_layout(
 
 def scoring_tokens(shape: shapes.Shape, free: int) -> int:
     """Tokens of a row whose activations fit into half of `free` bytes, which count what the weights leave."""
-    each = shapes.scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
+    each = scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
 
@@ -234,12 +235,12 @@ def _usual_layout(
     raw: int,
     pad_id: int,
     device: torch.device,
-) -> tuple[Layout, float, shapes.Settled]:
+) -> tuple[Layout, float, MemoryPlan]:
     on_cpu = device.type == "cpu"
-    choices = recipe.method, recipe.optimizer, recipe.gradient_checkpointing
     batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
     free = None if on_cpu else free_bytes(device)
-    way = shapes.settle(shape, *choices, batch, recipe.lora_r, free, sequences=sequences, places=places)
+    work = Workload(recipe.method, recipe.lora_r, batch, sequences, logit_positions=places)
+    way = choose_memory_plan(shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, longest), pad_id)

@@ -5,7 +5,8 @@ import pytest
 
 from src.console.cli import Parser
 from src.console.other_names import ALSO, MORE, OURS, REASONS, hint
-from src.model.recipes import FIELDS, add_flags
+from src.model.recipe_flags import add_flags
+from src.model.recipes import FIELDS
 from src.runs.command import make_parser
 
 FLAGS = make_parser("doc", "run.train")._option_string_actions

@@ -171,7 +171,7 @@ def test_what_is_in_the_cache_needs_no_hub(
     assert done.returncode == 0, done.stderr
     assert not served.answers and time.monotonic() - started < 40
     # A new run offline takes the commit that the cache calls main.
-    code = "from src import hub; print(hub.find_commit('made/model'))"
+    code = "from src.model import hub; print(hub.find_commit('made/model'))"
     for environment in (nowhere, served.environment(home) | {"HF_HUB_OFFLINE": "1"}):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.stdout.strip() == SECOND or done.stdout.strip() == FIRST, done.stderr

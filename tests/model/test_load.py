@@ -1,4 +1,4 @@
-import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +16,7 @@ from peft import PeftModel
 from src.console.cli import UserError
 from src.model import hub
 from src.model import load as models
+from src.model.backbones import backbones
 from src.model.load import (
     add_adapter,
     compute_dtype,
@@ -27,10 +28,8 @@ from src.model.load import (
     merged,
     pick_device,
 )
-from src.model.recipes import backbones
-from src.prompt.encode import Encoder
 from src.prompt.prompts import parse_prompt
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from tests import toys
 
 CPU = torch.device("cpu")
@@ -40,9 +39,10 @@ Folder = Callable[[str], Path]
 
 def logits(network: Any, short: str, batch_tokens: int = 16384) -> torch.Tensor:
     """(items, 3): what the network says of eight items."""
-    one = Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
-    rows = score(network, one.for_scoring(toys.items(8)), one.letter_ids or (), one.pad_id, batch_tokens)
-    return torch.tensor([row.logits[0] for row in rows])
+    one = toys.encoder(short, SHORT)
+    examples = one.for_scoring(toys.items(8))
+    found = LetterScorer(network, one.letter_ids or (), one.pad_id).score(examples, batch_tokens=batch_tokens)
+    return torch.tensor([scores.logits[0] for scores in found.items])
 
 
 def moved(network: Any) -> Any:
@@ -209,13 +209,14 @@ def test_a_config_that_is_not_what_is_known(
     folder = copied(backbone_folder("kogemma"), tmp_path / "copy", query_pre_attn_scalar=224)
     recipe = toys.recipe(folder, "kogemma")
     assert load_config(recipe).query_pre_attn_scalar == 224, "another model under the name is not held to it"
-    facts = copy.copy(backbones()["kogemma"])
-    object.__setattr__(facts, "model_id", str(folder))
-    object.__setattr__(facts, "expect", {"query_pre_attn_scalar": 256, "model_type": "gemma2", "no_such_key": 1})
+    expect = {"query_pre_attn_scalar": 256, "no_such_key": 1}
+    changes = {"model_id": str(folder), "checked": ("model_type", "layers"), "expect": expect}
+    facts = dataclasses.replace(backbones()["kogemma"], **changes)
     monkeypatch.setattr(models, "backbones", lambda: {"kogemma": facts})
     with pytest.raises(
         UserError,
-        match=r"differs from .*: query_pre_attn_scalar is 224, expected 256, no_such_key is None, expected 1. Pin",
+        match=r"differs from .*: num_hidden_layers is 2, expected 42, query_pre_attn_scalar is 224, expected 256, "
+        r"no_such_key is None, expected 1. Pin",
     ):
         load_config(recipe)
 

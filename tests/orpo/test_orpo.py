@@ -15,7 +15,7 @@ import run.reproduce as reproduce
 from orpo import orpo_data, orpo_train
 from src.console.cli import UserError
 from src.data import load_items, split_path
-from src.model.recipes import RECIPES, load_recipe, load_recipes
+from src.model.recipe_files import RECIPES, load_recipe, load_recipes
 from src.runs.record import read_record
 from tests.made_runs import make_split
 

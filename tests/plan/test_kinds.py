@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from src.model.recipes import backbones, make_recipe
+from src.model.backbones import backbones
+from src.model.recipes import make_recipe
 from src.model.shapes import Shape
 from src.plan.kinds import Kind, item_tokens, kind_of, kinds
 

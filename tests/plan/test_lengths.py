@@ -19,13 +19,7 @@ from src.prompt.encode import Encoder
 from src.prompt.prompts import load_prompt
 from tests import toys
 
-
-@pytest.fixture(autouse=True)
-def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
+pytestmark = pytest.mark.usefixtures("empty_hub_cache")
 
 
 def longer(count: int, start: int, syllables: Callable[[int], int]) -> list[Item]:
@@ -58,7 +52,7 @@ def recipe_for(folder: Path, place: Path, context: int, **changes: Any) -> Recip
 
 
 def encoder_for(short: str, context: int | None = None) -> Encoder:
-    return Encoder(toys.tokenizer(short), load_prompt("plain"), name=short, context=context)
+    return toys.encoder(short, load_prompt("plain"), context=context)
 
 
 def test_counted_are_those_that_a_run_refuses(
@@ -120,9 +114,9 @@ def test_without_a_tokenizer_it_is_estimated(splits: dict[str, list[Item]]) -> N
 
 def test_estimates_are_near_what_is_counted_of_the_sample_corpus() -> None:
     from src.data import parse_items
-    from src.toy import bench_inputs as standins
+    from src.toy import bench_inputs
 
-    train = parse_items(json.dumps(standins.make_corpus()["train"]).encode(), "made")[0]
+    train = parse_items(json.dumps(bench_inputs.make_corpus()["train"]).encode(), "made")[0]
     texts = lengths.Texts({"train": train})
     for kind in kinds().values():
         tokens = texts.estimates(make_recipe({"backbone": "polar"}, "here"), kind, "train")
@@ -132,8 +126,8 @@ def test_estimates_are_near_what_is_counted_of_the_sample_corpus() -> None:
 
 def test_nothing_is_said_and_no_torch_loaded_where_all_fit() -> None:
     code = (
-        "import sys, json; from pathlib import Path; from src import lengths; from src.data import parse_items\n"
-        "from src.model.recipes import load_recipes; from tests.conftest import make_item\n"
+        "import sys, json; from pathlib import Path; from src.plan import lengths; from src.data import parse_items\n"
+        "from src.model.recipe_files import load_recipes; from tests.conftest import make_item\n"
         "items = parse_items(json.dumps([make_item(n) for n in range(6)]).encode(), 'made')[0]\n"
         "recipes = list(load_recipes(Path('resource/recipes/published')).values())\n"
         "print(lengths.too_long(recipes, {'train': items, 'dev': items}), {'torch', 'transformers'} & set(sys.modules))"

@@ -13,7 +13,7 @@ import pytest
 
 from run.prepare_data import main
 from src.console.cli import UserError
-from src.data import OUTPUTS, SPLITS, dump_items, load_split, predictions
+from src.data import SPLITS, dump_items, load_split, predictions
 from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
 from tests.official_shape import load_json, official_files, write_official_zip, zipped_with_raw_names
@@ -235,7 +235,7 @@ def test_the_official_shape_goes_through_and_its_text_comes_out_unchanged(
         official = load_json(official_files(small=True, hidden=hidden)[f"대화맥락추론_{split}.json"])
         items = load_split(out, split, labelled=split != "test")
         filled = predictions(items, [1] * len(items))
-        assert [{**one, "output": OUTPUTS[1]} for one in official] == filled
+        assert [{**one, "output": "inference_2"} for one in official] == filled
         assert [list(one["input"]) for one in official] == [list(one["input"]) for one in filled]
         assert f"{archive}: 대화맥락추론/대화맥락추론_{split}.json" in printed
     told = [line for line in printed.splitlines() if line.startswith("  ") and " (first: " in line]

@@ -1,4 +1,4 @@
-"""The table in resource/data/README.md: for each kind an example, which must fare as the table says."""
+"""The tables in resource/data/README.md: for each kind an example, which must fare as the table says."""
 
 import io
 import json
@@ -19,8 +19,11 @@ from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
 from tests.official_shape import zipped_with_raw_names
 
-README = Path("resource/data/README.md")
-REFUSED, SAID, SILENT = "거절 (refused)", "알리고 계속 (carried on, and said)", "말없이 계속 (carried on silently)"
+HEADINGS = {
+    "README.md": ("거절", "알리고 계속", "말없이 계속"),
+    "README.en.md": ("Refused", "Reported", "Passes"),
+}
+"""Page → what it calls the kinds that are refused, those that are told, and those that pass without a word."""
 
 Splits = dict[str, Any]
 
@@ -222,9 +225,9 @@ FINE: dict[str, Callable[[], Any]] = {
 WITH = {"target-blank": {"utterance-blank"}}
 
 
-def table() -> dict[str, list[str]]:
-    """Heading → the kinds of the rows below it."""
-    parts = README.read_text(encoding="utf-8").split("\n### ")[1:]
+def tables(page: str) -> dict[str, list[str]]:
+    """Heading → the kinds in the table below it."""
+    parts = (Path("resource/data") / page).read_text(encoding="utf-8").split("\n### ")[1:]
     return {part.splitlines()[0]: re.findall(r"^\| `([a-z-]+)` \|", part, re.MULTILINE) for part in parts}
 
 
@@ -248,8 +251,9 @@ def said(printed: str) -> set[str]:
     return found | ({"not-used"} if "not used" in printed else set())
 
 
-def test_the_table_lists_just_the_kinds_that_there_are() -> None:
-    assert table() == {REFUSED: list(REFUSALS), SAID: list(ODD), SILENT: list(FINE)}
+@pytest.mark.parametrize("page", HEADINGS)
+def test_the_tables_list_just_the_kinds_that_there_are(page: str) -> None:
+    assert tables(page) == dict(zip(HEADINGS[page], (list(REFUSALS), list(ODD), list(FINE)), strict=True))
     assert set(ODD) == {*KINDS, "not-used"}
 
 

@@ -19,7 +19,7 @@ from src.console.cli import UserError
 from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
 from src.files.writing import write_json
-from src.model.recipes import load_recipe
+from src.model.recipe_files import load_recipe
 from src.runs.record import read_record, record_path
 from tests.made_runs import make_run, make_split
 
@@ -281,7 +281,7 @@ def test_a_disk_without_room_for_all_is_told_before_the_first(
     monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
     monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "")
     usage = shutil.disk_usage(".")._replace(free=40 * 10**9)  # enough for one of them
-    monkeypatch.setattr(reproduce.plan.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"3 run\(s\) and 65\.3 GB of downloads needs .* 40\.0 GB free.*--only NAME"):
         call()
     assert machine.seen == [] and not Path("resource/results").exists()

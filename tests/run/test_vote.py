@@ -185,7 +185,7 @@ def test_the_record_comes_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def full_disk(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("run.vote.records.write_jsonl", full_disk)
+    monkeypatch.setattr("run.vote.writing.write_jsonl", full_disk)
     with pytest.raises(OSError, match="no space"):
         vote(place)
     assert not (place / "results" / "vote" / "record.json").exists()

@@ -28,7 +28,12 @@ OWN_RESULTS = (
     "src.runs.record",
     "src.model.hub",
     "src.runs.command",
+    "src.runs.inputs",
     "run.test",
+    "run.vote",
+    "run.evaluate",
+    "run.export",
+    "run.runs",
     "run.optimize_prompt",
     "run.reproduce",
 )

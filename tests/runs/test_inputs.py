@@ -40,7 +40,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 5, dev_accuracy=0.5)
     write_json(record_path(run), read_record(run) | SCORABLE | {"splits": read_record(run)["splits"]})
     monkeypatch.setattr("src.data.DATA", tmp_path / "default")
-    monkeypatch.setattr("src.runs.record.RESULTS", tmp_path / "results")
+    for module in ("src.runs.inputs", "src.runs.record"):
+        monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "results")
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
-from src.prompt.encode import Encoder, Example
+from src.prompt.encode import Example
 from src.prompt.prompts import LETTERS
 from src.train import orpo, pair_rows, trainer
 from src.train.objectives import make_objective
@@ -450,7 +450,7 @@ def test_wrong_answers_are_checked_as_right_ones_are() -> None:
     from src.console.cli import UserError
 
     items = toys.items(2, inference_3="화자1은 이 모든 일을 아주 오래전부터 하나도 빠짐없이 알고 있었다.")
-    short = Encoder(toys.tokenizer("qwen2"), encoder("qwen2").prompt, name="qwen2", context=1)
+    short = toys.encoder("qwen2", encoder("qwen2").prompt, context=1)
     objective = make_objective(recipe())
     longest = max(len(ids) for one in objective.examples(encoder("qwen2"), items) for ids in one.sequences)
     alone = max(len(one.ids) for one in encoder("qwen2").for_training(items))

@@ -21,11 +21,11 @@ from src.console.cli import UserError
 from src.console.progress import PIPE
 from src.data import Item
 from src.model.load import add_adapter, load_base
-from src.model.recipes import Recipe, backbones
+from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import LetterScorer, Scored
 from src.train import guard as guard_room
 from src.train import trainer
 from src.train.objectives import TokenObjective, make_objective
@@ -60,7 +60,7 @@ def stay_eager(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def encoder(short: str) -> Encoder:
-    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    return toys.encoder(short, SHORT)
 
 
 def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
@@ -397,9 +397,9 @@ def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, 
     outcome = train(recipe, tmp_path)
     one = encoder("kogemma")
     examples = one.for_scoring(DEV)
-    rows = score(load_run(tmp_path, recipe, CPU), examples, one.letter_ids or (), one.pad_id)
+    found = LetterScorer(load_run(tmp_path, recipe, CPU), one.letter_ids or (), one.pad_id).score(examples)
     best = outcome.training["evaluations"][best_of(outcome.training["evaluations"])]
-    assert dev_metrics(DEV, rows)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
+    assert dev_metrics(DEV, found.items)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
 
 
 def test_training_learns(backbone_folder: Folder, tmp_path: Path) -> None:
@@ -628,11 +628,13 @@ def test_without_shared_prefixes_dev_is_read_without_them(
 ) -> None:
     kinds = []
 
-    def noted(*args: Any, **keys: Any) -> list[ItemScores]:
+    score = LetterScorer.score
+
+    def noted(*args: Any, **keys: Any) -> Scored:
         kinds.append(keys["kind"])
         return score(*args, **keys)
 
-    monkeypatch.setattr(trainer, "score", noted)
+    monkeypatch.setattr(LetterScorer, "score", noted)
     train(shares(backbone_folder("qwen2"), share_prefixes=share), tmp_path)
     assert kinds == [kind, kind]
 
@@ -912,7 +914,7 @@ def test_compiling_that_fails_costs_no_step_and_is_in_the_record(
         if when == "forward":
             before(Recorder, "training_step", 2)
         if when == "evaluation":
-            before(trainer, "score", 1)
+            before(LetterScorer, "score", 1)
         if when == "backward":
             left, accumulate = [2], trainer.LetterTrainer._accumulate
 

@@ -13,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.model import shapes
-from src.model.recipes import Recipe, backbones, make_recipe
+from src.model import memory
+from src.model.backbones import backbones
+from src.model.memory import MemoryPlan, Workload
+from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
 from src.train.objectives import make_objective
@@ -23,7 +25,7 @@ from src.tree.layouts import (
     CPU_BATCH,
     CPU_TREE,
     GPU_SCORING,
-    Workload,
+    TrainingNeeds,
     by_dialogue,
     epoch_steps,
     free_bytes,
@@ -88,10 +90,10 @@ def settled(
     shape: Shape = BLLOSSOM,
     device: torch.device = GPU,
     compiled: bool = True,
-) -> tuple[Layout, float, shapes.Settled]:
+) -> tuple[Layout, float, MemoryPlan]:
     steps = epoch_steps(examples, one)
     positions = functools.partial(make_objective(one).logit_positions, examples)
-    work = Workload(one, shape, examples, steps, PAD, positions)
+    work = TrainingNeeds(one, shape, examples, steps, PAD, positions)
     return training_layout(work, device, compiled=compiled and device.type == "cuda")
 
 
@@ -131,7 +133,7 @@ def test_a_small_card_keeps_nf4_and_computes_again_or_in_short_rows(card: Card) 
         card(gib)
         layout, _, way = settled(recipe(method="qlora"))
         assert way.fits and not way.dequantised and layout.kind == "tree"
-        assert way.memory.total <= shapes.USABLE * gib * GIB
+        assert way.memory.total <= memory.USABLE * gib * GIB
         assert way.checkpointing or layout.tokens < 4096
     card(4)
     layout, _, way = settled(recipe(method="qlora"))
@@ -150,7 +152,7 @@ def test_quantised_weights_are_unpacked_once_where_there_is_room(card: Card) -> 
     for method in ("lora", "full"):
         assert not any(
             one.dequantised
-            for one in row_ways(recipe(method=method), BLLOSSOM, 4096, 20 * shapes.ANSWER_TOKENS, 141 * GIB)
+            for one in row_ways(recipe(method=method), BLLOSSOM, 4096, 20 * memory.ANSWER_TOKENS, 141 * GIB)
         )
 
 
@@ -162,8 +164,8 @@ def test_of_the_optimizers_the_first_that_fits(card: Card) -> None:
         found.append((way.optimizer, way.fits))
     assert found == [("fp32", True), ("fp32-8bit", True), ("bf16-stochastic", True), ("bf16-stochastic", False)]
     # However short rows make it dearer than the next optimizer would be, and with checkpointing if need be.
-    least = shapes.training_memory(BLLOSSOM, "full", "fp32", 1408, 6, True, "tree", sequences=10)
-    card(least.total / shapes.USABLE / GIB)
+    least = memory.training_memory(BLLOSSOM, Workload("full", 6, 1408, 10, "tree"), "fp32", True)
+    card(least.total / memory.USABLE / GIB)
     _, _, way = settled(recipe(method="full"))
     assert (way.optimizer, way.checkpointing) == ("fp32", True)
 
@@ -182,7 +184,7 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
     each = 12 * BLLOSSOM.vocab
     supervised = 300
     long = [replace(one, ids=one.ids[: one.answer_start] + (9,) * supervised) for one in CORPUS]
-    assert settled(recipe())[2].memory.logits >= 64 * shapes.ANSWER_TOKENS * each
+    assert settled(recipe())[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
     assert settled(recipe(batch_size=32), long)[2].memory.logits >= 32 * supervised * each
     # 64 of these are more than a row holds: half of them at a time.
     assert 32 * supervised * each <= settled(recipe(), long)[2].memory.logits < 40 * supervised * each
@@ -208,7 +210,7 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     for budget in budgets(largest):
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
         computed, tokens = sum(rows), -(-max(*rows, LONGEST) // BLOCK) * BLOCK
-        places = shapes.ANSWER_TOKENS * (64 * tokens // largest + 1)
+        places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
         for way in row_ways(one, BLLOSSOM, tokens, places, gib * GIB):
             passes = (6 if method == "full" else 4) + 2 * way.checkpointing
             slower = 1.05 if method == "qlora" and not way.dequantised else 1
@@ -234,9 +236,9 @@ def test_memory_is_that_of_the_rows_not_of_what_they_might_hold(card: Card) -> N
     (step, *_) = steps_of(one)
     rows = sizes(step, layout)
     assert len(rows) > 1 and max(rows) <= layout.tokens
-    places = shapes.ANSWER_TOKENS * (128 * layout.tokens // sum(sizes(step, Layout("tree", layouts.GPU_ROW, PAD))) + 1)
-    keys = {"attention": "tree", "dropout": False, "places": places}
-    assert way.memory == shapes.training_memory(BLLOSSOM, "lora", "fp32", layout.tokens, 6, way.checkpointing, **keys)
+    places = memory.ANSWER_TOKENS * (128 * layout.tokens // sum(sizes(step, Layout("tree", layouts.GPU_ROW, PAD))) + 1)
+    work = Workload("lora", 6, layout.tokens, attention="tree", dropout=False, logit_positions=places)
+    assert way.memory == memory.training_memory(BLLOSSOM, work, "fp32", way.checkpointing)
 
 
 def test_a_recipe_that_says_so_checkpoints_or_does_not(card: Card) -> None:
@@ -411,8 +413,8 @@ def test_scoring_on_a_gpu(card: Card) -> None:
         assert layout.kind == ("tree" if gib >= 1 else "single") and layout.tokens <= GPU_SCORING
         assert layout.lengths[-1] >= max(rows) and all(length % BLOCK == 0 for length in layout.lengths)
         assert layout.tokens >= max(map(len, PROMPTS)), "each prompt fits"
-        memory = shapes.scoring_memory(BLLOSSOM, "lora", layout.tokens, "tree").activations
-        assert memory <= gib * GIB / 2 or layout.tokens == max(map(len, PROMPTS))
+        taken = memory.scoring_memory(BLLOSSOM, "lora", layout.tokens, "tree").activations
+        assert taken <= gib * GIB / 2 or layout.tokens == max(map(len, PROMPTS))
     assert scoring_tokens(BLLOSSOM, 120 * GIB) > GPU_SCORING > scoring_tokens(BLLOSSOM, GIB) >= BLOCK
     assert scoring_tokens(BLLOSSOM, 0) == BLOCK
     card(120)

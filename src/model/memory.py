@@ -1,0 +1,231 @@
+"""How much memory a step of training or scoring takes, and which way of training fits into a GPU's.
+
+The formulas follow what autograd keeps, tensor by tensor; tests hold them against what torch saves for small models.
+Against peaks on one H200 (8B Llama shape, GiB):
+
+                                                            computed   measured
+    LoRA, compiled, rows of 14,592 tokens                      78.8       77.9
+    the same with dropout .05                                 111.0      109.0   (fitted at two other lengths)
+    LoRA, compiled, rows of 4,480 tokens                       34.5       34.3
+    LoRA, compiled, one item a row of up to 1,408 tokens       21.1       21.3
+    LoRA in the standard layers, one item a step               27.1       27.1   (1,560 tokens, fitted here and
+    QLoRA in the standard layers, one item a step              17.9       17.8    taken for the next line)
+    scoring, rows of 16,384 tokens                             16.8       16.8
+"""
+
+from dataclasses import dataclass
+
+from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, METHODS, OPTIMIZERS
+from src.model.shapes import Shape
+
+USABLE = 0.92
+"""Share of the free memory that a plan may fill; the rest goes to fragments and to what torch holds beside tensors."""
+ANSWER_TOKENS = 40
+"""Positions of an item that the head projects in training: a letter and a sentence."""
+MASK_BYTES = 1
+"""What dropout keeps of each value: CUDA a bool (the CPU a float)."""
+NF4_BYTES = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
+"""A parameter in NF4: 4 bits, 8 bits per block of 64, and 32 bits per 256 blocks (double quantisation)."""
+COMPILED_DROPOUT_BYTES = 1.9
+"""What a compiled layer keeps for the dropout of one value: measured on one H200 at 8,192 and 10,704 tokens."""
+STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
+"""Adam's two moments in 8 bits with an fp32 scale per block of 256."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training step, as far as it decides what is in memory.
+
+    method            as in a recipe, and so lora_r
+    tokens            of all sequences together
+    sequences         how many there are, taken to be equally long
+    attention         "sdpa", "eager", or "tree" in compiled layers; None for the standard one of the model's family
+    dropout           whether the adapters have any
+    logit_positions   positions whose logits are in memory at once; None for `ANSWER_TOKENS` of each sequence
+    """
+
+    method: str
+    lora_r: int
+    tokens: int
+    sequences: int = 1
+    attention: str | None = None
+    dropout: bool = True
+    logit_positions: int | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU at the peak of a step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a training is kept in memory, and whether that fits."""
+
+    optimizer: str
+    checkpointing: bool
+    memory: Memory
+    fits: bool
+    dequantised: bool = False
+    """Of qlora: NF4 weights are turned into bf16 once. They are the same numbers, and no pass has to unpack them."""
+
+
+def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing: bool) -> Memory:
+    """Memory of a training step, computed in bf16.
+
+    lora, qlora             base in bf16, or in NF4 but embeddings and head; adapters, gradients and moments in fp32
+    full, fp32              weights, gradients and moments 4 + 4 + 8 bytes, and autocast's bf16 copy of each matrix
+    full, fp32-8bit         the same with moments in 8 bits, but the embeddings'
+    full, bf16-stochastic   weights and gradients in bf16, moments in 8 bits
+    Adam's step is taken to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
+    """
+    assert work.method in METHODS and optimizer in OPTIMIZERS, (work.method, optimizer)
+    if work.method != "full":
+        adapters = shape.lora_parameters(work.lora_r)
+        weights = 4 * adapters + _base_bytes(shape, work.method)
+        gradients, states = 4 * adapters, 8 * adapters
+    elif optimizer == BF16_STOCHASTIC:
+        weights, gradients, states = 2 * shape.parameters, 2 * shape.parameters, moments_bytes(shape, optimizer)
+    else:
+        copies = 2 * (shape.linear_parameters + shape.vocab * shape.hidden_size)
+        weights, gradients = 4 * shape.parameters + copies, 4 * shape.parameters
+        states = moments_bytes(shape, optimizer)
+    layer = layer_activations(shape, work, optimizer)
+    if checkpointing:
+        # While a compiled layer is recomputed, its activations, their gradients and the values between are all there.
+        kept = (3 if work.attention == "tree" else 1) * layer + checkpoint_bytes(shape, work, optimizer)
+    else:
+        kept = shape.layers * layer
+    activations = kept + _unpacked_layer_bytes(shape, work.method)
+    positions = work.sequences * ANSWER_TOKENS if work.logit_positions is None else work.logit_positions
+    # All in fp32: the log-softmax, the gradient at the chosen positions, and the gradient of the logits.
+    logits = positions * shape.vocab * (4 + 4 + 4)
+    return Memory(weights, gradients, states, activations, logits)
+
+
+def layer_activations(shape: Shape, work: Workload, optimizer: str) -> int:
+    """Bytes that autograd keeps of one decoder layer for the backward pass, without checkpointing.
+
+    Per token, with h = hidden, i = intermediate, q = query, kv = key or value size; values in bf16 unless said:
+    attention   sdpa: query, output 2q each, key, value 2kv each (2q each with a padding mask, which repeats them);
+                eager: query, key, value 2q each, and for each head and key the softmax in fp32 4, its bf16 copy 2
+                and, with a softcap, the tanh 2
+    MLP         gate, activated gate, up: 2i each
+    norms       their input in fp32 4h; trained ones also the normalised value: 4h, or in bf16 2h and the output 2h
+    adapters    for each linear layer its input 2 and the dropout mask 1 a value: under autocast they share none
+    full        the input of `down` 2i, that of `o` 2q unless it is sdpa's output; autocast casts the input of the
+                other five for each of them 2h, while in bf16 the norm's output serves them all
+    Compiled ("tree"), all methods keep the same, and norms and casts are recomputed: the residual stream twice, both
+    norms' outputs, attention's output 2h each, q, k and v, and 2i each of gate, up and their product.
+    """
+    attention = work.attention or shape.family.attention
+    h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
+    norms, full = shape.family.norms, work.method == "full"
+    if attention == "tree":
+        each = (norms + 3) * h * (4 if in_fp32(work.method, optimizer) else 2) + 2 * (q + 2 * kv + 3 * i)
+        each += int(COMPILED_DROPOUT_BYTES * (5 * h + q + i)) if not full and work.dropout else 0
+        return each * work.tokens
+    each = 6 * i
+    if attention == "eager":
+        each += 6 * q + (2 * q if full else 0)
+        each += shape.heads * (work.tokens // work.sequences) * (8 if shape.family.softcap else 6)
+    else:
+        each += 4 * q + 4 * (kv if work.sequences == 1 else q)
+    if full:
+        each += 8 * norms * h + 2 * i + (10 * h if optimizer != BF16_STOCHASTIC else 0)
+    else:
+        each += 4 * norms * h + (2 + MASK_BYTES) * (5 * h + q + i)
+    return each * work.tokens
+
+
+def checkpoint_bytes(shape: Shape, work: Workload, optimizer: str) -> int:
+    """Bytes that checkpointing keeps: each layer's input, in fp32 where the weights are."""
+    return shape.layers * shape.hidden_size * (4 if in_fp32(work.method, optimizer) else 2) * work.tokens
+
+
+def scoring_memory(shape: Shape, method: str, tokens: int, attention: str | None = None, sequences: int = 1) -> Memory:
+    """Memory of scoring `tokens` tokens in `sequences` sequences: the weights and the widest moment of one layer."""
+    attention = attention or shape.family.attention
+    activations = 2 * (4 * shape.hidden_size + 3 * shape.intermediate_size) * tokens
+    if attention == "eager":
+        activations = max(activations, 8 * shape.heads * tokens * (tokens // sequences))
+    activations += _unpacked_layer_bytes(shape, method)
+    return Memory(_base_bytes(shape, method), 0, 0, activations, sequences * shape.vocab * (2 + 4))
+
+
+def choose_memory_plan(
+    shape: Shape, work: Workload, optimizer: str, checkpointing: str, free_bytes: int | None
+) -> MemoryPlan:
+    """The first of `memory_options` that fits into 92 % of `free_bytes`; the last one, with `fits` False, when none
+    does.
+    """
+    options = memory_options(shape, work, optimizer, checkpointing, free_bytes)
+    return next((option for option in options if option.fits), options[-1])
+
+
+def memory_options(
+    shape: Shape, work: Workload, optimizer: str, checkpointing: str, free_bytes: int | None
+) -> list[MemoryPlan]:
+    """All ways to train that `optimizer` and `checkpointing`, as in a recipe, leave open.
+
+    "auto" stands for fp32, fp32-8bit and bf16-stochastic in this order, each without and then with checkpointing. Only
+    method full has a choice of optimizer. free_bytes: None on a CPU, where everything fits.
+    """
+    assert optimizer in ("auto", *OPTIMIZERS) and checkpointing in ("auto", "on", "off"), (optimizer, checkpointing)
+    optimizers: tuple[str, ...] = (FP32,)
+    if work.method == "full":
+        optimizers = OPTIMIZERS if optimizer == "auto" else (optimizer,)
+    found = []
+    for kept in optimizers:
+        for switch in {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]:
+            memory = training_memory(shape, work, kept, switch)
+            found.append(MemoryPlan(kept, switch, memory, free_bytes is None or memory.total <= USABLE * free_bytes))
+    return found
+
+
+def run_folder_bytes(shape: Shape, method: str, optimizer: str, lora_r: int = 6) -> int:
+    """The most a run folder holds: the best weights and two checkpoints, since the older one is deleted once the newer
+    is whole.
+
+    A checkpoint is the weights and Adam's moments, in the dtypes they are trained in.
+    """
+    if method != "full":
+        best, weights, states = (factor * shape.lora_parameters(lora_r) for factor in (4, 4, 8))
+        return best + 2 * (weights + states)
+    weights = shape.parameters * (2 if optimizer == BF16_STOCHASTIC else 4)
+    return 2 * shape.parameters + 2 * (weights + moments_bytes(shape, optimizer))
+
+
+def in_fp32(method: str, optimizer: str) -> bool:
+    """Whether the trained model's weights are fp32, and computed with in bf16 by autocast."""
+    return method == "full" and optimizer != BF16_STOCHASTIC
+
+
+def moments_bytes(shape: Shape, optimizer: str) -> int:
+    """Adam's two moments of all parameters."""
+    if optimizer == FP32:
+        return 8 * shape.parameters
+    # transformers has bitsandbytes keep those of the embeddings in fp32; torchao knows no such exception.
+    fp32 = shape.vocab * shape.hidden_size if optimizer == FP32_8BIT else 0
+    return 8 * fp32 + int(STATE_8BIT_BYTES * (shape.parameters - fp32))
+
+
+def _base_bytes(shape: Shape, method: str) -> int:
+    """The base model as it is loaded to be scored or to carry adapters."""
+    saved = 2 - NF4_BYTES if method == "qlora" else 0
+    return 2 * shape.parameters - int(saved * shape.linear_parameters)
+
+
+def _unpacked_layer_bytes(shape: Shape, method: str) -> int:
+    """One layer's NF4 weights as bf16, which are there while the layer is computed."""
+    return 2 * shape.linear_parameters // shape.layers if method == "qlora" else 0

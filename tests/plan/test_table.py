@@ -1,0 +1,83 @@
+"""The plan as it is printed, for GPUs and caches that need not be there."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from src.model.recipe_files import load_recipe, load_recipes
+from src.model.recipes import make_recipe
+from src.model.shapes import GIB
+from src.plan.estimates import Estimate, Gpu, estimate_runs
+from src.plan.table import plan_table
+from tests.toy_configs import toy_config
+
+PUBLISHED = Path("resource/recipes/published")
+ITEMS = {"train": 758, "dev": 130, "test": 605}
+pytestmark = pytest.mark.usefixtures("empty_hub_cache")
+
+
+def text_of(estimates: list[Estimate], width: int = 120) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(plan_table(estimates))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_says_it_all(width: int) -> None:
+    estimates = estimate_runs(list(load_recipes(PUBLISHED).values()), ITEMS)
+    text = text_of(estimates, width)
+    lines, words = text.splitlines(), " ".join(text.split())
+    for one in estimates:
+        assert any(line.split()[:2] == [one.run, one.method_words] for line in lines), text
+        assert f"{one.run}: {one.model_id}, licence {one.licence}" in words
+    assert words.count("no commercial use") == 1
+    assert words.count("about 1,134 tokens an item") == 2 and words.count("about 699 tokens an item") == 2
+    assert "…" not in text and "?" not in text
+    assert "no GPU here" in words and words.endswith("may not be used commercially")
+    assert next(line for line in lines if line.split()[:1] == ["all"]).split()[1] == "152.3"
+
+
+def test_the_table_for_the_gpu_at_hand() -> None:
+    gpu = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
+    recipes = [load_recipe(PUBLISHED / f"{name}.yaml") for name in ("polar", "qwen2")]
+    text = text_of(estimate_runs(recipes, ITEMS, gpu=gpu))
+    assert gpu.name in text and "no GPU here" not in text
+    assert "full by its optimizer: fp32, 8-bit (fp32-8bit), bf16 (bf16-stochastic)" in text
+    fits = [line.split()[7:] for line in text.splitlines() if line.split()[:1] in (["polar"], ["qwen2"])]
+    assert fits == [["yes"], ["bf16"]]
+
+
+def test_what_is_not_known_is_a_question_mark() -> None:
+    (one,) = estimate_runs([make_recipe({"name": "mine", "model_id": "someone/else"}, "here")], ITEMS)
+    assert text_of([one]).count("?") == 9  # five cells, the licence, and the three sums
+
+
+def test_a_download_for_two_runs_counts_once() -> None:
+    recipe = load_recipe(PUBLISHED / "polar.yaml")
+    text = text_of(estimate_runs([recipe, recipe.replace(name="again")], {}))
+    assert next(line for line in text.splitlines() if line.split()[:1] == ["all"]).split()[1] == "28.5"
+
+
+def test_miniatures_on_a_cpu_have_no_plan_of_a_gpu(tmp_path: Path) -> None:
+    folder = tmp_path / "miniature"
+    toy_config("qwen2").save_pretrained(folder)
+    recipe = make_recipe({"name": "mini", "model_id": str(folder), "backbone": "spow12"}, "here")
+    text = text_of(estimate_runs([recipe], ITEMS))
+    assert "H200" not in text and "GiB" not in text and "licence" not in text
+    assert text.startswith("Plan for a CPU, estimated") and "minutes on a CPU" in text
+    assert any(line.split()[:2] == ["mini", "qlora"] for line in text.splitlines())
+    # With a GPU here the plan is that GPU's; beside a model of true size that of the usual cards.
+    gpu = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
+    assert gpu.name in text_of(estimate_runs([recipe], ITEMS, gpu=gpu))
+    assert "H200" in text_of(estimate_runs([recipe, load_recipe(PUBLISHED / "polar.yaml")], ITEMS))
+
+
+@pytest.mark.parametrize("width", [40, 60, 70, 80, 100])
+def test_no_card_and_no_name_is_lost_on_a_narrow_terminal(width: int) -> None:
+    estimates = estimate_runs(list(load_recipes(PUBLISHED).values()), ITEMS)
+    text = text_of(estimates, width)
+    words = text.split()
+    assert "…" not in text and all(size in words for size in ("24", "48", "80", "141"))
+    assert all(one.run in words for one in estimates)
