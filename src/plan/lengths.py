@@ -16,11 +16,12 @@ from src.console.cli import UserError
 from src.data import Item
 from src.model.backbones import backbones
 from src.model.hub import cached_file
-from src.model.recipes import ORPO, Recipe
+from src.model.recipes import Recipe
 from src.plan.kinds import TURN_TOKENS, Kind, count_signs, kind_of
 from src.plan.known import known_base
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, reasoning_of
+from src.train.objectives import make_objective
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,12 +74,13 @@ class Texts:
 
     def estimates(self, recipe: Recipe, kind: Kind, split: str) -> list[float]:
         """Tokens of the split's items, about."""
-        prompt, orpo = load_prompt(recipe.prompt), recipe.objective == ORPO
-        key = split, prompt.text, recipe.reasoning, orpo
+        prompt, compares = load_prompt(recipe.prompt), make_objective(recipe).compares
+        key = split, prompt.text, recipe.reasoning, compares
         if key not in self._signs:
             library = self.library(prompt, recipe.reasoning)
             self._signs[key] = [
-                _signs(prompt, item, library, recipe.reasoning, split == "train", orpo) for item in self.splits[split]
+                _signs(prompt, item, library, recipe.reasoning, split == "train", compares)
+                for item in self.splits[split]
             ]
         return [
             kind.tokens(counts) + TURN_TOKENS * turns
@@ -92,16 +94,16 @@ def _reads(recipe: Recipe, split: str, item: Item) -> bool:
 
 
 def _signs(
-    prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, orpo: bool
+    prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, compares: bool
 ) -> tuple[tuple[int, int, int], int]:
-    """(signs, turns) of an item as a model reads it; of answers the right one, or for ORPO the longest."""
+    """(signs, turns) of an item as a model reads it; of answers the right one, or, if `compares`, the longest."""
     examples = library.choose(item) if library else ()
     rendered = prompt.render(item, reasoning=reasoning, examples=examples)
     texts = [message["content"] for message in rendered.messages]
     if reasoning:
         texts.append(prompt.reasoned(reasoning_of(item) or "" if answered else ""))
     if answered:
-        texts.append(max(rendered.answers, key=len) if orpo or item.label is None else rendered.answers[item.label])
+        texts.append(max(rendered.answers, key=len) if compares or item.label is None else rendered.answers[item.label])
     return count_signs("\n".join(texts)), len(rendered.messages) + 1
 
 
@@ -163,7 +165,7 @@ class Gauge:
             return None
         try:
             answered = split == "train" and all(item.label is not None for item in items)
-            return count(self.encoder, items, answered, self.recipe.objective == ORPO)
+            return count(self.encoder, items, answered, make_objective(self.recipe).compares)
         except UserError:  # of another kind, which the run will tell
             return None
 
@@ -177,17 +179,20 @@ def count(
     encoder: "Encoder",
     items: Sequence[Item],
     answered: bool,
-    orpo: bool = False,
+    compares: bool = False,
     orders: Sequence[str] = ORDERS[:1],
 ) -> list[int]:
-    """Tokens of each item, whether they fit or not. answered: with its answer, as in training; orpo: with the longest
-    of all three. Without answers, an item has a number for each of the orders.
+    """Tokens of each item, whether they fit or not. answered: with its answer, as in training; compares: with the
+    longest of all. Without answers, an item has a number for each of the orders.
     """
     encoder = copy.copy(encoder)
     encoder.context = None
     if not answered:
         return [len(one.ids) for one in encoder.for_scoring(items, orders)]
-    wrong = (lambda item: [place for place in range(3) if place != item.label]) if orpo else (lambda item: [])
+
+    def wrong(item: Item) -> list[int]:
+        return [place for place in range(len(item.options)) if compares and place != item.label]
+
     return [max(map(len, one.sequences)) for one in encoder.for_training(items, wrong)]
 
 

@@ -1,5 +1,6 @@
 """Our own cases of `run.bench`: the training of `run.train` and the scoring of `run.test`, timed."""
 
+import functools
 import itertools
 import json
 import tempfile
@@ -24,7 +25,8 @@ from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
 from src.toy.bench_inputs import SEED, lengthened
 from src.toy.bench_setting import Setting
 from src.train.guard import guarded
-from src.train.trainer import LetterTrainer, make_trainer, mixed, training_examples
+from src.train.objectives import make_objective
+from src.train.trainer import LetterTrainer, make_trainer, mixed
 from src.tree import layouts
 from src.tree.rows import Layout, rows_on_gpu, sizes
 
@@ -91,11 +93,12 @@ class CountedSteps(TrainerCallback):
 def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     """`case.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
     recipe, device = recipe_of(case, setting), setting.device
-    examples = training_examples(recipe, setting.encoder, setting.train)
+    objective = make_objective(recipe)
+    examples = objective.examples(setting.encoder, setting.train)
     steps = layouts.epoch_steps(examples, recipe)
-    layout, _, way = layouts.training_layout(
-        recipe, setting.shape, examples, steps, setting.encoder.pad_id, device, rows_on_gpu(device)
-    )
+    positions = functools.partial(objective.logit_positions, examples)
+    work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
+    layout, _, way = layouts.training_layout(work, device, rows_on_gpu(device))
     # Dequantised once, NF4 is weights in bf16: any will do.
     nf4 = setting.dtype if case.method == "qlora" and not way.dequantised else None
     network = setting.model(

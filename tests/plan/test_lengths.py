@@ -139,8 +139,8 @@ def test_nothing_is_said_and_no_torch_loaded_where_all_fit() -> None:
 def test_training_counts_the_answer_and_orpo_the_longest_option(splits: dict[str, list[Item]]) -> None:
     encoder, items = encoder_for("qwen2it"), splits["train"]
     prompts, answered, pairs = (
-        lengths.count(encoder, items, answered=with_it, orpo=orpo)
-        for with_it, orpo in ((False, False), (True, False), (True, True))
+        lengths.count(encoder, items, answered=with_it, compares=compares)
+        for with_it, compares in ((False, False), (True, False), (True, True))
     )
     assert all(one < other <= both for one, other, both in zip(prompts, answered, pairs, strict=True))
     assert pairs != answered
