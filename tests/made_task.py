@@ -23,9 +23,9 @@ name: four
 system: Choose.
 user: |-
   {% for turn in dialogue %}
-  {{ "*" if turn.target }}{{ turn.speaker }}: {{ turn.text }}
+  {{ turn.speaker }}{{ "!" if turn.target }} {{ turn.text }}
   {% endfor %}
-  {{ question }}
+  Question: {{ question }}
   {% for option in options %}
   {{ option.letter }}. {{ option.text }}
   {% endfor %}

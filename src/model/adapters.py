@@ -1,9 +1,9 @@
-"""LoRA's arithmetic as few, well-shaped matrix products; what peft does else (shapes, saving, merging) stays peft's.
+"""A faster forward pass for LoRA layers; shapes, saving and merging stay with peft.
 
-peft computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` in the adapters' fp32, for which it copies `x`, or needs
-autocast around everything. Here the adapters' fp32 weights are cast to the dtype of `x`, and the rank is filled up with
-zeros to a multiple of 8: a GPU multiplies matrices whose rows begin off its 16-byte grid, as with the published rank 6,
-with kernels two to three times slower (one H200: 113 µs for 20,992 × 4,096 by 6, 45 µs by 8).
+peft computes `base(x) + lora_B(lora_A(dropout(x))) * scaling` in the adapters' fp32. For that it copies `x`, or needs
+autocast around everything. Here the adapters' fp32 weights are cast to the dtype of `x`, and the rank is padded with
+zeros to a multiple of 8. A matrix with the published rank 6 is not aligned to a GPU's 16-byte grid, and the kernels for
+such matrices are two to three times slower (one H200: 113 µs for 20,992 × 4,096 by 6, 45 µs by 8).
 """
 
 import types
@@ -13,10 +13,11 @@ import torch
 from peft.tuners import lora
 
 GRID = 8
+"""The rank is padded to a multiple of this."""
 
 
-def quicken(model: Any) -> None:
-    """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equal one."""
+def patch_lora_forward(model: Any) -> None:
+    """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equivalent one."""
     for module in model.modules():
         plain = isinstance(module, lora.LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear)
         if plain and len(module.active_adapters) == 1 and not module.lora_variant:

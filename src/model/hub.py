@@ -1,7 +1,8 @@
-"""The hub and its cache on this machine: which commit is meant, whether the hub answers, what is said if it does not.
+"""The hub and its cache on this machine: which commit a name stands for, what is there, and the messages for what is
+not.
 
-A name like `main` moves. It is made a commit once, before anything is loaded (`pin`); the record keeps the commit, and
-all later loads of the run ask for it (`recorded`). Neither torch nor transformers is needed here.
+A name like `main` moves, so `pin` turns it into a commit once, before anything is loaded. The record keeps the commit,
+and all later loads of the run ask for it (`recorded`). Neither torch nor transformers is needed here.
 """
 
 import contextlib
@@ -20,14 +21,14 @@ from src.files.paths import RESULTS
 from src.model.recipes import Recipe
 
 SECONDS = 6
-"""How long the hub has to answer at all."""
+"""A hub that has not answered by then counts as unreachable."""
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` names a repository of the hub: neither a folder that is there nor the path of one."""
+    """Whether `source` names a repository of the hub, and not a folder, there or not."""
     return not Path(find(source)).is_dir() and not source.startswith(("/", "./", "../", "~"))
 
 
@@ -35,26 +36,29 @@ def is_hub_id(source: str) -> bool:
 
 
 def pin(recipe: Recipe, began: Mapping[str, Any] | None = None) -> Recipe:
-    """`recipe` with the commits that base model and tokenizer are loaded at: those that a run `began` with (its
-    inputs.json or record), else what the hub, or where it does not answer the cache, has under the revision now.
+    """`recipe` with the commits at which base model and tokenizer are loaded.
 
-    That the hub has another commit than the run began with is said.
+    These are the commits that a run `began` with (its inputs.json or record). Else they are what the hub has under the
+    revision now, or the cache where the hub does not answer. Says so when the hub has another commit than the run began
+    with.
     """
     began = began or {}
     commits = {}
-    places = [(recipe.model_id, "revision", "base_revision")]
+    sources = [(recipe.model_id, "revision", "base_revision")]
     if recipe.tokenizer:
-        places.append((recipe.tokenizer, "tokenizer_revision", "tokenizer_revision"))
-    for source, key, kept in places:
-        asked, then = getattr(recipe, key), began.get(kept)
-        commits[key] = then or find_commit(source, asked) or asked
+        sources.append((recipe.tokenizer, "tokenizer_revision", "tokenizer_revision"))
+    for source, setting, kept in sources:
+        asked, then = getattr(recipe, setting), began.get(kept)
+        commits[setting] = then or find_commit(source, asked) or asked
         if then and (now := _commit_now(source, asked)) not in (None, then):
             print(f"{source}: {asked or 'main'} is commit {now} now; this goes on with {then}, which it began with")
     return recipe.replace(**commits)
 
 
 def recorded(record: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run's record, with the commits that were loaded; as it is where an older record names none."""
+    """The recipe of a run's record, with the commits that were loaded. An older record names none, and its recipe stays
+    as it is.
+    """
     recipe = Recipe(**record["recipe"])
     commits = {
         "revision": record.get("base_revision") or recipe.revision,
@@ -64,7 +68,7 @@ def recorded(record: Mapping[str, Any]) -> Recipe:
 
 
 def commits(pinned: Recipe) -> dict[str, str | None]:
-    """For a record: the commits of a recipe that `pin` gave back; None for folders, which have none."""
+    """What a record says of the commits of a recipe that `pin` returned; None for folders, which have none."""
     found = {"base_revision": (pinned.model_id, pinned.revision)}
     if pinned.tokenizer:
         found["tokenizer_revision"] = (pinned.tokenizer, pinned.tokenizer_revision)
@@ -76,8 +80,9 @@ def commits(pinned: Recipe) -> dict[str, str | None]:
 
 @functools.cache
 def find_commit(source: str, revision: str | None = None) -> str | None:
-    """The commit that `revision` (`main` by default) of a repository is; None for a folder. The hub is asked once, and
-    the cache where the hub does not answer. UserError where neither knows.
+    """The commit that `revision` (`main` by default) of a repository stands for; None for a folder.
+
+    The hub is asked once, or the cache where the hub does not answer. UserError when neither knows.
     """
     if not is_hub_id(source):
         return None
@@ -94,7 +99,7 @@ def find_commit(source: str, revision: str | None = None) -> str | None:
 
 
 def _commit_now(source: str, revision: str | None) -> str | None:
-    """`find_commit` where it is of interest only: None when it cannot be known."""
+    """As `find_commit`, but None when it cannot be known."""
     try:
         return None if unreachable() else find_commit(source, revision)
     except UserError:
@@ -102,7 +107,9 @@ def _commit_now(source: str, revision: str | None) -> str | None:
 
 
 def _only_snapshot(source: str) -> str | None:
-    """The one commit in the cache of a repository that was copied there without its names for commits."""
+    """The one commit in the cache of a repository that was copied there without its branch names; None when there is
+    not exactly one.
+    """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -115,7 +122,7 @@ def _only_snapshot(source: str) -> str | None:
 
 
 def is_cached(model_id: str, revision: str | None = None) -> bool:
-    """Whether the hub's cache on this machine holds every weight file of `model_id`; the network is not asked."""
+    """Whether the hub's cache on this machine holds every weight file of `model_id`. Does not use the network."""
     if cached_file(model_id, "model.safetensors", revision):
         return True
     index = cached_file(model_id, "model.safetensors.index.json", revision)
@@ -123,12 +130,13 @@ def is_cached(model_id: str, revision: str | None = None) -> bool:
         return False
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, OSError):  # damaged: loading says so
+    except (ValueError, KeyError, AttributeError, OSError):  # a damaged index: loading will say so
         return False
     return all(cached_file(model_id, shard, revision) for shard in shards)
 
 
 def cached_file(model_id: str, name: str, revision: str | None) -> Path | None:
+    """A file of the hub's cache on this machine; None when it is not there. Does not use the network."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
@@ -139,8 +147,8 @@ def cached_file(model_id: str, name: str, revision: str | None) -> Path | None:
 
 
 def check_there(recipe: Recipe, began: Mapping[str, Any] | None = None) -> None:
-    """UserError when the base model can be had neither from this machine nor from the hub: asked for its config, which
-    is light enough before torch is loaded. began: as in `pin`.
+    """UserError when neither this machine nor the hub has the base model. Only its config is looked for, which needs no
+    torch. began: as in `pin`.
     """
     source = recipe.model_id
     if not is_hub_id(source):
@@ -164,12 +172,14 @@ def check_there(recipe: Recipe, began: Mapping[str, Any] | None = None) -> None:
 
 @functools.cache
 def unreachable() -> str:
-    """Why the hub cannot be reached; empty when it can. Asked once, for libraries try for a minute each time."""
+    """Why the hub cannot be reached; empty when it can. Tried once a process, since libraries would try for a minute
+    each time.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    found = [f"{constants.ENDPOINT} did not answer within {SECONDS} s{_on_the_way()}"]
+    found = [f"{constants.ENDPOINT} did not answer within {SECONDS} s{_network_settings()}"]
 
     def ask() -> None:
         try:
@@ -177,18 +187,18 @@ def unreachable() -> str:
 
             get_session().head(constants.ENDPOINT, timeout=SECONDS)
             found[0] = ""
-        except Exception as error:  # whatever a proxy, a certificate or a name server makes of it
-            found[0] = _why(error, constants.ENDPOINT)
+        except Exception as error:  # proxies, certificates and name servers raise errors of many kinds
+            found[0] = _reason(error, constants.ENDPOINT)
 
-    # Name servers that do not answer heed no timeout.
+    # The timeout does not hold for name servers that do not answer.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS + 1)
     return found[0]
 
 
-def _why(error: BaseException, endpoint: str) -> str:
-    """What keeps the hub from answering, with the variable that is to blame where one is."""
+def _reason(error: BaseException, endpoint: str) -> str:
+    """What keeps the hub from answering, with the environment variable that is to blame where one is."""
     set_proxies = {name: value for name, value in _variables(PROXIES).items() if value}
     text = masked(str(error).splitlines()[0] if str(error) else type(error).__name__)
     for name, value in set_proxies.items():
@@ -196,16 +206,16 @@ def _why(error: BaseException, endpoint: str) -> str:
             return f"{name} names the SOCKS proxy {masked(value)}, for which a package is missing: pip install socksio"
         if "proxy" in str(error).lower() and value.split("://")[0] in str(error):
             return f"{name} is {masked(value)}, which is no proxy that can be used here: {text}"
-    if isinstance(error, OSError):  # of the client before it sends anything: a variable has named the file
+    if isinstance(error, OSError):  # the client could not read a file that a variable names
         for name, value in _variables(CERTIFICATES[:2]).items():
             return f"{name} is {value}, where certificates cannot be read: {text}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         text += ". A network that signs by itself needs its certificate's file in SSL_CERT_FILE"
-    return f"{endpoint} does not answer: {text}{_on_the_way()}"
+    return f"{endpoint} does not answer: {text}{_network_settings()}"
 
 
-def _on_the_way() -> str:
-    """Variables that decide how the hub is asked, and which of them name what is not there."""
+def _network_settings() -> str:
+    """The environment variables that decide how the hub is asked, and which of them name a missing file."""
     words = [f"{name} is {masked(value)}" for name, value in _variables(PROXIES).items()]
     words += [
         f"{name} is {value}, which is not there"
@@ -216,7 +226,7 @@ def _on_the_way() -> str:
 
 
 def _variables(names: tuple[str, ...]) -> dict[str, str]:
-    """Those of `names` that are set, in capitals or not."""
+    """Those of `names` that are set, in upper or lower case."""
     return {name: os.environ[name] for one in names for name in (one, one.lower()) if os.environ.get(name)}
 
 
@@ -225,12 +235,12 @@ def masked(text: str) -> str:
     return re.sub(r"://[^/@\s]*@", "://…@", text)
 
 
-# What is said
+# Messages
 
 
 @contextlib.contextmanager
 def messages(source: str, revision: str | None = None) -> Iterator[None]:
-    """Turns the hub's exceptions into one message that names the page to visit; tokens are never printed."""
+    """Within, the hub's exceptions become a UserError that names the page to visit; tokens are never printed."""
     import httpx
     from huggingface_hub import errors
     from safetensors import SafetensorError
@@ -245,6 +255,7 @@ def messages(source: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _message(source: str, revision: str | None, error: Exception) -> str:
+    """The message for an exception of the hub's libraries, or one that they raised another from."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{source}"
@@ -267,9 +278,8 @@ def _message(source: str, revision: str | None, error: Exception) -> str:
     if any(issubclass(kind, unknown) for kind in kinds):
         return _not_here(source, revision, unreachable() or masked(str(chain[-1]).splitlines()[0]))
     if errors.RepositoryNotFoundError in kinds or errors.HFValidationError in kinds:
-        return f"{source} is neither a local folder nor a model that you can see on the hub ({page})." + _runs_like(
-            source
-        )
+        here = f"{source} is neither a local folder nor a model that you can see on the hub ({page})."
+        return here + _runs_like(source)
     if errors.RevisionNotFoundError in kinds:
         return f"{source} has no such revision{f' ({revision})' if revision else ''}; see {page}/commits/main."
     if errors.EntryNotFoundError in kinds or errors.RemoteEntryNotFoundError in kinds:
@@ -278,15 +288,16 @@ def _message(source: str, revision: str | None, error: Exception) -> str:
 
 
 def no_safetensors(source: str, there: Sequence[str]) -> str:
-    """What is said of a folder or repository of the files `there`, none of which is read as weights."""
+    """The message for a folder or repository with the files `there`, none of which holds weights in safetensors."""
     pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth"))]
     found = pickles + [name for name in there if name.endswith((".gguf", ".safetensors"))]
     message = f"{source} holds no complete model: there is no model.safetensors"
     message += f"; found {', '.join(found[:5])}{' …' if len(found) > 5 else ''}." if found else "."
     if pickles:
         message += (
-            " Pickles (.bin, .pt, .pth) are not read, since they can run code. Where you trust it, convert it: in "
-            f"Python, transformers.AutoModelForCausalLM.from_pretrained({source!r}, use_safetensors=False)"
+            " Pickles (.bin, .pt, .pth) are not read, since they can run code. "
+            "Where you trust it, convert it: in Python, "
+            f"transformers.AutoModelForCausalLM.from_pretrained({source!r}, use_safetensors=False)"
             ".save_pretrained(FOLDER)."
         )
     return message
@@ -296,12 +307,13 @@ def _not_here(source: str, revision: str | None, reason: str) -> str:
     at = f" at commit {revision}" if revision else ""
     download = f"hf download {source}" + (f" --revision {revision}" if revision else "")
     return (
-        f"{source}{at} is not on this machine and the hub cannot be reached. The reason: {reason}. Where there is a "
-        f"network run `{download}` and copy the cache, or give a local folder as --model_id." + _runs_like(source)
+        f"{source}{at} is not on this machine and the hub cannot be reached. The reason: {reason}. "
+        f"Where there is a network run `{download}` and copy the cache, or give a local folder as --model_id."
+        + _runs_like(source)
     )
 
 
 def _runs_like(name: str) -> str:
-    """Which trained runs there are, for a name that may have been meant as one's."""
+    """Which trained runs there are, for a name that may have been meant as the name of one."""
     runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
     return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

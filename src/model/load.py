@@ -1,4 +1,4 @@
-"""Loading: tokenizer, base model, adapter; the one place that knows how a method keeps its weights.
+"""Loading of tokenizer, base model and adapter: the one place that knows in which form each method keeps its weights.
 
     full    all parameters are trained; `optimizer` decides their dtype
     lora    the base in the compute dtype, adapters in fp32
@@ -18,19 +18,19 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from src import task
 from src.console.cli import UserError
 from src.console.start import find
-from src.files.paths import ADAPTER, MODEL
+from src.files.paths import ADAPTER, MODEL, weights_folder
 from src.model import hub, weights
-from src.model.adapters import quicken
+from src.model.adapters import patch_lora_forward
 from src.model.backbones import backbones
 from src.model.disk import check_download
 from src.model.recipes import Recipe
 from src.model.weights import class_of
-from src.prompt.prompts import LETTERS
 from src.tree.rows import usual_attention
 
-if not sys.stderr.isatty():  # bars of a second or two would fill a log
+if not sys.stderr.isatty():  # bars that last a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -64,41 +64,42 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
-    """The tokenizer kept in a run's `folder`, else the recipe's."""
+    """The tokenizer that a run keeps in `folder`, else the recipe's."""
     source = str(folder) if folder else find(recipe.tokenizer or recipe.model_id)
     revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
     with hub.messages(source, revision):
-        where = _where(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
-    # transformers makes an empty tokenizer of a folder that has lost the file.
-    if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in LETTERS}) < len(LETTERS):
+        arguments = _repository_arguments(source, revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
+    # For a folder that has lost the file, transformers makes an empty tokenizer.
+    letters = task.current().letters
+    if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in letters}) < len(letters):
         raise UserError(
-            f"{source}: its tokenizer cannot tell the letters {', '.join(LETTERS)} apart. Is tokenizer.json there, and "
-            "whole? Download or copy it again, or name another one: --tokenizer."
+            f"{source}: its tokenizer cannot tell the letters {', '.join(letters)} apart. "
+            "Is tokenizer.json there, and whole? Download or copy it again, or name another one: --tokenizer."
         )
     return tokenizer
 
 
-def _where(source: str, revision: str | None) -> dict[str, Any]:
-    """What every load of transformers is told of a repository; nothing of a folder."""
+def _repository_arguments(source: str, revision: str | None) -> dict[str, Any]:
+    """What each `from_pretrained` is told of a repository of the hub; nothing for a folder."""
     if not hub.is_hub_id(source):
         return {}
     return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
 def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
-    """The config of a run whose `folder` keeps a whole model, else the base model's, checked against what the table
-    of backbones expects of it.
+    """The config of the whole model that a run keeps in `folder`; else the base model's, checked against the table of
+    backbones.
     """
     if folder is not None and (folder / "config.json").is_file():
         with hub.messages(str(folder)):
-            return _padded_within(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
+            return _with_valid_padding(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
     source = find(recipe.model_id)
     with hub.messages(source, recipe.revision):
-        where = _where(source, recipe.revision)
-        config = AutoConfig.from_pretrained(source, **where, trust_remote_code=recipe.trust_remote_code)
+        arguments = _repository_arguments(source, recipe.revision)
+        config = AutoConfig.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
     _check_expected(recipe, config)
-    return _padded_within(config)
+    return _with_valid_padding(config)
 
 
 def _check_expected(recipe: Recipe, config: Any) -> None:
@@ -115,11 +116,11 @@ def _check_expected(recipe: Recipe, config: Any) -> None:
         )
 
 
-def _padded_within(config: Any) -> Any:
-    """`config` without a padding id that has no row in the embedding, which no embedding can be made with."""
+def _with_valid_padding(config: Any) -> Any:
+    """`config` without a padding id that lies outside the vocabulary: torch makes no embedding with such a one."""
     text = config.get_text_config()
-    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if pad is not None and rows is not None and pad >= rows:
+    pad, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if pad is not None and vocabulary is not None and pad >= vocabulary:
         text.pad_token_id = None
     return config
 
@@ -134,8 +135,8 @@ def load_base(
 ) -> Any:
     """The base model on `device`, or the fully trained one in `folder`; quantised when the method is qlora.
 
-    dtype: of the weights; the compute dtype by default. dequantised: NF4 weights become that dtype again, once; they
-    are the same numbers, and need not be unpacked in every pass.
+    dtype: of the weights; the compute dtype by default. dequantised: NF4 weights are turned back into that dtype once;
+    they are the same numbers, and no pass has to unpack them.
     """
     dtype = dtype or compute_dtype(device)
     config, _ = check_base(recipe, folder)
@@ -147,25 +148,26 @@ def load_base(
         "use_safetensors": True,
         "trust_remote_code": recipe.trust_remote_code,
     }
-    if recipe.method == "qlora" and folder is None and not weights.kept_in(config):  # else it stays as it is kept
+    # A model that is quantised on the disk stays as it is.
+    if recipe.method == "qlora" and folder is None and not weights.quantisation_of(config):
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     source = str(folder or find(recipe.model_id))
     if folder is None:
-        arguments |= _where(source, recipe.revision)
+        arguments |= _repository_arguments(source, recipe.revision)
     try:
         with hub.messages(source, recipe.revision if folder is None else None), weights.quietly(bars=True):
             arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, **arguments)
-    except ImportError as error:  # the package of a quantisation
+    except ImportError as error:  # the package that the file's quantisation needs
         raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
     model, found = loaded
-    weights.refuse(model, found, source)
+    weights.refuse_incomplete(model, found, source)
     if dequantised:
         model = model.dequantize(dtype)
     if device.type == "cpu":
-        # On some CPUs bitsandbytes repacks the weights at the first evaluation, and computes in bf16 from then on.
+        # On some CPUs bitsandbytes would repack the weights at the first evaluation and compute in bf16 from then on.
         for module in model.modules():
             if "support_avx512bf16_for_cpu" in vars(module):
                 vars(module)["support_avx512bf16_for_cpu"] = False
@@ -174,46 +176,48 @@ def load_base(
 
 
 def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
-    """(config, model without values) of the base, or of the fully trained model in `folder`, once its weight files are
-    known to be whole; fetches them where they are not here yet. The model is None where only loading can tell.
+    """(config, model on the meta device) of the base, or of the fully trained model in `folder`.
+
+    Checks that its weight files are whole, and downloads them where they are not here yet. The model is None where only
+    loading the weights can tell.
     """
     config = load_config(recipe, folder)
     if folder is None:
         check_download(recipe)
-    source = str(folder or recipe.model_id)
-    where = {} if folder else _where(source, recipe.revision)
-    return config, weights.check_weights(config, source, where)
+    source = str(folder or find(recipe.model_id))
+    arguments = {} if folder else _repository_arguments(source, recipe.revision)
+    return config, weights.check_weights(config, source, arguments)
 
 
 def check_trainable(recipe: Recipe) -> None:
-    """Before a training: that the base can be trained with the recipe's method, and that its weights are whole where
-    they are on this machine. Those that are yet to be fetched are checked as they are loaded.
+    """UserError when the base cannot be trained with the recipe's method, or when its weights on this machine are not
+    whole. Weights that are yet to be downloaded are checked when they are loaded.
     """
     config = load_config(recipe)
-    how = weights.kept_in(config)
+    how = weights.quantisation_of(config)
     if how and recipe.method == "full":
         raise UserError(
-            f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. Train adapters "
-            "instead (--method qlora), or give the model that it was made from."
+            f"{recipe.model_id} is kept quantised ({how}), and full training needs whole weights. "
+            "Train adapters instead (--method qlora), or give the model that it was made from."
         )
     if recipe.method != "full" and (bare := weights.bare_model(config, recipe.model_id)) is not None:
-        add_adapter(bare, recipe, empty=True)
+        add_adapter(bare, recipe, on_meta=True)
     if not hub.is_hub_id(recipe.model_id) or hub.is_cached(recipe.model_id, recipe.revision):
         check_base(recipe)
 
 
-def add_adapter(model: Any, recipe: Recipe, empty: bool = False) -> Any:
-    """`model` frozen, with fresh LoRA adapters of the recipe's shape; refuses one without trainable weights.
+def add_adapter(model: Any, recipe: Recipe, on_meta: bool = False) -> Any:
+    """`model` frozen, with fresh LoRA adapters of the recipe's shape. UserError when its layers cannot have them.
 
-    empty: the adapters have no values, as those of a model without any.
+    on_meta: the adapters are on the meta device, as the model is.
     """
     targets: str | list[str] = recipe.lora_targets
     if targets != "all-linear":
         targets = [name.strip() for name in recipe.lora_targets.split(",")]
         if "lm_head" in targets and model.config.tie_word_embeddings:
             raise UserError(
-                f"{recipe.name}: lm_head shares its weights with the embeddings in this backbone; leave it out "
-                f"of lora_targets."
+                f"{recipe.name}: lm_head shares its weights with the embeddings in this backbone; "
+                "leave it out of lora_targets."
             )
     config = LoraConfig(
         r=recipe.lora_r,
@@ -223,27 +227,22 @@ def add_adapter(model: Any, recipe: Recipe, empty: bool = False) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(model, config, low_cpu_mem_usage=empty)
+        model = get_peft_model(model, config, low_cpu_mem_usage=on_meta)
     except ValueError as error:
         if "lora_dropout" in str(error):
             raise UserError(
-                f"{recipe.name}: this model's experts are adapted as whole parameters, which peft does without dropout "
-                "only: add --lora_dropout 0, or name other layers in --lora_targets."
+                f"{recipe.name}: this model's experts are adapted as whole parameters, "
+                "which peft does without dropout only: add --lora_dropout 0, or name other layers in --lora_targets."
             ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
-    quicken(model)
+    patch_lora_forward(model)
     return model
 
 
-def weights_folder(folder: Path) -> Path | None:
-    """Where a run keeps what it trained; None for an untrained one."""
-    return next((folder / name for name in (MODEL, ADAPTER) if (folder / name).is_dir()), None)
-
-
 def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool = True) -> Any:
-    """The model of a run: its full weights, or its adapter on the base it was trained on, or, not `trained`, the
-    bare base.
+    """The model of a run: its own weights, or its adapter on the base it was trained on. trained: False for the base
+    alone.
     """
     if not trained:
         return load_base(recipe, device).eval()
@@ -260,13 +259,14 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         model = PeftModel.from_pretrained(model, str(kept)).eval()
     if bare is None:
         weights.check_adapter(model, kept)
-    quicken(model)
+    patch_lora_forward(model)
     return model
 
 
 def merged(model: PeftModel) -> Any:
-    """The adapter's update added to the weights it was trained on (quantised ones are dequantised first): no other
-    base function.
+    """The base model with the adapter's update added to its weights: a plain model that computes the same.
+
+    Quantised weights are dequantised first, since the adapter was trained on these very numbers.
     """
     base = model.get_base_model()
     if getattr(base, "is_quantized", False):
@@ -277,20 +277,19 @@ def merged(model: PeftModel) -> Any:
             with weights.quietly():
                 plain = plain.dequantize().to(base.dtype)
         except NotImplementedError as error:
-            how = weights.kept_in(base.config) or "quantised"
+            how = weights.quantisation_of(base.config) or "quantised"
             raise UserError(f"weights kept in {how} cannot be made whole again, so nothing is merged.") from error
-        # What unpacked the file's weights as they were loaded; they are whole from here on, and saved whole.
-        plain._weight_conversions = [
-            one for one in getattr(plain, "_weight_conversions", None) or () if _has_a_way_back(one)
-        ]
+        # Loading unpacked the file's weights. They stay whole from here on and are saved whole.
+        conversions = getattr(plain, "_weight_conversions", None) or ()
+        plain._weight_conversions = [one for one in conversions if _can_be_undone(one)]
         model = get_peft_model(plain, config)
         missing = model.load_state_dict(adapters, strict=False).unexpected_keys
         assert not missing, missing
     return model.merge_and_unload(safe_merge=True).eval()
 
 
-def _has_a_way_back(conversion: Any) -> bool:
-    """Whether transformers can undo what it did to the names or values of loaded weights, as it does when it saves."""
+def _can_be_undone(conversion: Any) -> bool:
+    """Whether transformers can reverse a conversion of loaded weights, as it does with each of them when it saves."""
     try:
         conversion.reverse_transform()
     except NotImplementedError:
@@ -299,7 +298,7 @@ def _has_a_way_back(conversion: Any) -> bool:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """(trainable, all) weights; NF4 packs two into a byte."""
+    """(trainable weights, all weights); NF4 packs two into a byte."""
     trainable = total = 0
     for parameter in model.parameters():
         packed = type(parameter).__name__ == "Params4bit" and parameter.dtype == torch.uint8

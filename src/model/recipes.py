@@ -105,7 +105,7 @@ class Recipe:
     lora_targets: str = _setting("all-linear", "layers with adapters: all-linear, or names separated by commas")
     objective: str = _setting(
         "answer",
-        "loss over the whole answer, its letter, or its letter among the options' letters alone; "
+        "loss over the whole answer, its letter, or its letter among the task's letters alone; "
         "orpo: preference of the right answer over wrong ones; "
         "ranking: the right answer's likelihood above that of wrong ones",
         choices=OBJECTIVES,

@@ -1,8 +1,8 @@
-"""Are the weights those that the config asks for? Asked before they are loaded, of the files' headers alone.
+"""Checks that weight files hold what a config asks for, by their headers alone, before the weights are loaded.
 
-transformers makes up at random what a file lacks, and warns. Here its own loading runs over tensors without values, so
-that names which it translates (experts that it joins, older names) count as it would count them. What is surplus and
-harmless, as the vision tower of a model that is used for text, is left alone.
+transformers fills in what a file lacks with random values, and only warns. Here its own loading runs over tensors on
+the meta device, so that names which it translates (experts that it joins, older names) are matched as it would match
+them. Surplus tensors that do no harm, such as the vision tower of a model used for text, are accepted.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 SHOWN = 6
-"""Names in a message."""
+"""How many names a message lists."""
 
 Headers = dict[str, torch.Tensor]
-"""Tensors of a file by name, on the meta device: shapes and dtypes without values."""
+"""The tensors of files by name, on the meta device: shapes and dtypes without values."""
 
 
 def class_of(config: Any) -> Any:
-    """The class that a config's model is loaded as; None when its code comes with the weights."""
+    """The class of a config's model; None when its code comes with the weights."""
     return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
-def kept_in(config: Any) -> str | None:
-    """How the weights of a config are quantised on the disk, as `bitsandbytes, 4 bits`; None for whole ones."""
+def quantisation_of(config: Any) -> str | None:
+    """How the weights of a config are quantised on the disk, as in `bitsandbytes, 4 bits`; None when they are not."""
     found = getattr(config, "quantization_config", None)
     if not found:
         return None
@@ -61,55 +61,56 @@ def kept_in(config: Any) -> str | None:
     return f"{method}, {bits} bits" if bits else method
 
 
-def check_weights(config: Any, source: str, where: Mapping[str, Any]) -> Any:
-    """The model of `config` without values, once the weight files of `source` (a folder or a hub id) are found to hold
-    all of it; None for one that only its own code or a foreign quantisation can tell, which is checked as it is loaded.
-    UserError names the tensors that are missing or of another shape.
+def check_weights(config: Any, source: str, repository: Mapping[str, Any]) -> Any:
+    """The model of `config` on the meta device, when the weight files of `source` (a folder or a hub id) hold all of
+    it. UserError names the tensors that are missing or of another shape.
 
-    where: `revision` and `local_files_only` of a repository, whose files are fetched when they are not here yet.
+    None when only loading can tell, for a model with its own code or another quantisation than bitsandbytes' 4 bits.
+    repository: `revision` and `local_files_only` of a hub id, whose files are downloaded when they are not here yet.
     """
-    with hub.messages(source, where.get("revision")):
-        files = weight_files(config, source, where)
+    with hub.messages(source, repository.get("revision")):
+        files = weight_files(config, source, repository)
         headers = read_headers(files)
-    how = kept_in(config)
+    how = quantisation_of(config)
     if class_of(config) is None or how not in (None, "bitsandbytes, 4 bits"):
         return None
     if how:
-        headers = _unpacked(headers, files)
+        headers = _dequantised(headers, files)
     bare_model(config, source)
     try:
         with quietly():
             model, found = class_of(config).from_pretrained(
                 None,
-                config=_whole(config),
+                config=_unquantised(config),
                 state_dict=headers,
                 device_map={"": "meta"},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except RuntimeError:  # tensors that are to be joined do not fit together
+    except RuntimeError:  # tensors that transformers would join do not fit together
         refuse_holes(headers, source)
         return None
-    refuse(model, found, source)
+    refuse_incomplete(model, found, source)
     return model
 
 
 def bare_model(config: Any, source: str) -> Any:
-    """The model of `config` without values, its weights as before a quantisation; None for one of its own code.
-    UserError when the config's values make none.
+    """The model of `config` on the meta device, unquantised; None for a model with its own code. UserError when the
+    config's values make no model.
     """
     if class_of(config) is None:
         return None
     try:
         with quietly(), torch.device("meta"):
-            return class_of(config)(_whole(config))
-    except Exception as error:  # whatever an impossible value leads to
+            return class_of(config)(_unquantised(config))
+    except Exception as error:  # impossible values lead to errors of any kind
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        again = "Download or copy it again"
-        raise UserError(f"{source}: no model can be made of its config.json: {text}. {again}.") from error
+        raise UserError(
+            f"{source}: no model can be made of its config.json: {text}. Download or copy it again."
+        ) from error
 
 
-def _whole(config: Any) -> Any:
+def _unquantised(config: Any) -> Any:
     """A copy of `config` without its quantisation."""
     whole = copy.deepcopy(config)
     if hasattr(whole, "quantization_config"):
@@ -117,11 +118,13 @@ def _whole(config: Any) -> Any:
     return whole
 
 
-def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Path]:
-    """The safetensors files of `source`, in the order in which transformers looks for them. UserError without any."""
+def weight_files(config: Any, source: str, repository: Mapping[str, Any]) -> list[Path]:
+    """The safetensors files of `source`, found as transformers finds them: a single file, else those of an index.
+    UserError when there are none.
+    """
 
     def find(name: str) -> Path | None:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **repository)
         return Path(found) if found else None
 
     single = find(getattr(config, "transformers_weights", None) or SINGLE)
@@ -138,24 +141,24 @@ def weight_files(config: Any, source: str, where: Mapping[str, Any]) -> list[Pat
     if not Path(source).is_dir():
         from transformers.utils.hub import get_checkpoint_shard_files
 
-        shards, _ = get_checkpoint_shard_files(source, str(index), **where)  # fetches several at a time
+        shards, _ = get_checkpoint_shard_files(source, str(index), **repository)  # downloads several at a time
         return [Path(path) for path in shards]
     paths = [Path(source) / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UserError(
-            f"{source} holds no complete model: {INDEX} names {_some(missing)}, which {_are(missing)} not there. "
-            "Download or copy it again."
+            f"{source} holds no complete model: {INDEX} names {_some(missing)}, "
+            f"which {'is' if len(missing) == 1 else 'are'} not there. Download or copy it again."
         )
     return paths
 
 
 def read_headers(files: Iterable[Path]) -> Headers:
-    """Names, shapes and dtypes of safetensors files. UserError for one that is cut off or damaged."""
+    """The tensors of safetensors files, without values. UserError for a file that is cut off or damaged."""
     found: Headers = {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # no dictionary
+                for name in file.keys():  # noqa: SIM118  # the file is no dictionary
                     part = file.get_slice(name)
                     dtype = DTYPES.get(part.get_dtype(), torch.uint8)
                     found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
@@ -169,11 +172,12 @@ def read_headers(files: Iterable[Path]) -> Headers:
     return found
 
 
-def _unpacked(headers: Headers, files: Sequence[Path]) -> Headers:
-    """The tensors that 4-bit ones of bitsandbytes stand for: each is beside its scales and a small JSON of its shape.
-    One that lacks its scales is left out.
+def _dequantised(headers: Headers, files: Sequence[Path]) -> Headers:
+    """`headers` of a file with bitsandbytes' 4-bit tensors as if they had not been quantised.
+
+    Beside each such tensor lie its scales and a small JSON with its shape. A tensor that lacks its scales is left out.
     """
-    found = {name: value for name, value in headers.items() if not _belongs(name, headers)}
+    found = {name: value for name, value in headers.items() if not _is_scale(name, headers)}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -190,15 +194,16 @@ def _unpacked(headers: Headers, files: Sequence[Path]) -> Headers:
     return found
 
 
-def _belongs(name: str, headers: Headers) -> bool:
-    """Whether a tensor is the scale of a 4-bit one."""
+def _is_scale(name: str, headers: Headers) -> bool:
+    """Whether a tensor is a scale of a 4-bit one."""
     owner, between, _ = name.partition(".weight.")
     return bool(between) and f"{owner}.weight" in headers
 
 
-def refuse(model: Any, found: Mapping[str, Any], source: str) -> None:
-    """UserError when what transformers found while loading (`output_loading_info`) is not the whole of `model`, or
-    leaves out what belongs to it.
+def refuse_incomplete(model: Any, found: Mapping[str, Any], source: str) -> None:
+    """UserError when the files lack tensors of `model`, or hold tensors of another model.
+
+    found: what transformers found while loading (`output_loading_info`).
     """
     missing, shapes = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
     again = "Download or copy it again, or give the model's own config.json."
@@ -209,22 +214,22 @@ def refuse(model: Any, found: Mapping[str, Any], source: str) -> None:
             else ""
         )
         raise UserError(
-            f"{source} lacks {len(missing)} of the tensors that its config asks for: {_some(missing)}. They would be "
-            f"random. {again}{tied}"
+            f"{source} lacks {len(missing)} of the tensors that its config asks for: {_some(missing)}. "
+            f"They would be random. {again}{tied}"
         )
     if shapes:
-        words = [f"{name} is {_by(there)}, by the config {_by(asked)}" for name, there, asked in shapes]
+        words = [f"{name} is {_size(there)}, by the config {_size(asked)}" for name, there, asked in shapes]
         raise UserError(f"{source}: the weights are not those of its config: {_some(words, '; ')}. {again}")
     if left := sorted(name for name in found["unexpected_keys"] if _matters(name, model)):
         raise UserError(
-            f"{source} holds {len(left)} tensors that its config does not ask for: {_some(left)}. Without them it is "
-            f"another model. {again}"
+            f"{source} holds {len(left)} tensors that its config does not ask for: {_some(left)}. "
+            f"Without them it is another model. {again}"
         )
 
 
 def _matters(name: str, model: Any) -> bool:
-    """Whether a surplus tensor belongs to what the model computes: the bias of a layer that has none by the config, or
-    a layer behind the last one.
+    """Whether a surplus tensor changes what the model computes: the bias of a layer that has none by the config, or a
+    tensor of a layer after the last one.
     """
     owner, _, leaf = name.rpartition(".")
     modules = dict(model.named_modules())
@@ -238,7 +243,7 @@ def _matters(name: str, model: Any) -> bool:
 
 
 def refuse_holes(headers: Iterable[str], source: str) -> None:
-    """UserError that names tensors which others of their kind have beside them, as one expert of many."""
+    """UserError when a numbered tensor is missing among others of its kind, such as one expert of many."""
     kinds: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for name in headers:
         kinds[re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)].add(tuple(re.findall(r"(?<=\.)(\d+)(?=\.)", name)))
@@ -263,8 +268,9 @@ def refuse_holes(headers: Iterable[str], source: str) -> None:
 
 
 def check_adapter(model: Any, folder: Path) -> None:
-    """UserError when the adapter in `folder` is not one for `model`: tensors that are missing, surplus or of another
-    shape. model: a base without values, or with the adapter loaded on it.
+    """UserError when the adapter in `folder` does not fit `model`: tensors are missing, surplus or of another shape.
+
+    model: a base on the meta device, or one with the adapter loaded on it.
     """
     with hub.messages(str(folder)):
         if not isinstance(model, PeftModel):
@@ -287,7 +293,8 @@ def check_adapter(model: Any, folder: Path) -> None:
     if surplus := sorted(there.keys() - asked.keys()):
         problems.append(f"it holds {_some(surplus)}, for which the base has no place")
     if other := sorted(name for name in asked.keys() & there.keys() if asked[name] != there[name]):
-        problems.append(_some([f"{name} is {_by(there[name])}, expected {_by(asked[name])}" for name in other], "; "))
+        sizes = [f"{name} is {_size(there[name])}, expected {_size(asked[name])}" for name in other]
+        problems.append(_some(sizes, "; "))
     if problems:
         raise UserError(f"{folder} is not whole, or not of this base model: {'; '.join(problems)}. Train it again.")
 
@@ -301,7 +308,7 @@ def _adapter_config(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def quietly(bars: bool = False) -> Iterator[None]:
-    """Within, transformers tells nothing, since what its report says is ours to say. bars: its bars are shown still."""
+    """Within, transformers logs nothing, since we report what it finds. bars: its progress bars are still shown."""
     logging = transformers.utils.logging
     level, hidden = logging.get_verbosity(), logging.is_progress_bar_enabled() and not bars
     logging.set_verbosity(logging.CRITICAL)
@@ -316,13 +323,10 @@ def quietly(bars: bool = False) -> Iterator[None]:
 
 
 def _some(words: Sequence[str], between: str = ", ") -> str:
+    """The first few of `words`, and how many more there are."""
     more = f"{between}and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return between.join(words[:SHOWN]) + more
 
 
-def _are(words: Sequence[str]) -> str:
-    return "is" if len(words) == 1 else "are"
-
-
-def _by(shape: Iterable[int]) -> str:
+def _size(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.console.cli import UserError
 from src.data import Item
+from src.files.paths import weights_folder
 from src.model.backbones import backbones
 from src.model.hub import cached_file
 from src.model.recipes import Recipe
@@ -132,7 +133,7 @@ class Gauge:
         prompt = load_prompt(self.recipe.prompt)
         library = self.texts.library(prompt, self.recipe.reasoning)
         if self.trained is not None:
-            folder = runs.models.weights_folder(self.trained)
+            folder = weights_folder(self.trained)
         try:
             return runs.make_encoder(self.recipe, prompt, folder, library, runs.frozen_in(self.trained))
         except (UserError, OSError, ValueError):  # the run will say what is wrong with it

@@ -120,7 +120,8 @@ def trl_orpo(case: Case, setting: Setting, clock: Clock) -> str:
 
     encoder, recipe = setting.encoder, recipe_of(case, setting)
     pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat_text, encoder.turn_end))
-    longest = max(len(ids) for one in make_objective(recipe).examples(encoder, setting.train) for ids in one.sequences)
+    examples = make_objective(recipe).examples(encoder, setting.train)
+    longest = max(len(ids) for one in examples for ids in one.sequences)
 
     def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
         # A batch holds the right answers of the pairs, then the wrong ones.

@@ -97,8 +97,8 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     examples = objective.examples(setting.encoder, setting.train)
     steps = layouts.epoch_steps(examples, recipe)
     positions = functools.partial(objective.logit_positions, examples)
-    needs = layouts.TrainingNeeds(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
-    layout, _, way = layouts.training_layout(needs, device, rows_on_gpu(device))
+    work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
+    layout, _, way = layouts.training_layout(work, device, rows_on_gpu(device))
     # Dequantised once, NF4 is weights in bf16: any will do.
     nf4 = setting.dtype if case.method == "qlora" and not way.dequantised else None
     network = setting.model(

@@ -1,6 +1,6 @@
 """Objectives: what a training step minimises.
 
-A new one is a class here and its name in `OBJECTIVES` of src/model/recipes.py. All else asks the class.
+A new one is a class here and its name in `CHOICES` of src/model/recipes.py. All else asks the class.
 
     answer    every token of the right answer, predicted from the tokens in front of it
     letter    the answer's letter alone
@@ -337,11 +337,11 @@ class Ranking(PairObjective):
         )
 
 
-CLASSES: dict[str, type[Objective]] = {one.name: one for one in (Answer, Letter, Letters, Orpo, Ranking)}
+OBJECTIVES: dict[str, type[Objective]] = {one.name: one for one in (Answer, Letter, Letters, Orpo, Ranking)}
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    return CLASSES[recipe.objective](recipe)
+    return OBJECTIVES[recipe.objective](recipe)
 
 
 def _logit_positions(supervised: Sequence[int], items: int, least: int) -> int:

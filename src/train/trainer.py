@@ -94,7 +94,7 @@ def fine_tune(
     if why:
         planned = planned.replace(share_prefixes="off")
     compiled = rows_on_gpu(device) and not why
-    work = layouts.TrainingNeeds(
+    work = layouts.TrainingSteps(
         planned, shape, examples, steps, encoder.pad_id, functools.partial(objective.logit_positions, examples)
     )
     layout, saved, settled = layouts.training_layout(work, device, compiled)

@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from src.model import shapes
-from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_options, scoring_memory
+from src.model.memory import (
+    MemoryPlan,
+    Workload,
+    choose_memory_plan,
+    memory_options,
+    scoring_memory,
+)
 from src.model.recipes import OPTIMIZERS, Recipe
 from src.plan import estimates as plan
 from src.prompt.encode import Example
@@ -36,7 +42,7 @@ Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingNeeds:
+class TrainingSteps:
     """What a training computes.
 
     steps             the examples' numbers, by optimizer step, of an epoch
@@ -51,7 +57,7 @@ class TrainingNeeds:
     logit_positions: Callable[[int], int]
 
 
-def training_layout(work: TrainingNeeds, device: torch.device, compiled: bool) -> tuple[Layout, float, MemoryPlan]:
+def training_layout(work: TrainingSteps, device: torch.device, compiled: bool) -> tuple[Layout, float, MemoryPlan]:
     """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
 
     compiled: whether rows are computed as `rows.make_ready` has it. The cheapest way that fits, in multiplications; of

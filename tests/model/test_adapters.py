@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners import lora
 
 from src.model import adapters
-from src.model.adapters import quicken
+from src.model.adapters import patch_lora_forward
 from tests import toys  # one thread
 
 INPUTS, OUTPUTS = 64, 48
@@ -53,7 +53,7 @@ def adapted(packed: bool = False, dtype: torch.dtype = torch.float32, **values: 
 def pair(**values: Any) -> tuple[Any, Any]:
     """(peft's, ours), equal but for the forward passes."""
     theirs, ours = adapted(**values), adapted(**values)
-    quicken(ours)
+    patch_lora_forward(ours)
     assert len(changed(ours)) == 2 and not changed(theirs)
     return theirs, ours
 
@@ -222,7 +222,7 @@ def test_what_is_saved_is_pefts(tmp_path: Path) -> None:
     assert changed(loaded) == []
     with torch.no_grad():
         torch.testing.assert_close(loaded(inputs()), ours(inputs()), atol=1e-5, rtol=1e-5)
-        quicken(loaded)
+        patch_lora_forward(loaded)
         assert len(changed(loaded)) == 2
         torch.testing.assert_close(loaded(inputs()), ours(inputs()), atol=0, rtol=0)
 
@@ -252,7 +252,7 @@ def test_a_copy_computes_with_its_own_weights() -> None:
 )
 def test_other_adapters_stay_pefts(make: Callable[[], Any]) -> None:
     model = make()
-    quicken(model)
+    patch_lora_forward(model)
     assert changed(model) == []
 
 
@@ -260,7 +260,7 @@ def test_several_adapters_stay_pefts() -> None:
     model = adapted()
     model.add_adapter("more", LoraConfig(r=4, target_modules=["first"], init_lora_weights=False))
     model.base_model.set_adapter(["default", "more"])
-    quicken(model)
+    patch_lora_forward(model)
     assert "base_model.model.first" not in changed(model)
 
 
@@ -273,7 +273,7 @@ def test_a_backbone_with_adapters_says_what_it_said() -> None:
         ids = torch.arange(40)[None]
         with torch.no_grad():
             expected = model(input_ids=ids).logits
-            quicken(model)
+            patch_lora_forward(model)
             assert len(changed(model)) == 14
             torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-5)
 

@@ -14,8 +14,7 @@ from huggingface_hub import errors
 from peft import PeftModel
 
 from src.console.cli import UserError
-from src.model import hub
-from src.model import load as models
+from src.model import hub, load
 from src.model.backbones import backbones
 from src.model.load import (
     add_adapter,
@@ -212,7 +211,7 @@ def test_a_config_that_is_not_what_is_known(
     expect = {"query_pre_attn_scalar": 256, "no_such_key": 1}
     changes = {"model_id": str(folder), "checked": ("model_type", "layers"), "expect": expect}
     facts = dataclasses.replace(backbones()["kogemma"], **changes)
-    monkeypatch.setattr(models, "backbones", lambda: {"kogemma": facts})
+    monkeypatch.setattr(load, "backbones", lambda: {"kogemma": facts})
     with pytest.raises(
         UserError,
         match=r"differs from .*: num_hidden_layers is 2, expected 42, query_pre_attn_scalar is 224, expected 256, "
@@ -253,9 +252,9 @@ def test_a_model_that_is_not_on_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_id", ["/no/such/folder", "./nowhere/at/all"])
 def test_a_folder_that_is_not_there(model_id: str, backbone_folder: Folder) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", model_id=model_id)
-    for load in (load_config, load_tokenizer):
+    for loaded in (load_config, load_tokenizer):
         with pytest.raises(UserError, match=rf"^there is no folder {model_id}\.$"):
-            load(recipe)
+            loaded(recipe)
 
 
 def test_folders_that_lack_something(backbone_folder: Folder, tmp_path: Path) -> None:

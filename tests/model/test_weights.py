@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from src.console.cli import UserError
-from src.model import load as models
-from src.model.load import add_adapter, check_trainable, load_base, load_run
-from src.model.weights import check_weights, kept_in, read_headers
+from src.model.load import add_adapter, check_trainable, load_base, load_run, merged
+from src.model.weights import check_weights, quantisation_of, read_headers
 from tests import toys
 
 CPU = torch.device("cpu")
@@ -84,8 +83,8 @@ def test_a_missing_tensor_is_named_before_anything_is_loaded(
 ) -> None:
     lost = ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.bias"]
     recipe = toys.recipe(changed(backbone_folder("qwen2"), tmp_path / "m", without(*lost)), "qwen2", method=method)
-    loaded = models.AutoModelForCausalLM, "from_pretrained"
-    monkeypatch.setattr(*loaded, lambda *given, **keys: pytest.fail("no need to load the weights"))
+    loaded = "transformers.AutoModelForCausalLM.from_pretrained"
+    monkeypatch.setattr(loaded, lambda *given, **keys: pytest.fail("no need to load the weights"))
     for use in (check_trainable, lambda recipe: load_base(recipe, CPU)):
         with pytest.raises(UserError, match=rf"m lacks 2 of the tensors .*: {lost[1]}, {lost[0]}\. They would be rand"):
             use(recipe)
@@ -221,7 +220,7 @@ def test_models_of_other_kinds_are_whole(tmp_path: Path) -> None:
 
 
 def test_a_model_kept_in_four_bits(in_four_bits: Path, tmp_path: Path) -> None:
-    assert kept_in(AutoConfig.from_pretrained(in_four_bits)) == "bitsandbytes, 4 bits"
+    assert quantisation_of(AutoConfig.from_pretrained(in_four_bits)) == "bitsandbytes, 4 bits"
     assert check(in_four_bits) is not None
     packed = "model.layers.1.mlp.down_proj.weight"
     for lost in (packed, f"{packed}.absmax", f"{packed}.nested_absmax", f"{packed}.quant_map"):
@@ -247,8 +246,8 @@ def test_an_adapter_on_four_bits_is_merged_into_whole_weights(
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = network.eval()(ids).logits
-    models.merged(network).save_pretrained(tmp_path / "merged")
-    assert kept_in(AutoConfig.from_pretrained(tmp_path / "merged")) is None
+    merged(network).save_pretrained(tmp_path / "merged")
+    assert quantisation_of(AutoConfig.from_pretrained(tmp_path / "merged")) is None
     check(tmp_path / "merged")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -261,7 +260,7 @@ def test_an_adapter_on_four_bits_is_merged_into_whole_weights(
 
     monkeypatch.setattr(transformers.PreTrainedModel, "dequantize", refuse)
     with pytest.raises(UserError, match=r"kept in bitsandbytes, 4 bits cannot be made whole again, so nothing is merg"):
-        models.merged(network)
+        merged(network)
 
 
 # Adapters

@@ -11,12 +11,12 @@ import torch
 from src import task
 from src.model.recipes import CHOICES, Recipe
 from src.prompt.encode import Example
-from src.train.objectives import CLASSES, Objective, make_objective
+from src.train.objectives import OBJECTIVES, Objective, make_objective
 from src.tree.rows import AT_ONCE, Layout
 from tests import toys
 from tests.train.test_trainer import TRAIN, encoder
 
-EVERY = sorted(CLASSES)
+EVERY = sorted(OBJECTIVES)
 LAYOUTS = {
     "tree": Layout("tree", 10**6, 0),
     "tree rows": Layout("tree", 260, 0),
@@ -35,16 +35,16 @@ def recipe(name: str, **changes: Any) -> Recipe:
 
 
 def test_every_choice_of_a_recipe_is_a_class_and_every_class_a_choice() -> None:
-    assert tuple(CLASSES) == CHOICES["objective"]
-    for name, kind in CLASSES.items():
+    assert tuple(OBJECTIVES) == CHOICES["objective"]
+    for name, kind in OBJECTIVES.items():
         assert type(objective(name)) is kind and kind.name == name
 
 
 def test_the_plan_asks_them_without_torch() -> None:
     code = (
-        "import sys\nfrom src.train.objectives import CLASSES, make_objective\n"
+        "import sys\nfrom src.train.objectives import OBJECTIVES, make_objective\n"
         "from src.model.recipes import Recipe\n"
-        "for name in CLASSES:\n  one = make_objective(Recipe(objective=name)); one.wrong_answers(3), one.words()\n"
+        "for name in OBJECTIVES:\n  one = make_objective(Recipe(objective=name)); one.wrong_answers(3), one.words()\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

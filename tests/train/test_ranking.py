@@ -11,7 +11,7 @@ import torch
 
 import run.train
 from src.model.recipes import Recipe
-from src.plan.estimates import plan_rows
+from src.plan.estimates import estimate_runs
 from src.prompt.encode import Example
 from src.runs.record import read_record
 from src.train.objectives import make_objective
@@ -130,10 +130,10 @@ def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monke
 def test_it_is_planned() -> None:
     values = {"model_id": "", "backbone": "qwen2"}
     found = {
-        name: plan_rows([recipe(objective=name, **values)], {"train": 758, "dev": 151})[0]
+        name: estimate_runs([recipe(objective=name, **values)], {"train": 758, "dev": 151})[0]
         for name in ("answer", "ranking", "orpo")
     }
-    plans = {name: (row.seconds, row.settled) for name, row in found.items()}
+    plans = {name: (row.seconds, row.training) for name, row in found.items()}
     assert plans["ranking"] == plans["orpo"]
     assert plans["ranking"][0] > plans["answer"][0]  # type: ignore[operator]
 

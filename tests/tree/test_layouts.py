@@ -25,7 +25,6 @@ from src.tree.layouts import (
     CPU_BATCH,
     CPU_TREE,
     GPU_SCORING,
-    TrainingNeeds,
     by_dialogue,
     epoch_steps,
     free_bytes,
@@ -93,7 +92,7 @@ def settled(
 ) -> tuple[Layout, float, MemoryPlan]:
     steps = epoch_steps(examples, one)
     positions = functools.partial(make_objective(one).logit_positions, examples)
-    work = TrainingNeeds(one, shape, examples, steps, PAD, positions)
+    work = layouts.TrainingSteps(one, shape, examples, steps, PAD, positions)
     return training_layout(work, device, compiled=compiled and device.type == "cuda")
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-from src.model.adapters import quicken
+from src.model.adapters import patch_lora_forward
 from src.tree import prefix as tree
 from src.tree import rows
 from src.tree.prefix import BLOCK
@@ -572,7 +572,7 @@ def test_compiled_rows_in_bf16(name: str, head_dim: int, checkpointing: bool, mo
         for parameter_name, parameter in model.named_parameters():
             if "lora_" in parameter_name:
                 parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.05
-    quicken(model)
+    patch_lora_forward(model)
     model.train()
     made = alike(root=140, longer=20)
     targets = torch.tensor([term.target for term in sorted(made[1], key=lambda term: (term.sequence, term.place))])
