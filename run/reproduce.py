@@ -29,6 +29,7 @@ from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job
 from src.data import DATA, load_split, sha256, split_path
 from src.files.paths import RESULTS
+from src.model import devices
 from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipes import CHOICES, ORPO, Recipe, differing_settings
 from src.plan import estimates as plan
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     for recipe in recipes.values():
         load_prompt(recipe.prompt)
     with announced("asking torch for GPUs"):
-        gpus = plan.gpus()
+        gpus = devices.gpus()
     sizes = {split: len(items) for split, items in splits.items()}
     if arguments.dry_run:
         sizes = OFFICIAL_SIZES | sizes
@@ -181,7 +182,7 @@ def show_plan(console: Any, rows: Sequence[plan.Estimate], too_long: Sequence[st
 
 
 def able(
-    jobs: list[Job], recipes: list[Recipe], rows: list[plan.Estimate], gpus: list[plan.Gpu], failures: dict[str, str]
+    jobs: list[Job], recipes: list[Recipe], rows: list[plan.Estimate], gpus: list[devices.Gpu], failures: dict[str, str]
 ) -> list[Job]:
     """The jobs that this machine can do; why the others cannot be done goes to `failures`. UserError when none can, or
     when the disk has no room for them: before anything is fetched or made.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from src.runs.record import read_record
 from src.train.objectives import make_objective
 from tests import toys
 from tests.made_runs import make_split
-from tests.train.test_orpo import LAYOUTS, gradients
-from tests.train.test_trainer import TRAIN, Killed, encoder, equal, kill_after, weights
-
-Folder = Callable[[str], Path]
+from tests.made_trainings import LAYOUTS, TRAIN, Folder, Killed, encoder, equal, gradients, kill_after, weights
 
 
 def recipe(short: str = "qwen2", **changes: Any) -> Recipe:
