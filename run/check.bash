@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# Environment, lint, types, tests: what has to hold before a change lands.
+# Environment, lint, imports, types, tests: what has to hold before a change lands.
 #
-#     bash run/check.bash
+#     bash run/check.bash              all of it, some minutes: before you hand a change in
+#     bash run/check.bash --quick      without the tests that train a model: while you work
 #     bash run/check.bash -k vote      what follows goes to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/environment.bash
 answer_help run/check.bash "$@"
+chosen=()
+if [ "${1:-}" = --quick ]; then
+    shift
+    chosen=(-m "not trains and not gpu")
+fi
 use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
 ruff format --check .
+lint-imports --no-cache
 mypy
 # Tests compute on one thread each.
-python -m pytest --numprocesses 2 "$@"
+python -m pytest --numprocesses 2 "${chosen[@]}" "$@"

@@ -8,6 +8,8 @@
 
 The sample corpus is invented: its outputs go into the notebooks and beside them. Outputs of any other corpus go to
 resource/results/eda, which git ignores, with a page for the browser. Nothing is downloaded.
+
+The corpus of another task takes --task FILE and --data FOLDER; there is no sample corpus of it.
 """
 
 import shutil
@@ -17,19 +19,24 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA
 from src.files.paths import RESULTS
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.eda")
     parser.add_argument("--only", choices=("train", "test"), help="one of the two notebooks; both by default")
     parser.add_argument("--data", type=Path, default=DATA, help="the corpus' folder; default: %(default)s")
+    task.add_flag(parser)
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="where to write; default: see above")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--sample", action="store_true", help="the sample corpus, whatever is in --data")
@@ -41,31 +48,20 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        from src.eda import measures as eda
+        from src.eda import corpus as corpora
         from src.eda import notebooks
     except ModuleNotFoundError as error:
         raise UserError(f"the package {error.name} is missing: pip install -r requirements-eda.txt") from error
     chosen = {split: path for split, path in notebooks.NOTEBOOKS.items() if args.only in (None, split)}
 
     if args.check:
-        found = notebooks.check(data=args.data)
-        for line in found:
-            print(line, file=sys.stderr)
-        if found:
-            print("renew with: python -m run.eda --sample, or strip with: python -m run.eda --strip", file=sys.stderr)
-        else:
-            print(f"{notebooks.HOME}: nothing but the sample corpus")
-        return 1 if found else 0
+        return check(args.data)
     if args.strip:
-        from src.files.writing import write_text
-
-        for path in chosen.values():
-            write_text(path, notebooks.text_of(notebooks.stripped(notebooks.read(path))))
-            print(f"{path}: no outputs")
+        strip(list(chosen.values()))
         return 0
 
-    corpus = eda.sample_corpus() if args.sample else eda.read_corpus(args.data)
-    ours = corpus.kind == eda.SAMPLE
+    corpus = corpora.sample_corpus() if args.sample else corpora.read_corpus(args.data)
+    ours = corpus.kind == corpora.SAMPLE
     home = notebooks.HOME.resolve()
     out = args.out or (notebooks.HOME if ours else RESULTS / "eda")
     if not ours and (out.resolve() == home or home in out.resolve().parents):
@@ -76,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{corpus.name}: {', '.join(f'{split} {len(items)}' for split, items in corpus.splits.items())} items")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        data = eda.SAMPLE if ours else args.data
-        jobs = {split: pool.submit(run, path, data, Path(temporary)) for split, path in chosen.items()}
+        data = corpora.SAMPLE if ours else args.data
+        task_file = args.task or task.FILE
+        jobs = {split: pool.submit(run, path, data, Path(temporary), task_file) for split, path in chosen.items()}
         for split, job in jobs.items():
             notebook = job.result()
             pictures = sorted((Path(temporary) / split).glob("*.png"))
@@ -87,20 +84,46 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(path: Path, data: Path | str, out: Path) -> Any:
-    """The executed notebook. UserError with the last lines of a cell that failed."""
+def check(data: Path) -> int:
+    """The exit code: 1 after a line for each output that may not be committed."""
+    from src.eda import notebooks
+
+    found = notebooks.check(data=data)
+    for line in found:
+        print(line, file=sys.stderr)
+    if found:
+        print("renew with: python -m run.eda --sample, or strip with: python -m run.eda --strip", file=sys.stderr)
+    else:
+        print(f"{notebooks.HOME}: nothing but the sample corpus")
+    return 1 if found else 0
+
+
+def strip(paths: list[Path]) -> None:
+    """Writes the notebooks back without outputs."""
+    from src.eda import notebooks
+    from src.files.writing import write_text
+
+    for path in paths:
+        write_text(path, notebooks.text_of(notebooks.stripped(notebooks.read(path))))
+        print(f"{path}: no outputs")
+
+
+def run(path: Path, data: Path | str, out: Path, task_file: Path) -> "NotebookNode":
+    """The executed notebook. UserError names the error of a cell that failed."""
     from nbclient.exceptions import CellExecutionError
 
     from src.eda import notebooks
 
     try:
-        return notebooks.executed(path, data, out)
+        return notebooks.executed(path, data, out, task_file)
     except CellExecutionError as error:
         raise UserError(f"{path} stopped: {error.ename}: {error.evalue}") from error
 
 
-def write(notebook: Any, pictures: list[Path], folder: Path, name: str, page: bool) -> None:
-    """Notebook and pictures, and a page for the browser; pictures that the notebook no longer draws are removed."""
+def write(notebook: "NotebookNode", pictures: list[Path], folder: Path, name: str, page: bool) -> None:
+    """Writes the notebook, its pictures and, with `page`, a page for the browser. Pictures that the notebook no longer
+    draws are removed.
+    """
     from src.eda import notebooks
     from src.files.writing import write_text
 

@@ -5,7 +5,7 @@
     python -m run.make_miniature --out /tmp/miniature
 
 Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. What is complete is left as it
-is: remove a folder to have it made anew. Everything is invented, and numbers that come of it are the miniature's.
+is; remove a folder to have it made again. Everything is invented, and numbers that come of it are the miniature's.
 """
 
 import os
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     started = time.monotonic()
 
-    from src.toy import corpus, miniature
+    from src.toy import miniature
+    from src.toy.corpus import make_corpus
 
     values = miniature.load_values()
     known = values["backbones"]
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if all(split_path(data, split).is_file() for split in SPLITS):
         print(f"{data}: complete")
     else:
-        splits = corpus.make_corpus()
+        splits = make_corpus()
         write_texts({split_path(data, split): dump_items(items) for split, items in splits.items()})
         print(f"{data}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " items")
     recipes = arguments.out / "recipes"
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def by_family(backbones: dict[str, Any], names: list[str]) -> list[list[str]]:
-    """`names` and all that they start from, by the one that a family starts with, each behind what it starts from."""
+    """`names` and the backbones that they start from, in families that share no parent; parents come first."""
     families: dict[str, list[str]] = {}
     for name in names:
         chain = [name]
@@ -84,27 +85,28 @@ def make_family(names: list[str], folder: Path) -> None:
     import torch
     import transformers
 
-    from src.toy import miniature
+    from src.toy.miniature import load_values
+    from src.toy.miniature_tokenizers import tokenizer_texts
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    values = miniature.load_values()
+    values = load_values()
     texts: list[str] = []
     for short in names:
         if (folder / short).is_dir():
             print(f"{folder / short}: complete", flush=True)
             continue
-        texts = texts or miniature.tokenizer_texts(values)
+        texts = texts or tokenizer_texts(values)
         make(short, folder, values, texts)
 
 
 def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> None:
-    """Makes one backbone under a temporary name, so that its folder is complete when it is there."""
+    """Makes one backbone under a temporary name, so that a folder of the final name is complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from src.console import progress
-    from src.toy import miniature
+    from src.toy.miniature import make_backbone
 
     started = time.monotonic()
     spec = values["backbones"][short]
@@ -116,7 +118,7 @@ def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> 
             AutoTokenizer.from_pretrained(source),
         )
     with progress.stage(short, values["pretraining"]["at_most"]) as bar:
-        network, tokenizer, accuracy = miniature.make_backbone(short, values, texts, parent, bar.update)
+        network, tokenizer, accuracy = make_backbone(short, values, texts, parent, bar.update)
     part = folder / f"{short}.part"
     shutil.rmtree(part, ignore_errors=True)
     network.to(getattr(torch, spec["dtype"])).save_pretrained(part)

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     seed = record["recipe"]["seed"]
     kept = {split: sample_items(items, arguments.limit, seed) for split, (items, _, _) in splits.items()}
     orders = ORDERS[: arguments.orders]
-    encoder, network = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
+    encoder, scorer = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
     for split, items in kept.items():
         _, path, notes = splits[split]
         if arguments.data is None:
@@ -135,13 +135,13 @@ def main(argv: list[str] | None = None) -> None:
             notes.append(f"the scores of {before['items']} items of another file in {folder} are replaced")
         for note in notes:
             print(f"{split}: {note}")
-        rows = runs.score_run(folder, record, split, items, file, encoder, network, orders, sampling)
+        rows = runs.score_run(folder, record, split, items, file, encoder, scorer, orders, sampling)
         write_json(record_path(folder), record)
         print(runs.result_line(record["run"], split, record[results_key(len(orders))][split]))
         if arguments.output:
             write_text(arguments.output, dump_items(predictions(items, [row.prediction for row in rows])))
     if arguments.merge:
-        merged, changed, gap = runs.compare_merged(encoder, network, items)
+        merged, changed, gap = runs.compare_merged(encoder, scorer, items)
         print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
         merged.save_pretrained(arguments.merge)
         encoder.tokenizer.chat_template = encoder.chat.dated_template  # the merged model stands alone

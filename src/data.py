@@ -1,14 +1,14 @@
-"""The official JSON: reading it whole or not at all, and writing it back with answers.
+"""The official JSON: it is read whole or not at all, and written back with answers.
 
 A file is a list of items (see `resource/data/sample.json`). Three rules hold everywhere:
 
-- The official text is never touched: `Item.source` is the JSON object as it stood in the file, and a submission is
-  a copy of it with `output` filled.
+- The official text never changes: `Item.source` is the JSON object as it stood in the file, and a submission is a copy
+  of it with `output` filled.
 - The other fields of `Item` are for reading and prompting, so they are regular: text is NFC and holds whole characters,
-  a JSON number in the place of a text is its text (`7` is "7"), options are stripped of surrounding blanks, `output` is
-  an index or None, a target is named once. Utterances keep their blanks and newlines; an item's id stays as it is.
-- What makes an item unanswerable or ambiguous is refused, and so is a file that is broken or of another kind. Whatever
-  else is odd is carried on and noted (`src/items/oddities.py`). The table in `resource/data/README.md` says which is
+  a JSON number in place of a text is its text (`7` is "7"), options have no blanks around them, `output` is an index or
+  None, a target is named once. Utterances keep their blanks and newlines; an item's id stays as it is.
+- An item that is unanswerable or ambiguous is refused, and so is a file that is broken or of another kind. Anything
+  else that is odd is accepted and noted (`src/items/oddities.py`). The table in `resource/data/README.md` says which is
   which.
 """
 
@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from src import task
 from src.console.cli import UserError
 from src.console.start import ours
-from src.items.item import CATEGORIES, HALF, OUTPUTS, SPLITS, Item, Utterance, id_of, parse_item
-from src.items.json_files import read_json, same, shown
+from src.items.item import HALF, Item, Utterance, id_of, parse_item
+from src.items.json_files import Json, read_json, same, shown
 from src.items.oddities import Oddity, counts
+from src.task import SPLITS
 
 __all__ = [
     "CATEGORIES",
@@ -48,20 +50,23 @@ __all__ = [
     "split_path",
 ]
 
-DATA = ours("resource/data")
-"""Where the corpus lies, unless said otherwise."""
+CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
+OUTPUTS = ("inference_1", "inference_2", "inference_3")
 
-# More lines than this scroll the first ones, which usually explain the rest, out of sight.
+DATA = ours("resource/data")
+"""Default folder of the corpus."""
+
 PROBLEMS_SHOWN = 20
+"""More lines would push the first ones, which usually explain the rest, out of sight."""
 MOST_PROBLEMS = 10_000
-"""After so many in one file nothing more is looked at: it is another kind of file."""
+"""Reading stops after this many in one file: it is another kind of file."""
 
 
 @dataclass
 class Reading:
-    """What a file holds: its sound items, a line for each problem, and what is odd about it or them.
+    """What a file holds: its sound items, a line for each problem, and what is odd.
 
-    Nobody may use the items while there are problems.
+    The items may not be used while there are problems.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -72,8 +77,8 @@ class Reading:
 def load_items(path: str | Path, *, labelled: bool | None = None) -> list[Item]:
     """All items of a file, in its order. With `labelled=True` each must have a label; otherwise it may lack one.
 
-    UserError names all problems of the file at once (beyond `PROBLEMS_SHOWN`, their count). What is merely odd is
-    carried on without a word here: `oddity_note` has one. Nothing is dropped but the second copy of a whole item.
+    UserError names all problems of the file at once (beyond `PROBLEMS_SHOWN`, their count). Oddities are not reported
+    here but by `oddity_note`. Nothing is dropped except the second copy of a whole item.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,10 +94,10 @@ def load_items(path: str | Path, *, labelled: bool | None = None) -> list[Item]:
 
 
 def load_split(folder: str | Path, split: str, labelled: bool | None = None) -> list[Item]:
-    """`load_items` of `data_<split>.json`. UserError when it is missing: what lies in the folder, how to fill it."""
+    """`load_items` of `data_<split>.json`. If it is missing, UserError says what is there and how to make it."""
     path = split_path(folder, split)
     if path.parent.is_file():
-        raise UserError(f"{folder} is a file, where the folder of data_{split}.json is needed.")
+        raise UserError(f"{folder} is a file; the folder of data_{split}.json is needed here.")
     if not path.is_file():
         raise UserError(
             f"{path}: no such file. {_listing(path.parent)}\n"
@@ -102,15 +107,22 @@ def load_split(folder: str | Path, split: str, labelled: bool | None = None) -> 
     return load_items(path, labelled=labelled)
 
 
-def load_data(data: Path, split: str) -> tuple[list[Item], Path]:
-    """The items and their file. `data` is a JSON file, or a folder that holds `data_<split>.json`."""
-    if data.suffix == ".json":
-        return load_items(data), data
-    return load_split(data, split), split_path(data, split)
+def load_data(data: Path, split: str, all_labelled: bool = False) -> tuple[list[Item], Path]:
+    """The items and their file. `data` is a JSON file, or a folder that holds `data_<split>.json`.
+
+    With `all_labelled`, UserError in one line when items have no label.
+    """
+    path = data if data.suffix == ".json" else split_path(data, split)
+    items = load_items(path) if path == data else load_split(data, split)
+    if all_labelled and (missing := [item.id for item in items if item.label is None]):
+        raise UserError(
+            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
+        )
+    return items, path
 
 
 def split_path(folder: str | Path, split: str) -> Path:
-    """Where `run.prepare_data` puts a split and every other command looks for it."""
+    """The path where `run.prepare_data` writes a split and every other command looks for it."""
     assert split in SPLITS, split
     return Path(folder) / f"data_{split}.json"
 
@@ -118,25 +130,26 @@ def split_path(folder: str | Path, split: str) -> Path:
 def predictions(items: Sequence[Item], answers: Sequence[int]) -> list[dict[str, Any]]:
     """The submission: copies of the official objects, in the order of `items`, `output` filled.
 
-    `answers`: per item the index of an option; 0..2 become "inference_1".."inference_3".
+    `answers`: for each item the index of an option; 0 becomes "inference_1".
     """
+    outputs = task.current().options
     assert len(items) == len(answers), (len(items), len(answers))
-    assert all(0 <= answer < len(OUTPUTS) for answer in answers), answers
+    assert all(0 <= answer < len(outputs) for answer in answers), answers
     return [
-        copy.deepcopy(item.source) | {"output": OUTPUTS[answer]} for item, answer in zip(items, answers, strict=True)
+        copy.deepcopy(item.source) | {"output": outputs[answer]} for item, answer in zip(items, answers, strict=True)
     ]
 
 
 def dump_items(raw: list[dict[str, Any]]) -> str:
-    """The official JSON text: readable Korean, two blanks of indent, a final newline. UTF-8 can hold all of it."""
+    """The official JSON text: readable Korean, an indent of two, a final newline. UTF-8 can encode all of it."""
     text = json.dumps(raw, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     return HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def oddity_note(path: str | Path) -> str | None:
-    """One line on what is odd in a data file, for those who start something long with it; None where nothing is.
+    """One line on what is odd in a data file, to be shown before something long starts with it.
 
-    Nor is there one for a file that `load_items` refuses.
+    None where nothing is odd, and for a file that `load_items` refuses.
     """
     path = Path(path)
     read = read_items(read_bytes(path), path.name) if path.is_file() else Reading()
@@ -148,7 +161,7 @@ def oddity_note(path: str | Path) -> str | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """UserError when the file may not be read."""
+    """The bytes of a file. UserError when it may not be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -161,44 +174,47 @@ def sha256(path: str | Path) -> str:
 
 
 def parse_items(content: bytes, name: str) -> tuple[list[Item], list[str]]:
-    """`read_items` without what is odd: the sound items and one line per problem."""
+    """The sound items of `read_items`, and a line for each problem."""
     read = read_items(content, name)
     return read.items, read.problems
 
 
+def read_json_of_task(content: bytes, name: str) -> Json:
+    """`read_json`, which knows a file in CP949 by the task's categories."""
+    return read_json(content, name, task.current().categories)
+
+
 def read_items(content: bytes, name: str) -> Reading:
-    """The items of a file's bytes. `name` begins each line.
+    """The items of a file's bytes. Each line of a problem begins with `name`.
 
     Labels may be missing here; `missing_labels` asks for them.
     """
-    read = read_json(content, name, CATEGORIES)
-    raw, found = read.value, Reading([], read.problems, read.oddities)
-    if raw is None and found.problems:
+    read = read_json_of_task(content, name)
+    found = Reading([], read.problems, read.oddities)
+    if read.value is None and found.problems:
         return found
-    if not isinstance(raw, list):
-        lists = [key for key, value in raw.items() if isinstance(value, list)] if isinstance(raw, dict) else []
-        hint = f". Save the list under {', '.join(map(shown, lists))} alone" if lists else ""
-        found.problems.append(f'{name}: found {shown(raw)}; allowed: a list of items, [{{"id": …}}, …]{hint}')
-        return found
-    if not raw:
-        found.problems.append(f"{name}: the list is empty; allowed: at least one item")
+    if fault := _no_list(read.value):
+        found.problems.append(f"{name}: {fault}")
         return found
 
+    current = task.current()
     first_position: dict[str, int] = {}
-    for position, entry in enumerate(raw, start=1):
+    for position, entry in enumerate(read.value, start=1):
         if len(found.problems) >= MOST_PROBLEMS:
-            found.problems.append(f"{name}: item {position} and those behind it were not looked at any more")
+            found.problems.append(f"{name}: item {position} and those after it were not looked at any more")
             break
         item_id = id_of(entry)
         where = f"{name}: item {position}" + (f" ({item_id})" if item_id else "")
-        item, of_item = parse_item(entry)
+        item, of_item = parse_item(entry, current.categories, current.options)
         first = first_position.setdefault(item_id, position) if item_id else position
-        if first != position and same(entry, raw[first - 1]):
+        if first != position and same(entry, read.value[first - 1]):
             found.oddities.append(Oddity("item-twice", where, f"as item {first}"))
             continue
         if first != position:
             of_item.faults.insert(
-                0, f"id: found again, item {first} has it already; every id may appear once, but for a copy of the item"
+                0,
+                f"id: found again, item {first} has it already; "
+                "every id may appear once, unless the whole item is repeated",
             )
         found.problems += [f"{where}, {fault}" for fault in of_item.faults]
         repeated = [keys for holder, keys in read.repeated if _holds(entry, holder)]
@@ -209,25 +225,35 @@ def read_items(content: bytes, name: str) -> Reading:
     return found
 
 
+def _no_list(value: Any) -> str:
+    """Why a value is not a list of items; empty where it is one."""
+    if isinstance(value, list):
+        return "" if value else "the list is empty; allowed: at least one item"
+    lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
+    hint = f". Save the list under {', '.join(map(shown, lists))} alone" if lists else ""
+    return f'found {shown(value)}; allowed: a list of items, [{{"id": …}}, …]{hint}'
+
+
 def _holds(value: Any, wanted: dict[str, Any]) -> bool:
-    """Whether `wanted` is this very object or one within."""
+    """Whether `wanted` is this very object or one inside it."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return value is wanted or any(_holds(one, wanted) for one in inner)
 
 
 def missing_labels(items: Sequence[Item], name: str) -> list[str]:
-    """One line per item without label, or a single one when no item has any: then it is another kind of file."""
+    """A line for each item without label, or a single one when no item has any: then it is another kind of file."""
+    allowed = ", ".join(task.current().options)
     missing = [item.id for item in items if item.label is None]
     if missing and len(missing) == len(items):
         return [
-            f"{name}: output: found no label in any of {len(items)} items; allowed: {', '.join(OUTPUTS)} in each. "
-            "This looks like a test file in the place of a train or dev file: were the two swapped?"
+            f"{name}: output: found no label in any of {len(items)} items; allowed: {allowed} in each. "
+            "This looks like a test file in place of a train or dev file: were the two swapped?"
         ]
-    return [f"{name}: item {item_id}, output: found no label; allowed: {', '.join(OUTPUTS)}" for item_id in missing]
+    return [f"{name}: item {item_id}, output: found no label; allowed: {allowed}" for item_id in missing]
 
 
 def problem_lines(headline: str, problems: Sequence[str]) -> str:
-    """The headline with the count of problems, a line for each of the first `PROBLEMS_SHOWN`, the count of the rest."""
+    """The headline with the number of problems, then the first `PROBLEMS_SHOWN` of them, a line each."""
     count = f"{headline}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
     more = len(problems) - PROBLEMS_SHOWN
     return "\n  ".join([count, *problems[:PROBLEMS_SHOWN], *([f"… and {more} more"] if more > 0 else [])])

@@ -1,13 +1,14 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from src import task
 from src.data import CATEGORIES, OUTPUTS
 
 
@@ -15,6 +16,15 @@ from src.data import CATEGORIES, OUTPUTS
 def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests has a terminal of some width; output that is caught has none."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def four_options() -> Iterator[task.Task]:
+    """Within, the task is another: four options, and categories of its own."""
+    made = task.Task("날씨 추론", ("까닭", "결과"), tuple(f"choice_{number}" for number in range(1, 5)), tuple("ABCD"))
+    task.use(made)
+    yield made
+    task.use(None)
 
 
 # Per dialogue: the turns of speakers 1 and 2 by turns, and three things one may say of them.

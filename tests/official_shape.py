@@ -91,6 +91,23 @@ def write_official_zip(path: Path, small: bool = False, system: str = "mac", hid
     return zipped_with_raw_names(path, files)
 
 
+def zip_of(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """The bytes of a zip with these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def unpacked(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """`folder`, with these files written in it."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def zipped_with_raw_names(path: Path, files: Mapping[bytes, bytes]) -> Path:
     """A zip whose names are these bytes and do not say in which encoding, as other programs than zipfile write them."""
     stand_ins = {f"{index}".rjust(len(name), "?"): name for index, name in enumerate(files)}

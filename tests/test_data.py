@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import random
 import subprocess
@@ -12,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import task
 from src.console.cli import UserError
 from src.data import (
-    CATEGORIES,
-    OUTPUTS,
     PROBLEMS_SHOWN,
     Item,
     dump_items,
     load_items,
     load_split,
+    missing_labels,
     oddity_note,
     parse_items,
     predictions,
@@ -29,6 +30,9 @@ from src.data import (
     split_path,
 )
 from tests.conftest import make_item
+from tests.made_task import FOUR, make_four, working_on
+
+TASK = task.current()
 
 
 def write(tmp_path: Path, raw: Any, name: str = "data_train.json") -> Path:
@@ -73,7 +77,7 @@ def test_an_item_is_read_field_by_field(tmp_path: Path) -> None:
     assert item.dialogue[0].text == "화분에 물 줬어?"
     assert item.targets == ("d1.2",)
     assert item.category == "반응"
-    assert item.options == tuple(raw["input"][key] for key in OUTPUTS)
+    assert item.options == tuple(raw["input"][key] for key in TASK.options)
     assert item.label == 1
     assert item.source == raw
 
@@ -137,7 +141,7 @@ def test_a_hidden_label_is_none(tmp_path: Path, output: object) -> None:
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_labels_are_indices_of_options(tmp_path: Path, label: int) -> None:
-    (item,) = load(tmp_path, make_item(0, output=f"{OUTPUTS[label]} "), labelled=True)
+    (item,) = load(tmp_path, make_item(0, output=f"{TASK.options[label]} "), labelled=True)
     assert item.label == label
 
 
@@ -157,7 +161,7 @@ def test_text_of_a_mac_is_composed_in_the_item_and_untouched_in_the_source(tmp_p
     assert predictions([item], [0])[0]["input"] == decomposed["input"]
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", TASK.categories)
 def test_categories_are_read_composed_and_stripped(tmp_path: Path, category: str) -> None:
     (item,) = load(tmp_path, make_item(0, category=unicodedata.normalize("NFD", category) + " "))
     assert item.category == category
@@ -625,12 +629,12 @@ def raw_items(draw: st.DrawFn) -> dict[str, Any]:
                 for (speaker, utterance), utterance_id in zip(turns, ids, strict=True)
             ],
             "reference_id": draw(st.lists(st.sampled_from(ids), min_size=1, unique=True)),
-            "category": draw(st.sampled_from(CATEGORIES)),
-            **dict(zip(OUTPUTS, options, strict=True)),
+            "category": draw(st.sampled_from(TASK.categories)),
+            **dict(zip(TASK.options, options, strict=True)),
         },
         draw(texts.filter(lambda key: key not in ("id", "input"))): draw(texts),
     }
-    item["output"] = draw(st.sampled_from([*OUTPUTS, ""]))
+    item["output"] = draw(st.sampled_from([*TASK.options, ""]))
     return item
 
 
@@ -656,7 +660,9 @@ json_values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["id", "input", "output", "conversation", "reference_id", "category", *OUTPUTS]), json_values)
+@given(
+    st.sampled_from(["id", "input", "output", "conversation", "reference_id", "category", *TASK.options]), json_values
+)
 def test_no_json_value_in_any_field_breaks_the_loader(key: str, value: Any) -> None:
     items, problems = parse_items(dump_items([make_item(0, **{key: value})]).encode(), "any")
     assert bool(items) != bool(problems)
@@ -678,7 +684,38 @@ def test_no_damage_to_a_file_breaks_the_loader(encoding: str) -> None:
 def test_a_file_of_another_kind_is_not_read_to_its_end() -> None:
     """A small zip can hold many millions of entries, and a line for each would fill the memory."""
     problems = parse_items(b"[" + b"0," * 40_000 + b"0]", "data_train.json")[1]
-    assert len(problems) == 10_001 and problems[-1].startswith("data_train.json: item 10001 and those behind it were")
+    assert len(problems) == 10_001 and problems[-1].startswith("data_train.json: item 10001 and those after it were")
+
+
+# Another task
+
+
+def test_items_of_another_task_come_and_go() -> None:
+    with working_on(FOUR):
+        raw = [make_four(number) for number in range(4)]
+        items, problems = parse_items(dump_items(raw).encode(), "any")
+        assert not problems and [item.label for item in items] == [0, 1, 2, 3]
+        hidden = [make_four(number, output="") for number in range(4)]
+        items, _ = parse_items(dump_items(hidden).encode(), "any")
+        assert predictions(items, [3, 0, 1, 2]) == [
+            make_four(number, output=FOUR.options[answer]) for number, answer in enumerate((3, 0, 1, 2))
+        ]
+        with pytest.raises(AssertionError):
+            predictions(items[:1], [4])
+        assert missing_labels(items[:1], "any")[0].startswith(
+            "any: output: found no label in any of 1 items; allowed: Choice_1, Choice_2, Choice_3, Choice_4 in each. "
+        )
+    items, problems = parse_items(dump_items(raw).encode(), "any")
+    assert not items and any("allowed: 원인, 후행사건, 전제, 동기, 반응" in line for line in problems)
+
+
+def test_cp949_is_known_by_a_korean_category_alone() -> None:
+    text = dump_items([make_four(0)])
+    with working_on(FOUR):
+        assert "not UTF-8" in parse_items(text.encode("cp949"), "any")[1][0]
+    with working_on(dataclasses.replace(FOUR, categories=("까닭", "결과"))):
+        content = dump_items([make_four(0, category="까닭")]).encode("cp949")
+        assert parse_items(content, "any")[1] == []
 
 
 # The small ones

@@ -20,9 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from src.data import Item, parse_items
+from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import FAMILIES
-from src.toy.miniature import BETWEEN, PROMPT_WORDS
+from src.prompt.chat import Rendering
+from src.prompt.encode import Encoder, Limits
+from src.prompt.fewshot import Library
+from src.prompt.messages import Prompt
+from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
 from src.train import trainer
 from src.tree import layouts, rows
 from tests.conftest import DIALOGUES, make_item
@@ -172,6 +177,21 @@ def tokenizer(short: str) -> Any:
     )
     fast.chat_template = toy.template
     return fast
+
+
+def encoder(
+    short: str,
+    prompt: Prompt,
+    *,
+    words: Any = None,
+    library: Library | None = None,
+    context: int | None = None,
+    vocab: int | None = None,
+    **rendering: Any,
+) -> Encoder:
+    """The encoder of a backbone, with its recipe's chat template. words: the tokenizer, by default the toy's."""
+    values = {"chat_template": backbones()[short].chat_template, **rendering}
+    return Encoder(words or tokenizer(short), prompt, short, Rendering(**values), Limits(context, vocab), library)
 
 
 def network(short: str, seed: int = 0, **changes: Any) -> Any:

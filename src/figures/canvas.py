@@ -1,8 +1,8 @@
-"""matplotlib for pictures that go to files, whatever windows or notebooks are set up around it.
+"""matplotlib for pictures that go to files, whatever notebook or screen is set up around it.
 
-`MPLBACKEND` names what shows a picture on a screen. Jupyter sets it for everything that is started from it, and where
-matplotlib does not know the name, importing matplotlib fails. A file needs no such thing: a `Figure` draws itself. So
-all of src/ and run/ take matplotlib from here.
+`MPLBACKEND` names what shows a picture on a screen. Jupyter sets it for every program that is started from it, and
+importing matplotlib fails if matplotlib does not know the name. A picture in a file needs no backend: a `Figure` draws
+itself. So all of src/ and run/ take matplotlib from here.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ VARIABLE = "MPLBACKEND"
 
 @contextlib.contextmanager
 def without_backend() -> Iterator[None]:
-    """matplotlib may be imported within: the variable is out of its sight. One that it knows holds afterwards."""
+    """Within, matplotlib is imported without seeing the variable. Afterwards it uses the backend if it knows it."""
     first = "matplotlib" not in sys.modules
     wanted = os.environ.pop(VARIABLE, None)
     try:

@@ -1,7 +1,7 @@
-"""One look for all pictures of the EDA: Korean text, colours that everybody can tell apart, opaque white.
+"""One look for all pictures of the EDA: Korean text, colours that everybody can tell apart, a white background.
 
-The font comes from the files of the package koreanize-matplotlib; the package itself is not imported, since it needs
-distutils, which Python 3.12 no longer has. The colours are those of Okabe and Ito (2008), a fixed one for each split.
+The font is a file of the package koreanize-matplotlib. The package itself is not imported: it needs distutils, which
+Python 3.12 no longer has. The colours are those of Okabe and Ito (2008). Each split has its own.
 """
 
 import io
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from src.figures.canvas import Axes, Figure, LinearSegmentedColormap, font_manager, rcParams
@@ -31,9 +32,9 @@ GREY = "#6B6B6B"
 BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", BLUE])
 
 WIDTH_INCHES, DPI = 8.0, 150
-BOLD = 600  # the weight that the bold file gives itself
-# Flat pictures lose nothing that the eye sees, and are a third as large.
+BOLD = 600  # the weight that the file of the bold font names
 PNG_COLOURS = 128
+"""The eye sees no difference, and the file is a third as large."""
 STAMP = "Corpus"
 """The text chunk of a PNG that holds the digest of the corpus it was drawn from."""
 
@@ -66,7 +67,7 @@ STYLE: dict[str, Any] = {
 
 @cache
 def font_files() -> tuple[Path, ...]:
-    """NanumGothic, plain and bold, wherever the package lies."""
+    """NanumGothic, plain and bold; matplotlib knows both afterwards."""
     package = find_spec("koreanize_matplotlib")
     assert package is not None and package.submodule_search_locations, "koreanize-matplotlib is not installed"
     folder = package.submodule_search_locations[0]
@@ -77,14 +78,14 @@ def font_files() -> tuple[Path, ...]:
 
 
 def regular_font() -> Path:
-    """The file of the plain weight, for libraries that want a path."""
+    """The file of the plain weight, for libraries that take a path."""
     return font_files()[0]
 
 
 def panels(
     titles: Sequence[str], heading: str, source: str, *, height: float = 3.1, widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of axes, a title for each, `heading` above all and `source` (of the data) below."""
+    """A figure with axes side by side, a title for each, `heading` above all and `source` (of the data) below."""
     font_files()
     rcParams.update(STYLE)  # type: ignore[arg-type]  # matplotlib lists the keys one by one
     figure = Figure(figsize=(WIDTH_INCHES, height + 0.5), dpi=DPI)
@@ -110,22 +111,14 @@ def bars(
     form: str = "{:,.0f}",
     label: str = "",
     horizontal: bool = True,
-    errors: Sequence[tuple[float, float]] | None = None,
 ) -> None:
-    """Bars for each name, side by side for several series (label → values), each with its number.
-
-    `errors`: (low, high) of the values of a single series, absolute.
-    """
+    """Bars for each name, side by side for several series (label → values), each with its number."""
     places = np.arange(len(names))
     thickness = 0.8 / len(series)
     for order, (name, values) in enumerate(series.items()):
         offset = (order - (len(series) - 1) / 2) * thickness
         draw = axes.barh if horizontal else axes.bar
-        whiskers: dict[str, Any] = {}
-        if errors is not None:
-            reach = np.abs(np.array(errors).T - np.array(values))
-            whiskers = {"xerr" if horizontal else "yerr": reach, "ecolor": "#444444", "capsize": 3}
-        drawn = draw(places + offset, values, thickness * 0.92, color=colour(name, order), label=name, **whiskers)
+        drawn = draw(places + offset, values, thickness * 0.92, color=colour(name, order), label=name)
         axes.bar_label(drawn, [form.format(value) for value in values], padding=3, fontsize=8.5, color="#333333")
     if horizontal:
         axes.set_yticks(places, names)
@@ -144,13 +137,13 @@ def bars(
 
 
 def histogram(axes: Axes, series: Mapping[str, Sequence[float]], *, label: str, bins: int | Sequence[float]) -> None:
-    """Shares of the values in common bins, filled for the first series and outlined for the others; means as lines."""
+    """Shares of the values in common bins: the first series filled, the others outlined. Lines mark the means."""
     pooled = np.concatenate([np.asarray(values, dtype=float) for values in series.values()])
     edges = np.histogram_bin_edges(pooled, bins)
     for order, (name, values) in enumerate(series.items()):
         own = colour(name, order)
         weights = np.full(len(values), 100 / len(values))
-        # Fill and outline in turn, so that two splits can be told apart without their colours.
+        # The first is filled and the others are outlined, so that splits can be told apart without colour.
         looks = {"alpha": 0.45} if order == 0 else {"histtype": "step", "linewidth": 1.8}
         axes.hist(values, edges.tolist(), weights=weights, color=own, label=name, **looks)
         axes.axvline(float(np.mean(values)), color=own, linewidth=1.6, linestyle="-" if order == 0 else "--")
@@ -161,7 +154,7 @@ def histogram(axes: Axes, series: Mapping[str, Sequence[float]], *, label: str, 
 
 
 def _legend(axes: Axes) -> None:
-    """One legend for the whole figure, beside its heading: there it covers no data."""
+    """One legend for the whole figure, beside its heading, where it covers no data."""
     handles, names = axes.get_legend_handles_labels()
     figure = axes.figure
     assert isinstance(figure, Figure)
@@ -171,21 +164,20 @@ def _legend(axes: Axes) -> None:
         )
 
 
-def heatmap(axes: Axes, table: Any, rows: Sequence[str], columns: Sequence[str], form: str = "{:,.0f}") -> None:
-    """A table of numbers whose cells darken with the value."""
-    table = np.asarray(table, dtype=float)
-    top = float(table.max()) or 1.0
-    axes.imshow(table, cmap=BLUES, vmin=0, vmax=top * 1.05, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+def heatmap(axes: Axes, counts: NDArray[np.int_], left: Sequence[str], below: Sequence[str]) -> None:
+    """Counts (left, below) as cells that darken with the count."""
+    top = int(counts.max()) or 1
+    axes.imshow(counts, cmap=BLUES, vmin=0, vmax=top * 1.05, aspect="auto")
+    axes.set_xticks(range(len(below)), below)
+    axes.set_yticks(range(len(left)), left)
     axes.spines[:].set_visible(False)
-    for (row, column), value in np.ndenumerate(table):
-        dark = value > 0.75 * top
-        axes.text(column, row, form.format(value), ha="center", va="center", color="white" if dark else BLACK)
+    for (down, across), count in np.ndenumerate(counts):
+        dark = count > 0.75 * top
+        axes.text(across, down, f"{count:,}", ha="center", va="center", color="white" if dark else BLACK)
 
 
 def to_png(figure: Figure, digest: str, description: str) -> bytes:
-    """The picture as PNG, stamped with the corpus' digest; equal figures give equal bytes."""
+    """The picture as a PNG that holds the corpus' digest. Equal figures give equal bytes."""
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
     flat = Image.open(raw).convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Bounds for what a user's file makes a template do: how long it may compute, and how much memory it may take."""
+"""Limits for templates in users' files: how long they may compute, and how much memory they may take."""
 
 import contextlib
 import resource
@@ -13,7 +13,9 @@ PAGE = resource.getpagesize()
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Within, TimeoutError after so long. Signals reach the main thread only; elsewhere there is no limit."""
+    """Within the block, TimeoutError after `seconds`. In another thread than the main one there is no limit, since
+    signals do not reach it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -32,7 +34,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Within, MemoryError once the process takes `size` bytes of addresses more than now."""
+    """Within the block, MemoryError once the process uses `size` bytes of address space more than before it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE + size
     bounds = [bound for bound in (wanted, soft, hard) if bound != resource.RLIM_INFINITY]

@@ -13,12 +13,14 @@ from src.console.cli import UserError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8 with `\\n` line ends, whole or not at all: a reader sees the old file or the new one. Makes the folders."""
+    """Writes UTF-8 with `\\n` line ends, whole or not at all: a reader sees the old file or the new one. Makes the
+    folders that are missing.
+    """
     write_texts({Path(path): text})
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """`write_text` for files that belong together: no name changes before all texts are safely on the disk."""
+    """`write_text` for files that belong together: no file is replaced before all texts are safely on the disk."""
     written: dict[Path, Path] = {}
     try:
         for path, text in texts.items():
@@ -41,7 +43,9 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Within, no other process is in `folder`, which is made; UserError when one is. Ends with the process, too."""
+    """Within the block, no other process may lock `folder`, which is created; UserError if one has. The lock also ends
+    with the process.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,25 +58,28 @@ def lock_folder(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is being trained by another process. Wait for it, or give another --name."
             ) from None
-        except OSError:  # some network file systems lock no folders
+        except OSError:  # some network file systems cannot lock folders
             pass
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # one in which nothing came to be
+            with contextlib.suppress(OSError):  # Remove the folder if nothing was written.
                 folder.rmdir()
     finally:
         os.close(descriptor)
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Indented JSON. Paths become text; numbers that are not finite (a diverged loss) become null: JSON has no NaN."""
+    """Writes indented JSON. Paths become text. Numbers that are not finite (a diverged loss) become null: JSON has no
+    NaN.
+    """
     write_text(path, json.dumps(_json_value(obj), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, values as in `write_json`."""
-    write_text(path, "".join(json.dumps(_json_value(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+def write_jsonl(path: str | Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, with values as in `write_json`."""
+    lines = (json.dumps(_json_value(one), ensure_ascii=False, allow_nan=False) + "\n" for one in objects)
+    write_text(path, "".join(lines))
 
 
 def _json_value(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""YAML that users write: whatever is odd in it is told in one line."""
+"""YAML that users write. Anything wrong with it is reported in one message."""
 
 from typing import Any
 
@@ -7,28 +7,28 @@ import yaml
 from src.console.cli import UserError
 
 MOST_VALUES = 100_000
-"""In one file, those that aliases repeat counted each time."""
+"""In one file. A value that aliases repeat counts each time."""
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The value of `text`; None where it is empty. UserError, which names `where`, for what is no YAML, is nested too
-    deeply, or grows out of all measure by its aliases.
+    """The value of `text`; None if it is empty. UserError, which names `where`, if it is not YAML, is nested too
+    deeply, or grows too large by its aliases.
     """
     try:
         value = yaml.safe_load(text)
         values = _count(value)
     except RecursionError as error:
-        raise UserError(f"{where}: this YAML is nested too deeply, or holds itself.") from error
+        raise UserError(f"{where}: this YAML is nested too deeply, or contains itself.") from error
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
-        # PyYAML lets through what the types of its own tags raise (`!!int x`, a day that no month has).
+        # PyYAML does not catch what the types of its own tags raise (`!!int x`, the 45th of a month).
         raise UserError(f"{where}: this is not YAML: {error}") from error
     if values > MOST_VALUES:
-        raise UserError(f"{where}: its aliases (*name) make more than {MOST_VALUES:,} values of it.")
+        raise UserError(f"{where}: its aliases (*name) expand it to more than {MOST_VALUES:,} values.")
     return value
 
 
 def _count(value: Any, before: int = 0) -> int:
-    """How many values there are in `value`, counting on from `before`, up to one more than `MOST_VALUES`."""
+    """`before` and the number of values in `value`. Counting stops at one more than `MOST_VALUES`."""
     before += 1
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | set) else ()
     for one in inner:

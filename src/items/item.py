@@ -13,23 +13,20 @@ from src.console.cli import nearest
 from src.items.json_files import shown
 from src.items.oddities import Findings
 
-CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
-OUTPUTS = ("inference_1", "inference_2", "inference_3")
-SPLITS = ("train", "dev", "test")
-
 ITEM_KEYS = ("id", "input", "output", "reasoning")
-INPUT_KEYS = ("conversation", "reference_id", "category", *OUTPUTS)
+INPUT_KEYS = ("conversation", "reference_id", "category")
+"""Beside the options, whose keys are the task's."""
 TURN_KEYS = ("speaker", "utterance", "utterance_id")
 
 HALF = re.compile("[\ud800-\udfff]")
-"""Half a character: JSON can write one as an escape, UTF-8 cannot."""
+"""Half a character (a lone surrogate). JSON can write one as an escape, UTF-8 cannot."""
 
 
 @dataclass(frozen=True)
 class Utterance:
     """One turn. `speaker` is 1, 2, …; `text` may be blank and may hold newlines; `id` is empty where the file has none.
 
-    Ids of utterances are regular too (NFC, no blanks around), so that `Item.targets` has them just so.
+    Ids are NFC and without blanks around them, as they are in `Item.targets`.
     """
 
     id: str
@@ -41,15 +38,17 @@ class Utterance:
 class Item:
     """One question.
 
-    `targets`: utterance ids, in the file's order, each once. `label`: index of the right option (0..2), or None
-    without `output`.
+    targets  utterance ids in the file's order, each once
+    options  the task's options, in its order
+    label    index of the right option, None without `output`
+    source   the JSON object as it stood in the file
     """
 
     id: str
     dialogue: tuple[Utterance, ...]
     targets: tuple[str, ...]
     category: str
-    options: tuple[str, str, str]
+    options: tuple[str, ...]
     label: int | None
     source: dict[str, Any] = field(repr=False, compare=False)
 
@@ -65,48 +64,54 @@ class Item:
         return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
-def parse_item(entry: Any) -> tuple[Item | None, Findings]:
-    """The item, None with faults, and what was found: each fault `field: found …; allowed …`."""
+def parse_item(entry: Any, categories: Sequence[str], outputs: Sequence[str]) -> tuple[Item | None, Findings]:
+    """The item, or None where there are faults, and what was found. Each fault reads `field: found …; allowed …`.
+
+    categories, outputs  of the task: what `category` may be, and the keys of the options, which are the values of
+                         `output`
+    """
     found = Findings()
     if not isinstance(entry, dict):
         found.faults.append(f"found {shown(entry)}; allowed: an object with id, input and output")
         return None, found
     found.faults += _missing_keys(entry, ("id", "input"), "")
     item_id = _parse_id(entry["id"], found) if "id" in entry else ""
-    label = _parse_label(entry.get("output"), found)
+    label = _parse_label(entry.get("output"), outputs, found)
     inner = entry.get("input", {})
     if not isinstance(inner, dict):
         found.faults.append(f"input: found {shown(inner)}; allowed: an object with conversation, reference_id, …")
         return None, found
+    input_keys = (*INPUT_KEYS, *outputs)
     if "input" in entry:
-        found.faults += _missing_keys(inner, INPUT_KEYS, "input.")
+        found.faults += _missing_keys(inner, input_keys, "input.")
     turns = _parse_dialogue(inner["conversation"], found) if "conversation" in inner else _Turns()
     targets = _parse_targets(inner["reference_id"], turns, found) if "reference_id" in inner else ()
-    category = _parse_category(inner["category"], found) if "category" in inner else ""
-    options = _parse_options(inner, label, found)
-    unknown = [key for key in entry if key not in ITEM_KEYS] + [
-        f"input.{key}" for key in inner if key not in INPUT_KEYS
-    ]
+    category = _parse_category(inner["category"], categories, found) if "category" in inner else ""
+    options = _parse_options(inner, label, outputs, found)
+    unknown = [key for key in entry if key not in ITEM_KEYS]
+    unknown += [f"input.{key}" for key in inner if key not in input_keys]
     if unknown := unknown + turns.unknown_keys:
         found.odd.append(("unknown-key", ", ".join(map(shown, unknown[:3])) + (", …" if len(unknown) > 3 else "")))
     if found.faults:
         return None, found
-    first, second, third = options
-    return Item(item_id, tuple(turns.dialogue), targets, category, (first, second, third), label, entry), found
+    return Item(item_id, tuple(turns.dialogue), targets, category, tuple(options), label, entry), found
 
 
 def id_of(entry: Any) -> str | None:
-    """The id as text (a number's is its text), None where there is none that can be one."""
+    """The id as text (the text of a number), or None where the entry has no usable id."""
     value = entry.get("id") if isinstance(entry, dict) else None
     text = str(value) if _is_number(value) else value
-    # Half a character could not be written into the files of a run.
+    # The files of a run are UTF-8, which cannot hold half a character.
     return text if isinstance(text, str) and text.strip() and not HALF.search(text) else None
 
 
 @dataclass
 class _Turns:
-    """A dialogue as far as it can be read. `lacking`: a fault for each utterance without id, which is none unless a
-    target cannot be found. `twice`: id → the second turn that has it. `spelled`: id → as it stands there.
+    """A dialogue as far as it can be read.
+
+    spelled  id → as the file spells it
+    lacking  a fault for each utterance without id; it counts only when a target cannot be found
+    twice    id → the second turn that has it
     """
 
     dialogue: list[Utterance] = field(default_factory=list)
@@ -131,18 +136,19 @@ def _parse_id(value: Any, found: Findings) -> str:
     return item_id or ""
 
 
-def _parse_label(output: Any, found: Findings) -> int | None:
+def _parse_label(output: Any, outputs: Sequence[str], found: Findings) -> int | None:
     """None for no `output`, an empty or blank one, or null."""
     text = _word(output) if isinstance(output, str) else output
     if text is None or text == "":
         return None
-    if text in OUTPUTS:
-        if output != text:
+    meant = _meant(output, outputs)
+    if meant is not None:
+        if output != meant:
             found.odd.append(("label-spelling", shown(output)))
-        return OUTPUTS.index(text)
-    hint = nearest(text, OUTPUTS) if isinstance(text, str) else ""
+        return outputs.index(meant)
+    hint = nearest(text, outputs) if isinstance(text, str) else ""
     found.faults.append(
-        f'output: found {shown(output)}; allowed: {", ".join(OUTPUTS)}, or "" where the label is hidden.{hint}'
+        f'output: found {shown(output)}; allowed: {", ".join(outputs)}, or "" where the label is hidden.{hint}'
     )
     return None
 
@@ -265,19 +271,19 @@ def _note_ids(reference: list[Any], turns: _Turns, found: Findings) -> None:
     found.odd += [("target-spelling", shown(one)) for one in reference if one != turns.spelled[_utterance_id(one)]]
 
 
-def _parse_category(category: Any, found: Findings) -> str:
-    text = _word(category) if isinstance(category, str) else ""
-    if text not in CATEGORIES:
-        hint = nearest(text, CATEGORIES)
-        found.faults.append(f"input.category: found {shown(category)}; allowed: {', '.join(CATEGORIES)}.{hint}")
-    elif _regular(category, "input.category", found) != text:
+def _parse_category(category: Any, categories: Sequence[str], found: Findings) -> str:
+    meant = _meant(category, categories)
+    if meant is None:
+        hint = nearest(_word(category), categories) if isinstance(category, str) else ""
+        found.faults.append(f"input.category: found {shown(category)}; allowed: {', '.join(categories)}.{hint}")
+    elif _regular(category, "input.category", found) != meant:
         found.odd.append(("category-spelling", shown(category)))
-    return text
+    return meant or ""
 
 
-def _parse_options(inner: dict[str, Any], label: int | None, found: Findings) -> list[str]:
+def _parse_options(inner: dict[str, Any], label: int | None, outputs: Sequence[str], found: Findings) -> list[str]:
     options: dict[str, str] = {}
-    for key in OUTPUTS:
+    for key in outputs:
         if key not in inner:
             continue
         text = _regular(inner[key], f"input.{key}", found)
@@ -286,12 +292,12 @@ def _parse_options(inner: dict[str, Any], label: int | None, found: Findings) ->
             found.faults.append(f"input.{key}: found {shown(inner[key])}; allowed: a text that is not blank")
         elif option in options.values():
             twin = next(other for other, text in options.items() if text == option)
-            # Which of the two is right cannot be told; where neither is, nobody has to.
-            if label is not None and OUTPUTS[label] not in (key, twin):
+            # Nobody can tell which of two equal options is right. That does not matter where both are wrong.
+            if label is not None and outputs[label] not in (key, twin):
                 found.odd.append(("options-equal", f"input.{twin} and input.{key}"))
             else:
                 found.faults.append(
-                    f"input.{key}: found {shown(option)}, the same as {twin}; allowed: three different options"
+                    f"input.{key}: found {shown(option)}, the same as {twin}; allowed: {len(outputs)} different options"
                 )
         elif text != option:
             found.odd.append(("option-blanks", f"input.{key}"))
@@ -300,7 +306,7 @@ def _parse_options(inner: dict[str, Any], label: int | None, found: Findings) ->
 
 
 def _regular(value: Any, where: str, found: Findings) -> str | None:
-    """A text, or a number's text, as the model is to see it; None for what is neither."""
+    """A text, or the text of a number, as the model will see it; None for any other value."""
     if _is_number(value):
         found.odd.append(("number", f"{where}: {shown(value)}"))
     elif not isinstance(value, str):
@@ -309,24 +315,33 @@ def _regular(value: Any, where: str, found: Findings) -> str | None:
     if HALF.search(text):
         found.odd.append(("half-character", where))
     if not unicodedata.is_normalized("NFC", text):
-        # Text that passed through a Mac may spell one syllable as two or three characters.
+        # A Mac may have stored one syllable as two or three characters.
         found.odd.append(("decomposed", where))
     return regular(text)
 
 
 def regular(text: str) -> str:
-    """NFC, and whole characters only: half a one, which no tokenizer takes, becomes the replacement character."""
+    """`text` in NFC. Half a character, which no tokenizer takes, becomes the replacement character."""
     return unicodedata.normalize("NFC", HALF.sub("\ufffd", text))
 
 
 def _word(text: str) -> str:
-    """A word of a closed list, however it was spelled: NFC, small letters, no blanks, no unseen characters."""
+    """`text` as words of a closed list are compared: NFC, small letters, no blanks, no unseen characters."""
     seen = [one for one in regular(text) if not one.isspace() and unicodedata.category(one) != "Cf"]
     return "".join(seen).lower()
 
 
+def _meant(value: Any, known: Sequence[str]) -> str | None:
+    """The one of `known` that a text stands for, whatever its case, blanks and unseen characters; None for others."""
+    if not isinstance(value, str):
+        return None
+    if value in known:
+        return value
+    return next((one for one in known if _word(one) == _word(value)), None)
+
+
 def _utterance_id(value: Any) -> str:
-    """The id as both sides spell it, empty for what is none."""
+    """The id as it is compared (NFC, no blanks around it); empty for a value that cannot be an id."""
     return regular(str(value)).strip() if _is_number(value) or isinstance(value, str) else ""
 
 

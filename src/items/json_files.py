@@ -1,7 +1,7 @@
-"""The bytes of a JSON file → its value, in whatever way other programs have saved the list of items.
+"""The bytes of a JSON file → its value, in whatever way another program saved the list of items.
 
-What cannot be read in one way only is a problem. Encodings are told by what they are sure to hold: JSON begins with an
-ASCII character, and a CP949 file holds a Korean word that the caller knows.
+A file that could be read in more than one way is a problem. Encodings are recognised by what they must hold: JSON
+begins with an ASCII character, and a CP949 file holds a Korean word that the caller knows.
 """
 
 import json
@@ -13,14 +13,16 @@ from typing import Any
 from src.items.oddities import Oddity
 
 BLANKS = " \t\n\r"
-"""What may stand between two values of JSON."""
+"""Characters allowed between two JSON values."""
 
 
 @dataclass
 class Json:
-    """A file's value, None when there is none; a line for each problem; what is odd about the file.
+    """What a file holds.
 
-    `repeated`: the objects that hold a key twice with the same value, each with those keys. json kept one of them.
+    value     None when there is none
+    problems  a line each
+    repeated  the objects that hold a key twice with the same value, each with those keys; json kept one of them
     """
 
     value: Any = None
@@ -30,9 +32,10 @@ class Json:
 
 
 def read_json(content: bytes, name: str, korean: Sequence[str] = ()) -> Json:
-    """The value of a file of items: a list, or what is plainly meant as one. `name` begins each line.
+    """The value of a file of items: a list, or something plainly meant as one. Each problem begins with `name`.
 
-    korean: words of which a file in CP949 has one as (the beginning of) a text; without it the encoding is not known.
+    korean  words. A file that is not UTF-8 is read as CP949 only when one of its texts begins with one of them; words
+            of ASCII letters prove nothing and are left out.
     """
     read = Json()
     text = _decode(content, name, korean, read)
@@ -44,14 +47,14 @@ def read_json(content: bytes, name: str, korean: Sequence[str] = ()) -> Json:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, short enough for a line; what cannot be seen, or not be encoded, as its escape."""
+    """A value as JSON, short enough for a line. Characters that cannot be seen or encoded are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _decode(content: bytes, name: str, korean: Sequence[str], read: Json) -> str | None:
-    encoding = json.detect_encoding(content)  # by a mark, or by where the zero bytes are
+    encoding = json.detect_encoding(content)  # from a byte order mark, or from where the zero bytes are
     try:
         text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
@@ -72,17 +75,17 @@ def _decode(content: bytes, name: str, korean: Sequence[str], read: Json) -> str
 
 
 def _as_cp949(content: bytes, korean: Sequence[str]) -> str | None:
-    """The text when it is CP949 for sure: other encodings make other words of these bytes."""
+    """The text if it is surely CP949: in another encoding the same bytes would not spell a known word."""
     try:
         text = content.decode("cp949")
     except UnicodeDecodeError:
         return None
-    return text if any(f'"{word}' in text for word in korean) else None
+    return text if any(f'"{word}' in text for word in korean if not word.isascii()) else None
 
 
 def _parse(text: str, name: str, read: Json) -> None:
     def whole_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # json keeps the last of two equal keys without a word.
+        # json silently keeps the last of two equal keys.
         found = dict(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -91,8 +94,8 @@ def _parse(text: str, name: str, read: Json) -> None:
                 read.repeated.append((found, twice))
             else:
                 read.problems.append(
-                    f"{name}: found the key {', '.join(map(shown, twice))} more than once, with different values, in "
-                    f"the object {shown(found)}"
+                    f"{name}: found the key {', '.join(map(shown, twice))} more than once, with different values, "
+                    f"in the object {shown(found)}"
                 )
         return found
 
@@ -121,19 +124,19 @@ def _parse(text: str, name: str, read: Json) -> None:
 
 
 def _as_list(values: list[Any], name: str, read: Json) -> Any:
-    """The list that is meant: of one or more items without brackets, or of a table that was saved by columns."""
+    """The list that is meant: some files lack its brackets, others hold a table saved by columns."""
     first = values[0]
     if len(values) == 1 and not (isinstance(first, dict) and {"id", "input"} <= set(first)):
         return first
     if len(values) == 1 and _is_table(first):
         read.oddities.append(Oddity("columns", name, ", ".join(first)))
-        return [{key: column[row] for key, column in first.items()} for row in first["id"]]
+        return [{key: column[number] for key, column in first.items()} for number in first["id"]]
     read.oddities.append(Oddity("one-object-a-line", name, f"{len(values)} object{'s' if len(values) > 1 else ''}"))
     return values
 
 
 def _is_table(value: dict[str, Any]) -> bool:
-    """Whether this is {column: {row: cell}}, each column with the same rows: what pandas writes by default."""
+    """Whether this is {column: {number: cell}} with the same numbers in each column, as pandas writes by default."""
     columns = list(value.values())
     return all(isinstance(column, dict) and column and list(column) == list(columns[0]) for column in columns)
 

@@ -1,7 +1,7 @@
-"""What is odd in a data file and hinders no answer: it is carried on, counted and said once.
+"""Oddities: what is strange in a data file but keeps no item from being answered. They are counted and reported once.
 
-`KINDS` names every such kind; the table in `resource/data/README.md` says for each what is done with it, and beside
-them what is refused and what passes without a word.
+`KINDS` names every kind. The table in `resource/data/README.md` says what is done with each, what is refused, and what
+passes without a word.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,41 +10,41 @@ from dataclasses import dataclass, field
 KINDS = {
     "encoding": "not saved as UTF-8; read as what it is, written as UTF-8",
     "one-object-a-line": "items one after another instead of a list; read as a list",
-    "columns": "a table by columns instead of a list; read row by row",
+    "columns": "a table saved by columns instead of a list; read as a list",
     "file-twice": "the same items in more than one file; the first is taken",
-    "item-twice": "the whole item stands there again; it is kept once",
-    "key-twice": "a key stands twice in one object with the same value; it counts once",
-    "unknown-key": "a key that is not known here; kept, not read",
+    "item-twice": "the whole item appears again; it is kept once",
+    "key-twice": "a key appears twice in one object with the same value; it counts once",
+    "unknown-key": "an unknown key; kept, not read",
     "id-number": "the id is a number; its text is the id",
-    "number": "a number stands for a text; read as its text",
+    "number": "a number in place of a text; read as its text",
     "decomposed": "letters in pieces, as a Mac stores them (NFD); put together for the model",
     "half-character": "half a character (a lone surrogate); the model sees \ufffd",
     "speaker-spelling": "a speaker is not written as a whole number; read as that number",
     "speaker-more": "a speaker beyond 1 and 2; kept",
     "utterance-blank": "an utterance is blank; kept",
     "utterance-null": "an utterance is null; read as blank",
-    "utterance-id-missing": "an utterance has no utterance_id; it is no target, so none is needed",
-    "utterance-id-twice": "two utterances have the same utterance_id; neither is a target, so no matter",
-    "target-alone": "reference_id is no list; read as a list of one",
+    "utterance-id-missing": "an utterance has no utterance_id; it is not a target, so none is needed",
+    "utterance-id-twice": "two utterances have the same utterance_id; neither is a target, so it does not matter",
+    "target-alone": "reference_id is not a list; read as a list of one",
     "target-twice": "reference_id names a target utterance more than once; it counts once",
-    "target-spelling": "reference_id spells an utterance_id otherwise than the utterance; the same one is meant",
+    "target-spelling": "reference_id spells an utterance_id differently; read as the same one",
     "target-blank": "a target utterance is blank; kept",
-    "category-spelling": "the category has blanks or unseen characters; read without them",
-    "option-blanks": "an option has blanks around it; taken off for the model",
-    "options-equal": "two wrong options are equal; the right one differs, so no matter",
-    "label-spelling": "output has blanks, unseen characters or capitals; read without them",
+    "category-spelling": "the category has blanks, unseen characters or capitals; read as the one that is meant",
+    "option-blanks": "an option has blanks around it; removed for the model",
+    "options-equal": "two wrong options are equal; the right one differs, so it does not matter",
+    "label-spelling": "output has blanks, unseen characters or capitals; read as the one that is meant",
     "id-in-two-splits": "the id belongs to another item in another split; splits are never mixed",
     "item-in-two-splits": "the same item is in another split too; an accuracy on it says little",
 }
-"""Kind → what is odd and what is done, as one says it behind the count."""
+"""Kind → what is odd and what is done about it, as printed behind the count."""
 
 FILE_KINDS = ("encoding", "one-object-a-line", "columns", "file-twice")
-"""The kinds that are counted in files; the others are counted in items."""
+"""Kinds that are counted in files; all others are counted in items."""
 
 
 @dataclass(frozen=True)
 class Oddity:
-    """One thing that is odd. `where`: file and item, as problems name them; `found`: the value, or its place."""
+    """One thing that is odd. `where`: file and item, as in problems; `found`: the value, or where it stands."""
 
     kind: str
     where: str
@@ -56,14 +56,14 @@ class Oddity:
 
 @dataclass
 class Findings:
-    """What the reader notes of one item: `faults` refuse it, what is `odd` (kind, what was found) does not."""
+    """What was noticed in one item: `faults` make it unusable; what is `odd` (kind, what was found) does not."""
 
     faults: list[str] = field(default_factory=list)
     odd: list[tuple[str, str]] = field(default_factory=list)
 
 
 def counts(oddities: Iterable[Oddity]) -> dict[str, int]:
-    """Kind → how many items (or files) have it, in the order of `KINDS`. An item that has it twice counts once."""
+    """Kind → how many items (or files) have it, in the order of `KINDS`. An item with two of a kind counts once."""
     places: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for one in oddities:
         places[one.kind].add(one.where)
@@ -71,7 +71,7 @@ def counts(oddities: Iterable[Oddity]) -> dict[str, int]:
 
 
 def oddity_lines(oddities: Sequence[Oddity]) -> list[str]:
-    """One line a kind: its name, how many items have it, what is done, the first of them."""
+    """A line for each kind: its name, how many items have it, what is done, and the first of them."""
     lines = []
     for kind, count in counts(oddities).items():
         first = next(one for one in oddities if one.kind == kind)

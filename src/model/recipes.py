@@ -23,7 +23,7 @@ from src.model.backbones import BACKBONES, Backbone, backbones
 METHODS = ("full", "lora", "qlora")
 ORPO = "orpo"
 """As an objective: preference pairs are learned. As a method, which a recipe may ask for: so, with all parameters."""
-OBJECTIVES = ("answer", "letter", "letters", ORPO)
+OBJECTIVES = ("answer", "letter", "letters", ORPO, "ranking")
 FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stochastic")
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""
 SEEDS = 2**32
@@ -105,17 +105,20 @@ class Recipe:
     lora_targets: str = _setting("all-linear", "layers with adapters: all-linear, or names separated by commas")
     objective: str = _setting(
         "answer",
-        "loss over the whole answer, its letter, or its letter among the options' letters alone; "
-        "orpo: preference of the right answer over wrong ones",
+        "loss over the whole answer, its letter, or its letter among the task's letters alone; "
+        "orpo: preference of the right answer over wrong ones; "
+        "ranking: the right answer's likelihood above that of wrong ones",
         choices=OBJECTIVES,
     )
     orpo_beta: float = _setting(0.1, "orpo: weight of the odds ratio beside the right answer's own loss", NOT_NEGATIVE)
     orpo_pairs: str = _setting(
-        "both", "orpo: the right answer against both wrong ones, or against one drawn by seed", choices=("both", "one")
+        "both",
+        "orpo and ranking: the right answer against both wrong ones (all), or against one drawn by seed",
+        choices=("both", "one"),
     )
     orpo_answer: str = _setting(
         "whole",
-        "orpo: answers are compared as the prompt has them, or by their letter alone",
+        "orpo and ranking: answers are compared as the prompt has them, or by their letter alone",
         choices=("whole", "letter"),
     )
     orpo_nll: str = _setting(

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
+from src import task
 from src.model.disk import download_bytes
 from src.model.memory import (
     ANSWER_TOKENS,
@@ -19,11 +20,12 @@ from src.model.memory import (
     run_folder_bytes,
     scoring_memory,
 )
-from src.model.recipes import ORPO, Recipe
+from src.model.recipes import Recipe
 from src.model.shapes import GIB
 from src.plan.kinds import item_tokens, kind_of
 from src.plan.known import known_base
 from src.plan.times import scoring_seconds, training_seconds
+from src.train.objectives import make_objective
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
@@ -136,7 +138,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     kind = kind_of(recipe, shape)
     mean_tokens, longest = item_tokens(kind, recipe.prompt)
     # Preference pairs have wrong answers, too; the prompt counts once.
-    wrong = 0 if recipe.objective != ORPO else 2 if recipe.orpo_pairs == "both" else 1
+    wrong = make_objective(recipe).wrong_answers(len(task.current().options))
     trained = mean_tokens + wrong * ANSWER_TOKENS
     longest += wrong * ANSWER_TOKENS
     training = weights = disk = seconds = None

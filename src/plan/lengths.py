@@ -18,11 +18,12 @@ from src.data import Item
 from src.files.paths import weights_folder
 from src.model.backbones import backbones
 from src.model.hub import cached_file
-from src.model.recipes import ORPO, Recipe
+from src.model.recipes import Recipe
 from src.plan.kinds import TURN_TOKENS, Kind, TextCounts, count_text, kind_of
 from src.plan.known import known_base
 from src.prompt.fewshot import Library
 from src.prompt.prompts import Prompt, load_prompt, reasoning_of
+from src.train.objectives import make_objective
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,12 +76,12 @@ class Texts:
 
     def estimates(self, recipe: Recipe, kind: Kind, split: str) -> list[float]:
         """About how many tokens the split's items have, in the order of `items`."""
-        prompt, orpo = load_prompt(recipe.prompt), recipe.objective == ORPO
-        key = split, prompt.text, recipe.reasoning, orpo
+        prompt, compares = load_prompt(recipe.prompt), make_objective(recipe).compares
+        key = split, prompt.text, recipe.reasoning, compares
         if key not in self._counts:
             library = self.library(prompt, recipe.reasoning)
             self._counts[key] = [
-                _count_item(prompt, item, library, recipe.reasoning, split == "train", orpo)
+                _count_item(prompt, item, library, recipe.reasoning, split == "train", compares)
                 for item in self.splits[split]
             ]
         return [
@@ -95,10 +96,10 @@ def _is_read(recipe: Recipe, split: str, item: Item) -> bool:
 
 
 def _count_item(
-    prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, orpo: bool
+    prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, compares: bool
 ) -> tuple[TextCounts, int]:
-    """(counts of the text, turns) of an item as a model reads it; of the answers the right one, or for ORPO the
-    longest.
+    """(counts of the text, turns) of an item as a model reads it; of the answers the right one, or, if the objective
+    `compares` answers, the longest.
     """
     examples = library.choose(item) if library else ()
     rendered = prompt.render(item, reasoning=reasoning, examples=examples)
@@ -106,7 +107,7 @@ def _count_item(
     if reasoning:
         texts.append(prompt.reasoned(reasoning_of(item) or "" if answered else ""))
     if answered:
-        texts.append(max(rendered.answers, key=len) if orpo or item.label is None else rendered.answers[item.label])
+        texts.append(max(rendered.answers, key=len) if compares or item.label is None else rendered.answers[item.label])
     return count_text("\n".join(texts)), len(rendered.messages) + 1
 
 
@@ -169,7 +170,7 @@ class Gauge:
             return None
         try:
             answered = split == "train" and all(item.label is not None for item in items)
-            return count(self.encoder, items, answered, self.recipe.objective == ORPO)
+            return count(self.encoder, items, answered, make_objective(self.recipe).compares)
         except UserError:  # something else is wrong, and the run will say what
             return None
 
@@ -183,20 +184,22 @@ def count(
     encoder: "Encoder",
     items: Sequence[Item],
     answered: bool,
-    orpo: bool = False,
+    compares: bool = False,
     orders: Sequence[str] | None = None,
 ) -> list[int]:
     """Tokens of each item, whether they fit the context or not.
 
-    answered: with its answer, as in training. orpo: with its longest answer. orders: of the options, by default the
+    answered: with its answer, as in training. compares: with its longest answer. orders: of the options, by default the
     file's own. Without an answer, there is a number for each item and order.
     """
     encoder = copy.copy(encoder)
     encoder.context = None
     if not answered:
         return [len(one.ids) for one in encoder.for_scoring(items, orders or (task.current().file_order,))]
-    places = range(len(task.current().options))
-    wrong = (lambda item: [place for place in places if place != item.label]) if orpo else (lambda item: [])
+
+    def wrong(item: Item) -> list[int]:
+        return [place for place in range(len(item.options)) if compares and place != item.label]
+
     return [max(map(len, one.sequences)) for one in encoder.for_training(items, wrong)]
 
 

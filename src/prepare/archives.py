@@ -1,7 +1,7 @@
 """JSON files where users have them: in a folder, in a zip, in a zip within a zip.
 
-Members of a zip are read in memory, never extracted: their names cannot reach a path of this machine. Nothing larger
-than `LARGEST_MEMBER_BYTES` is unpacked, whatever the zip says of its size.
+Members of a zip are read in memory and never extracted, so their names cannot reach a path of this machine. Nothing
+larger than `LARGEST_MEMBER_BYTES` is unpacked, whatever size the zip claims.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from pathlib import Path
 from src.console.cli import UserError, nearest
 from src.data import SPLITS, read_bytes
 
-# The official files hold a few megabytes; a zip that claims this much for one is not theirs.
 LARGEST_MEMBER_BYTES = 200_000_000
-# What is unpacked at once: even where a byte stands for thousands, this much does not fill the memory.
+"""The official files hold a few megabytes. A zip with a larger member is not the official one."""
 CHUNK_BYTES = 4096
+"""How much is unpacked at once. Even if each byte expands to thousands, this does not fill the memory."""
 
 UTF8_NAME, ENCRYPTED = 0x800, 0x1  # bits of a zip member's general purpose flag (APPNOTE.TXT, 4.4.4)
 
-# What zipfile and the decompressors below it raise on bytes that are not what they should be.
+# What zipfile and its decompressors raise on damaged bytes.
 FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -45,7 +45,7 @@ JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A JSON file: the one at `path`, or the `member` of the zip there, or of the zip `outer` within it.
+    """A JSON file: at `path` itself, or `member` of the zip at `path`, or `member` of the zip `outer` within that zip.
 
     `name` is its readable base name.
     """
@@ -61,17 +61,17 @@ class Candidate:
 
     @property
     def split(self) -> str | None:
-        """The one split word in the name; None for no such word or several."""
+        """The split word in the name, or None if there is none or more than one."""
         words = set(re.findall(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])", self.name.lower()))
         return words.pop() if len(words) == 1 else None
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for the same file, given twice."""
+        """Equal for the same file if it is given twice."""
         return (self.path.resolve(), *(one and one.header_offset for one in (self.outer, self.member)))
 
     def read(self) -> bytes:
-        """UserError when it cannot be read; it names the place."""
+        """The bytes of the file. UserError, which names the place, if it cannot be read."""
         if self.member is None:
             return read_bytes(self.path)
         with _opened(self.path, readable(str(self.path))) as archive:
@@ -84,7 +84,7 @@ class Candidate:
 
 @dataclass
 class Found:
-    """JSON files, and what else lies there: zips within that could not be read, with the reason, and other names."""
+    """What is at a path: JSON files, why zips within a zip could not be read, and names of other files."""
 
     candidates: list[Candidate] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Found:
 
 
 def find(path: Path) -> Found:
-    """What is at a path that the user gave: a folder (searched to its depth), a zip, or a JSON file itself."""
+    """What is at a path that the user gave: a folder (with all folders in it), a zip, or a JSON file."""
     found = Found()
     try:
         there = path.exists()
@@ -113,21 +113,22 @@ def find(path: Path) -> Found:
         candidate = Candidate(path, readable(path.name))
         if candidate.split is None:
             raise UserError(
-                f"{path}: the name does not say which split this is; allowed: exactly one of the words "
-                f"{', '.join(SPLITS)} in it. Rename it, for instance to data_train.json"
+                f"{path}: the name does not say which split this is; "
+                f"allowed: exactly one of the words {', '.join(SPLITS)} in it. "
+                "Rename it, for instance to data_train.json"
             )
         found.candidates.append(candidate)
     else:
         kind = "a damaged zip, download it again" if path.suffix.lower() == ".zip" else "neither"
         raise UserError(
-            f"{path}: found {kind}; allowed: a zip, a folder or a JSON file. Unpack any other archive and give its "
-            "folder"
+            f"{path}: found {kind}; allowed: a zip, a folder or a JSON file. "
+            "Unpack any other archive and give its folder"
         )
     return found
 
 
 def _list(archive: zipfile.ZipFile, path: Path, found: Found, outer: zipfile.ZipInfo | None = None) -> None:
-    """Adds the members of a zip; and those of the zips in it, but not of zips in them."""
+    """Adds the members of a zip, and the members of zips in it, but no deeper."""
     for member in archive.infolist():
         name = member_name(member)
         base = name.rstrip("/").split("/")[-1]
@@ -145,7 +146,7 @@ def _list(archive: zipfile.ZipFile, path: Path, found: Found, outer: zipfile.Zip
             try:
                 with _opened(io.BytesIO(_unpack(archive, member, place)), place) as inner:
                     _list(inner, path, found, member)
-            except UserError as error:  # nothing of it may be needed
+            except UserError as error:  # perhaps nothing in it is needed
                 found.unread.append(str(error))
 
 
@@ -156,7 +157,8 @@ def _opened(file: Path | io.BytesIO, place: str) -> Iterator[zipfile.ZipFile]:
     except FAULTS as error:
         raise UserError(f"{place} is a damaged zip ({_why(error)}). Download it again.") from error
     with archive:
-        # zipfile takes the last directory that it finds. In a zip that was cut it may be that of a zip within.
+        # zipfile uses the last directory that it finds. In a zip that was cut off, that may be the directory of a zip
+        # within it.
         starts = [member.header_offset for member in archive.infolist()]
         if starts and min(starts) > 0 and _begins_as_zip(file):
             raise UserError(f"{place} is a damaged zip (its own directory is missing). Download it again.")
@@ -183,8 +185,8 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> by
             size = len(content)
     except NotImplementedError as error:
         raise UserError(
-            f"{place} is packed in a way that is not known here ({_why(error)}). Unpack the zip with another program "
-            "and give the folder instead."
+            f"{place} is packed in a way that is not known here ({_why(error)}). "
+            "Unpack the zip with another program and give the folder instead."
         ) from error
     except FAULTS as error:
         raise UserError(f"{place} cannot be unpacked ({_why(error)}). Download the zip again.") from error
@@ -201,7 +203,7 @@ def _why(error: BaseException) -> str:
 
 
 def is_json(name: str) -> bool:
-    """Whether a path in a folder or zip is a JSON file. Resource forks of a Mac (`__MACOSX/`, `._x.json`) are not."""
+    """Whether a path in a folder or zip is a JSON file. A Mac's resource forks (`__MACOSX/`, `._x.json`) are not."""
     return name.lower().endswith(JSON_ENDINGS) and not is_hidden(name)
 
 
@@ -213,7 +215,7 @@ def is_hidden(name: str) -> bool:
 def member_name(member: zipfile.ZipInfo) -> str:
     """The name as it was meant, NFC and with slashes.
 
-    Without the UTF-8 flag zipfile reads a name as cp437; macOS then meant UTF-8 all the same, and Korean Windows CP949.
+    Without the UTF-8 flag zipfile reads a name as cp437. macOS writes UTF-8 without the flag, Korean Windows CP949.
     """
     name = member.filename
     if not member.flag_bits & UTF8_NAME:
@@ -227,7 +229,7 @@ def member_name(member: zipfile.ZipInfo) -> str:
 
 
 def readable(name: str) -> str:
-    """A path of this machine as text, NFC. Names that are no UTF-8 come from a zip of Korean Windows: CP949."""
+    """A path of this machine as text, NFC. Names that are not UTF-8 came from a zip of Korean Windows and are CP949."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

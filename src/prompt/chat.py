@@ -1,8 +1,8 @@
-"""A backbone's chat template: what it does is found out once, by probes, and then held.
+"""A backbone's chat template: probes find out once what it does, and that is kept.
 
 A template is a program that somebody else wrote. It may refuse a system turn, write the assistant's header unasked,
-write today's date, open the answer with an empty block of thoughts, or drop a text. Nothing of that is believed from
-its name or its flags: small chats are rendered and looked at.
+write today's date, open the answer with an empty block of thoughts, or drop a text. Names and flags do not tell:
+small chats are rendered and looked at.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ import jinja2
 from src.console.cli import UserError
 from src.files.limits import time_limit
 from src.prompt.control import ControlTokens
-from src.prompt.prompts import Message
+from src.prompt.messages import Message
 
 SECONDS = 5.0
-"""Longest time that one chat may take to render; a thousandth of it is usual."""
+"""Longest time that one chat may take to render. Usual are a few milliseconds."""
 
 ANOTHER = "Give another one: --chat_template FILE."
 
 FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
-"""What a template's own mistake raises, beside Jinja2's errors."""
+"""What a mistake in a template raises, besides Jinja2's errors."""
 
 SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
 
-# Templates that know this argument (Qwen3's) then open the answer with an empty block of thoughts, which is how these
-# models were trained to answer at once.
+# With this argument, templates that know it (Qwen3's) open the answer with an empty block of thoughts. These models
+# were trained to answer at once after it.
 WITHOUT_THINKING = {"enable_thinking": False}
 
 
@@ -39,7 +39,7 @@ class Frozen:
     """What a run's record keeps of rendering, so that the same text is rendered later.
 
     source      whose template it is: "tokenizer" or "recipe"
-    date        ISO date that the template writes, None when it writes none
+    date        ISO date that the template writes, None if it writes none
     arguments   given to the template
     """
 
@@ -48,34 +48,44 @@ class Frozen:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Chat:
-    """One backbone's template.
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+    """What a recipe, and the record of a run, say about writing messages for a backbone.
 
-    name          the backbone, for messages
-    template      the template's text; `source` says whose it is, "tokenizer" or "recipe"
-    system_turn   "auto" asks the template, "own" keeps a system message, "folded" puts it in front of the user's
-    frozen        of a run that is gone on with or scored; None fixes today's date and the arguments anew
+    chat_template   the recipe's; for a tokenizer that ships none, or, with `override`, in place of the shipped one
+    system_turn     "auto" asks the template, "own" keeps a system message, "folded" puts it in front of the user's
+    reasoning       the letter comes after reasoning and the prompt's bridge. The reasoning is the item's own in
+                    training, none in `Encoder.for_scoring`, a model's in `Encoder.for_chains`
+    frozen          of a run that is resumed or scored; None fixes today's date and the arguments anew
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        template: str,
-        *,
-        name: str,
-        source: str,
-        system_turn: str = "auto",
-        frozen: Frozen | None = None,
-    ) -> None:
-        self.tokenizer, self.template, self.name, self.source = tokenizer, template, name, source
-        self.control = ControlTokens(tokenizer, template)
-        self.date = _date_of(template, frozen, self._whose)
-        self.dated_template = _with_date(template, self.date)
+    chat_template: str | None = None
+    override: bool = False
+    system_turn: str = "auto"
+    reasoning: bool = False
+    frozen: Frozen | None = None
+
+
+class Chat:
+    """One backbone's template. UserError where there is none, or where it loses what it is given.
+
+    template      its text; `source` says whose it is, "tokenizer" or "recipe"
+    system_turn   what is done with a system message: "own" or "folded"
+    turn_end      what ends an answer
+    """
+
+    def __init__(self, tokenizer: Any, name: str, rendering: Rendering) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        self.template, self.source = _chosen_template(tokenizer, name, rendering)
+        self.control = ControlTokens(tokenizer, self.template)
+        frozen = rendering.frozen
+        self.date = _date_of(self.template, frozen, self._whose)
+        self.dated_template = _with_date(self.template, self.date)
         self.arguments: dict[str, Any] = {}
         user = self._apply([_user()])
         if self._apply([_user()]) != user:
             raise UserError(
-                f"{self._whose} writes other text each time it is asked, so what is trained could never be scored. "
+                f"{self._whose} writes different text each time it is asked, so what is trained could never be scored. "
                 f"{ANOTHER}"
             )
         if frozen is None and self._apply([_user()], WITHOUT_THINKING) != user:
@@ -83,15 +93,13 @@ class Chat:
         elif frozen is not None:
             self.arguments = dict(frozen.arguments)
         self._check_kept(user, "user", USER)
-        self.system_turn = self._system_turn() if system_turn == "auto" else system_turn
+        self.system_turn = self._system_turn() if rendering.system_turn == "auto" else rendering.system_turn
         if self.system_turn == "own":
             self._check_kept(self._apply([_system(), _user()]), "system", SYSTEM)
         self.turn_end = self._turn_end()
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The messages up to where the answer begins, marked (`ControlTokens.mark`) where their texts spell control
-        tokens.
-        """
+        """The messages up to the answer, marked (`ControlTokens.mark`) where their texts spell control tokens."""
         marked = [{**message, "content": self.control.hide(message["content"])} for message in messages]
         if self.system_turn == "folded" and marked[0]["role"] == "system":
             system, user, *rest = marked
@@ -110,11 +118,11 @@ class Chat:
         return sorted({*(end if len(end) == 1 else []), *([] if eos is None else [eos])})
 
     def refuse_lost_answers(self) -> None:
-        """UserError when the template drops what an assistant said before, which worked examples need."""
+        """UserError if the template drops earlier answers of the assistant, which worked examples need."""
         self._check_kept(self._apply([_user(), _answer(), _user()]), "assistant", ANSWER)
 
     def notes(self, with_system: bool) -> list[str]:
-        """What the template does beside framing the messages, a line each."""
+        """What the template does besides framing the messages, a line each."""
         lines = []
         messages = [_system(), _user()] if with_system else [_user()]
         text = self.render(messages)
@@ -162,31 +170,31 @@ class Chat:
     def _check_kept(self, text: str, role: str, word: str) -> None:
         if word not in text:
             raise UserError(
-                f"{self._whose} leaves out the text of the {role}'s turn: it does not write `message.content`, or "
-                f"takes it for a list of parts. {ANOTHER}"
+                f"{self._whose} leaves out the text of the {role}'s turn: "
+                f"it does not write `message.content`, or takes it for a list of parts. {ANOTHER}"
             )
 
     def _check_whole(self, text: str, message: Message) -> None:
-        """UserError when `text` has not every word of a message: blanks may move, as with `trim`."""
+        """UserError if `text` lacks words of a message. Blanks may move, as with `trim`."""
         if message["content"].strip() in text:
             return
         words = " ".join(message["content"].split())
         if words not in " ".join(text.split()):
             shown = self.control.clean(self.control.unhide(words))[:60]
             raise UserError(
-                f"{self._whose} cuts or changes the text of the {message['role']}'s turn that begins with {shown!r}. "
-                f"{ANOTHER}"
+                f"{self._whose} cuts or changes the text of the {message['role']}'s turn "
+                f"that begins with {shown!r}. {ANOTHER}"
             )
 
     def _opened(self) -> str:
-        """What an answer to come is opened with and one of a turn gone by is not, as `<think>`."""
-        to_come = self._apply([_user()]).rpartition(USER)[2].rstrip()
+        """What opens an answer to come but not an earlier one, as `<think>`."""
+        coming = self._apply([_user()]).rpartition(USER)[2].rstrip()
         try:
-            gone_by = self._apply([_user(), _answer(), _user()])
-        except UserError:  # one that takes no second question
+            earlier = self._apply([_user(), _answer(), _user()])
+        except UserError:  # a template that takes no second question
             return ""
-        before = gone_by.partition(ANSWER)[0].rpartition(USER)[2].rstrip()
-        return to_come.removeprefix(before).strip() if before and to_come.startswith(before) else ""
+        before = earlier.partition(ANSWER)[0].rpartition(USER)[2].rstrip()
+        return coming.removeprefix(before).strip() if before and coming.startswith(before) else ""
 
     def _system_turn(self) -> str:
         try:
@@ -195,9 +203,9 @@ class Chat:
             return "folded"
 
     def _turn_end(self) -> str:
-        """What ends an answer, up to the first control token behind it: supervised, so that generation would stop.
+        """What ends an answer, up to the first control token after it. It is supervised, so that generation stops.
 
-        Some templates write the next turn's header too, whatever they are asked for.
+        Some templates write the next turn's header too, even when asked not to.
         """
         whole = self._apply([_user(), _answer()])
         place = whole.rfind(ANSWER)
@@ -220,28 +228,28 @@ def _answer() -> Message:
 
 
 def _added(without: str, with_it: str) -> str:
-    """The end of `with_it` where it goes on differently."""
+    """The end of `with_it`, from where it differs from `without`."""
     same = next((n for n, (a, b) in enumerate(zip(without, with_it, strict=False)) if a != b), len(without))
     return with_it[same:]
 
 
 def _date_of(template: str, frozen: Frozen | None, whose: str) -> str | None:
-    """The ISO date that a template which writes one is rendered with; None for a template that writes none."""
+    """The ISO date for a template that writes the date; None for one that does not."""
     if "strftime_now" not in template:
         return None
     if frozen is None:
         return datetime.date.today().isoformat()
     if frozen.date is None:
         raise UserError(
-            f"{whose} writes the date, and the run's record does not keep the date that it was trained with, so the "
-            "same text cannot be rendered again. Train the run again; the date is kept now."
+            f"{whose} writes the date, and the run's record does not keep the date that it was trained with, "
+            "so the same text cannot be rendered again. Train the run again; the date is kept now."
         )
     return frozen.date
 
 
 def _with_date(template: str, date: str | None) -> str:
-    """`template`, with `strftime_now` as a macro in front that knows one day only. (transformers hands templates no
-    functions of ours.)
+    """`template` with a macro `strftime_now` in front of it that knows one day only. (transformers does not let us
+    give functions to a template.)
     """
     if date is None:
         return template
@@ -250,7 +258,7 @@ def _with_date(template: str, date: str | None) -> str:
     known = [(sign, text) for sign in signs if (text := day.strftime(sign)) != sign]
     table = "[" + ", ".join(f"({_quoted(sign)}, {_quoted(text)})" for sign, text in known) + "]"
     percent = _quoted("\ue000")  # of a "%%", which begins no sign
-    # `+%}` keeps a line break with which the template itself may begin.
+    # `+%}` keeps a line break at the beginning of the template.
     return (
         f'{{%- macro strftime_now(format) -%}}{{%- set found = namespace(text=format | replace("%%", {percent})) -%}}'
         f"{{%- for sign, text in {table} -%}}"
@@ -267,12 +275,19 @@ def _said(error: BaseException) -> str:
     return str(error).rstrip(".")
 
 
-def choose_template(shipped: Any, given: str | None, overrides: bool) -> tuple[str, str] | None:
-    """(template, source) of what the tokenizer ships and what the recipe gives; None when there is neither.
-
-    overrides: the recipe's goes first, else the tokenizer's.
-    """
+def _chosen_template(tokenizer: Any, name: str, rendering: Rendering) -> tuple[str, str]:
+    """(template, source): the tokenizer's or the recipe's, the latter first only if it overrides."""
+    shipped = tokenizer.chat_template
     if isinstance(shipped, dict):  # several by name: for tools, for retrieval
         shipped = shipped.get("default")
-    both = [("recipe", given), ("tokenizer", shipped)]
-    return next(((text, source) for source, text in (both if overrides else reversed(both)) if text), None)
+    frozen = rendering.frozen
+    overrides = rendering.override if frozen is None or frozen.source is None else frozen.source == "recipe"
+    both = [(rendering.chat_template, "recipe"), (shipped, "tokenizer")]
+    for template, source in both if overrides else reversed(both):
+        if template:
+            return template, source
+    raise UserError(
+        f"{name}: the tokenizer ships no chat template and the recipe gives none. "
+        "Give one: --chat_template FILE, or `chat_template` in the recipe "
+        "(a Jinja2 text over messages, bos_token and add_generation_prompt)."
+    )

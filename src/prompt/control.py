@@ -1,7 +1,7 @@
-"""Control tokens: the entries of a tokenizer that only the chat template may write.
+"""Control tokens: entries of a tokenizer that only the chat template may write.
 
-What people wrote is text, whatever it says: `<|im_end|>` in an utterance is ten characters, not the end of a turn.
-transformers marks such words before the template is rendered, and encodes what is marked as text.
+What people wrote is always text: `<|im_end|>` in an utterance is ten characters, not the end of a turn. transformers
+marks such words before the template is rendered, and encodes marked words as text.
 """
 
 import re
@@ -13,22 +13,22 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from src.console.cli import UserError
 
-# What transformers puts around a marked word, and drops from everybody's text.
+# transformers puts these around a marked word, and removes them from what people wrote.
 MARKS = re.compile("[\U000f0000\U000f0001]")
 _WORD = re.compile("\U000f0000(.*?)\U000f0001", re.DOTALL)
 
 BETWEEN = "\n"
-"""In the place of a marked word, where a text is searched for others: nothing joins over it."""
+"""Replaces a marked word while a text is searched for others, so that its two sides cannot join."""
 
-# `<think>`, `[/INST]`, `<|fim_prefix|>`, `{{user}}`: shaped like a mark, whether the tokenizer calls it special or not.
+# `<think>`, `[/INST]`, `<|fim_prefix|>`, `{{user}}`: shaped like a control token, even if not declared special.
 SHAPE = re.compile(r"[<\[{(|].*[>\]})|]", re.DOTALL)
 
 
 class ControlTokens:
     """The control tokens of one tokenizer under one chat template.
 
-    These are all special tokens, and of the other added ones those that look like a mark or stand in the template.
-    Added words of the language, and Gemma's runs of blanks and line breaks, are text for everybody.
+    These are all special tokens, and those other added tokens that have the shape of one or occur in the template.
+    Added words of the language, and Gemma's runs of blanks and line breaks, are plain text.
     """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
@@ -48,7 +48,7 @@ class ControlTokens:
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
     def first_in(self, texts: Iterable[str]) -> str | None:
-        """The first control token that the texts spell, None when they spell none."""
+        """The first control token that the texts spell, or None."""
         for text in texts:
             found = self.pattern.search(text) or (self._normalizer and self.pattern.search(self._normalised(text)))
             if found:
@@ -56,15 +56,15 @@ class ControlTokens:
         return None
 
     def mark(self, text: str) -> str:
-        """`text` with every control token in it marked as text; `clean` takes the marks away again."""
+        """`text` with every control token in it marked as text; `clean` removes the marks."""
         marked: str = mark_control_tokens(text, self.pattern)
         if self._normalizer and self.pattern.search(self._normalised(_WORD.sub(BETWEEN, marked))):
             marked = mark_control_tokens(self._spelled(text), self.pattern)
         return marked
 
     def _spelled(self, text: str) -> str:
-        """`text` with the words that the tokenizer itself would fold to a control token, as a full-width ＜s＞ or
-        <TURN>, spelled like that token.
+        """`text` with words that the tokenizer would normalise to a control token, as a full-width ＜s＞ or <TURN>,
+        spelled like that token.
         """
         folded = [_folded(sign) for sign in text]
         origin = [place for place, signs in enumerate(folded) for _ in signs]
@@ -77,8 +77,8 @@ class ControlTokens:
         return "".join([*found, text[end:]])
 
     def hide(self, text: str) -> str:
-        """`text` with a number in the place of each marked word, so that a template which looks for such words in what
-        people wrote, as Qwen3's does for `</think>`, finds none; `unhide` gives the marked text.
+        """`text` with a number in place of each marked word; `unhide` gives the marked text. A template that looks for
+        such words in what people wrote, as Qwen3's does for `</think>`, then finds none.
         """
         return _WORD.sub(lambda found: found[0].replace(found[1], str(self._words.index(found[1]))), self.mark(text))
 
@@ -89,7 +89,7 @@ class ControlTokens:
         return MARKS.sub("", marked)
 
     def encode(self, marked: str, name: str) -> list[int]:
-        """Token ids of marked text, without the tokenizer's own special tokens. Text without marks is encoded as ever.
+        """Token ids of marked text, without the tokenizer's own special tokens. Text without marks is encoded as usual.
 
         `name` is the backbone's, for the message.
         """
@@ -98,20 +98,21 @@ class ControlTokens:
         word = self.first_in(_WORD.findall(marked))
         if not getattr(self.tokenizer, "is_fast", False):
             raise UserError(
-                f"{name}: an item's text spells the control token {word!r}, and a tokenizer written in Python alone "
-                "cannot read it as text. Take the word out of the item, or give a fast tokenizer with --tokenizer."
+                f"{name}: an item's text spells the control token {word!r}, "
+                "and a tokenizer written in Python alone cannot read it as text. "
+                "Take the word out of the item, or give a fast tokenizer with --tokenizer."
             )
         try:
             return self._encode_marked(_WORD.sub(lambda found: self._as_text(found[0]), marked))
         except ValueError as error:
             raise UserError(
-                f"{name}: an item's text spells the control token {word!r}, which this tokenizer cannot read as text "
-                f"({error}). Take the word out of the item."
+                f"{name}: an item's text spells the control token {word!r}, "
+                f"which this tokenizer cannot read as text ({error}). Take the word out of the item."
             ) from error
 
     def _as_text(self, marked_word: str) -> str:
-        """A marked word, cut in two where the tokenizer knows it as a piece of text, too, and would still make it one
-        token: a mark alone keeps its sides apart.
+        """A marked word. If the tokenizer also knows it as a piece of plain text, and so would still make it one token,
+        it is cut in two: a mark keeps its sides apart.
         """
         if marked_word not in self._cut:
             mark, word = marked_word[-1], marked_word[1:-1]
@@ -127,7 +128,7 @@ class ControlTokens:
         return list(self.tokenizer(marked, **keys)["input_ids"])
 
     def starts(self, marked: str, name: str) -> list[int]:
-        """For each id of `encode` where its token starts in the clean text."""
+        """Where the token of each id of `encode` starts in the clean text."""
         if not MARKS.search(marked):
             return [start for start, _ in self._offsets(marked)]
         found: list[int] = []
@@ -144,8 +145,8 @@ class ControlTokens:
         return found
 
     def _starts_behind(self, piece: str) -> list[int]:
-        """Where tokens start in a piece behind a marked word. As transformers encodes it: behind a line break, so that
-        no blank is put in front, where the line break stays by itself.
+        """Where tokens start in a piece after a marked word. transformers encodes it after a line break, so that no
+        blank is put in front of it, provided that the line break is a token of its own.
         """
         alone, behind = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
         if behind[: len(alone)] == alone:
@@ -164,5 +165,5 @@ class ControlTokens:
 
 
 def _folded(text: str) -> str:
-    """`text` as tokenizers fold it at most: width, case and accents."""
+    """`text` with everything folded that a tokenizer may fold: width, case and accents."""
     return unicodedata.normalize("NFKC", text).casefold()

@@ -1,8 +1,8 @@
 """Messages → tokens: the one encoder that training, scoring and preference tuning share.
 
 The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a
-BOS is put in front by rule. So the letter that is trained is the letter that is read, in the context the model will
-really see.
+BOS is put in front by rule. So the letter that is trained is the letter that is read, in the context that the model
+really sees.
 """
 
 import dataclasses
@@ -12,14 +12,27 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from src import task
 from src.console.cli import UserError
-from src.data import CATEGORIES, Item, Utterance
-from src.prompt.chat import ANOTHER, Chat, Frozen, choose_template
+from src.data import Item, Utterance
+from src.prompt.chat import ANOTHER, Chat, Rendering
 from src.prompt.fewshot import Library
-from src.prompt.prompts import LETTERS, ORDERS, Message, Prompt, Rendered, reasoning_of
+from src.prompt.messages import Message, Prompt, Rendered, reasoning_of
 
 SEAM = 12
-"""Characters at the end of a prompt that decide how a letter behind it is tokenised."""
+"""Characters at the end of a prompt that decide how a letter after it is tokenised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a model can read. None stands for no limit.
+
+    context     its longest input in tokens; longer items are refused, never cut
+    vocab       how many token ids it has embeddings for; an item with another is refused
+    """
+
+    context: int | None = None
+    vocab: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,63 +64,41 @@ class Example:
 class Encoder:
     """Tokenises items for one backbone with one prompt.
 
-    name            the backbone, for messages
-    chat_template   the recipe's; for a tokenizer that ships none, or, with `override`, in place of the shipped one
-    system_turn     "auto" probes the template, "own" keeps a system message, "folded" puts it in front of the user's
-    context         the model's longest input in tokens; longer items are refused, never cut
-    vocab           how many token ids the model has embeddings for; an item with another is refused
-    library         where a prompt with examples takes them from
-    reasoning       the letter stands behind reasoning and the prompt's bridge: behind the item's own in training,
-                    behind none in `for_scoring`, behind what a model has generated in `for_chains`
-    frozen          of a run that is gone on with or scored: what its record keeps of rendering
+    name        the backbone, for messages
+    library     where a prompt with examples takes them from
     """
 
     def __init__(
         self,
         tokenizer: Any,
         prompt: Prompt,
-        *,
         name: str,
-        chat_template: str | None = None,
-        override: bool = False,
-        system_turn: str = "auto",
-        context: int | None = None,
-        vocab: int | None = None,
+        rendering: Rendering | None = None,
+        limits: Limits | None = None,
         library: Library | None = None,
-        reasoning: bool = False,
-        frozen: Frozen | None = None,
     ) -> None:
-        self.tokenizer, self.prompt, self.name, self.context = tokenizer, prompt, name, context
-        self.library, self.reasoning = library, reasoning
+        rendering, limits = rendering or Rendering(), limits or Limits()
+        self.tokenizer, self.prompt, self.name, self.library = tokenizer, prompt, name, library
+        self.reasoning, self.context, self.vocab = rendering.reasoning, limits.context, limits.vocab
         if (library is None) != (prompt.examples is None):
             raise UserError(
                 f"prompt {prompt.name} has examples, and there is no training split here to take them from."
             )
-        if reasoning and len(prompt.bridge) < SEAM:
+        if self.reasoning and len(prompt.bridge) < SEAM:
             raise UserError(
-                f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, the words between "
-                f"the reasoning and the letter; found {prompt.bridge!r}."
+                f"prompt {prompt.name}: reasoning needs a `bridge` of at least {SEAM} characters, "
+                f"the words between the reasoning and the letter; found {prompt.bridge!r}."
             )
-        if frozen is not None and frozen.source is not None:
-            override = frozen.source == "recipe"
-        chosen = choose_template(tokenizer.chat_template, chat_template, override)
-        if chosen is None:
-            raise UserError(
-                f"{name}: the tokenizer ships no chat template and the recipe gives none. Give one: --chat_template "
-                "FILE, or `chat_template` in the recipe (a Jinja2 text over messages, bos_token and "
-                "add_generation_prompt)."
-            )
-        self.template, self.template_source = chosen
-        self.chat = Chat(
-            tokenizer, self.template, name=name, source=self.template_source, system_turn=system_turn, frozen=frozen
-        )
+        self.letters = task.current().letters
+        self.chat = Chat(tokenizer, name, rendering)
+        self.template, self.template_source = self.chat.template, self.chat.source
         self.control = self.chat.control
         if prompt.examples is not None:
             self.chat.refuse_lost_answers()
         self.bos_id = self._own_bos()
-        self.vocab, self.pad_id = vocab, _pad_id(tokenizer, vocab)
+        self.pad_id = _pad_id(tokenizer, self.vocab)
         self.lead = self._lead()
-        self.letter_ids: tuple[int, int, int] | None = None
+        self.letter_ids: tuple[int, ...] | None = None
 
     @property
     def template_sha256(self) -> str:
@@ -128,8 +119,8 @@ class Encoder:
 
     @functools.cached_property
     def rendered_sha256(self) -> tuple[str, str]:
-        """Hashes of the text and of the token ids of invented items, one of every category, without examples: what
-        moves when a template, a date, a library or a tokenizer renders or reads otherwise.
+        """Hashes of the text and of the token ids of invented items, one of every category, without examples. They
+        change when a template, a date, a library or a tokenizer renders or reads differently.
         """
         texts = [self._open(self._chat(self.prompt.render(one, reasoning=self.reasoning))) for one in _probes()]
         ids = [self._ids(text) for text in texts]
@@ -138,10 +129,12 @@ class Encoder:
         return text_sha, ids_sha
 
     def notes(self, items: Sequence[Item]) -> list[str]:
-        """What is to be known of the prompt of `items` before it is used, a line each."""
+        """What the user should know about the prompt of `items` before it is used, a line each."""
         lines = self.chat.notes(bool(self.prompt.system))
         if self.lead:
-            lines.append(f"the chat template ends with a blank, so the letters are read with it: {self.lead + 'A'!r}")
+            lines.append(
+                f"the chat template ends with a blank, so the letters are read with it: {self.lead + self.letters[0]!r}"
+            )
         spelled = {
             item.id: word
             for item in items
@@ -150,18 +143,18 @@ class Encoder:
         if spelled:
             first, word = next(iter(spelled.items()))
             lines.append(
-                f"{len(spelled)} of {len(items)} items spell a control token of this tokenizer ({first} is the first, "
-                f"with {word!r}); it is read as text"
+                f"{len(spelled)} of {len(items)} items spell a control token of this tokenizer "
+                f"({first} is the first, with {word!r}); it is read as text"
             )
         return lines
 
-    def prompt_text(self, item: Item, order: str = ORDERS[0]) -> str:
-        """The whole prompt as text, up to where the letter comes, or before it the reasoning."""
+    def prompt_text(self, item: Item, order: str | None = None) -> str:
+        """The whole prompt as text, up to the letter, or with reasoning up to the reasoning."""
         return self.control.clean(self._chat(self._render(item, order)))
 
     def token_starts(self, item: Item) -> list[int]:
-        """Where in the text up to the letter (`prompt_text`, with the bridge behind it when reasoning) each token
-        starts, a BOS of the tokenizer's own left out.
+        """Where each token starts in the text up to the letter (`prompt_text`, and with reasoning the bridge). A BOS
+        that the tokenizer adds has no start.
         """
         return self.control.starts(self._open(self._chat(self._render(item))), self.name)
 
@@ -174,7 +167,7 @@ class Encoder:
     ) -> list[Example]:
         """Prompt, right answer and turn end of labelled items in the file's own order of options.
 
-        wrong: of an item, the places of the options that are encoded as rejected answers as well.
+        wrong: gives for an item the indices of the options that are encoded as rejected answers as well.
         """
         examples, prompts = [], []
         for item in items:
@@ -185,37 +178,43 @@ class Encoder:
             prompts.append(before)
             prompt_ids = self._ids(prompt)
             lead = "" if self.reasoning else self.lead
-            ids, *rejected = (
+            answered = [
                 tuple(self._ids(before + lead + self.control.mark(rendered.answers[place]) + self.turn_end))
                 for place in (item.label, *wrong(item))
-            )
-            if any(answered[: len(prompt_ids)] != tuple(prompt_ids) for answered in (ids, *rejected)):
+            ]
+            if any(ids[: len(prompt_ids)] != tuple(prompt_ids) for ids in answered):
                 raise UserError(
-                    f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, so no "
-                    f"letter could be read there. The prompt ends with {prompt[-20:]!r}; let the prompt or the chat "
-                    "template (--chat_template FILE) end it with a line break."
+                    f"{self.name}: item {item.id}: the answer's first token merges with the end of the prompt, "
+                    f"so no letter could be read there. The prompt ends with {prompt[-20:]!r}; "
+                    "let the prompt or the chat template (--chat_template FILE) end it with a line break."
                 )
-            own = item.id, ORDERS[0], ids, len(prompt_ids), item.label, item.dialogue_key
-            examples.append(Example(*own, tuple(rejected)))
+            examples.append(
+                Example(
+                    id=item.id,
+                    order=task.current().file_order,
+                    ids=answered[0],
+                    answer_start=len(prompt_ids),
+                    letter=item.label,
+                    dialogue=item.dialogue_key,
+                    rejected=tuple(answered[1:]),
+                )
+            )
         self._check(examples, prompts)
         for one, item, before in zip(examples, items, prompts, strict=True):
-            assert self.letter_ids is not None and item.label is not None
-            letter = len(self._ids(before)) if self.reasoning else one.answer_start
-            for place, answered in zip((item.label, *wrong(item)), one.sequences, strict=True):
-                if answered[letter] != self.letter_ids[place]:
-                    raise UserError(
-                        f"{self.name}: item {one.id}: the letter merges with what follows it in the answer: "
-                        f"{self.tokenizer.decode([answered[letter]])!r} would be trained, and "
-                        f"{LETTERS[place]!r} read. In the prompt's `answer`, put a line break behind the letter."
-                    )
+            assert item.label is not None
+            start = len(self._ids(before)) if self.reasoning else one.answer_start
+            self._check_trained_letters(one, start, (item.label, *wrong(item)))
         return examples
 
-    def for_scoring(self, items: Sequence[Item], orders: Sequence[str] = ORDERS[:1]) -> list[Example]:
-        """The prompts alone, item by item and for each order; the letters are read behind the last token."""
-        return self.for_chains([(item.id, item, order, "") for item in items for order in orders])
+    def for_scoring(self, items: Sequence[Item], orders: Sequence[str] | None = None) -> list[Example]:
+        """The prompts alone, item by item and for each order (by default the file's); the letters are read after the
+        last token.
+        """
+        shown = (task.current().file_order,) if orders is None else orders
+        return self.for_chains([(item.id, item, order, "") for item in items for order in shown])
 
     def for_chains(self, chains: Sequence[tuple[str, Item, str, str]]) -> list[Example]:
-        """Prompts with what was generated behind them: for each (id of the example, item, order, generated text)."""
+        """Prompts followed by generated text: for each (id of the example, item, order, generated text)."""
         examples, prompts = [], []
         for id, item, order, text in chains:
             prompt = self._chat(self._render(item, order))
@@ -226,8 +225,8 @@ class Encoder:
         self._check(examples, prompts)
         return examples
 
-    def for_reasoning(self, item: Item, order: str = ORDERS[0]) -> list[int]:
-        """The prompt behind which reasoning is generated."""
+    def for_reasoning(self, item: Item, order: str | None = None) -> list[int]:
+        """The prompt after which reasoning is generated."""
         return self._ids(self._chat(self._render(item, order)))
 
     def show(self, example: Example) -> str:
@@ -236,21 +235,21 @@ class Encoder:
         right, *wrong = (f"⟦{decode(list(ids[start:]))}⟧" for ids in example.sequences)
         return "\n".join([f"{decode(list(example.ids[:start]))}{right}", *(f"rejected: {answer}" for answer in wrong)])
 
-    def _render(self, item: Item, order: str = ORDERS[0]) -> Rendered:
+    def _render(self, item: Item, order: str | None = None) -> Rendered:
         examples = self.library.choose(item) if self.library else ()
         return self.prompt.render(item, order, reasoning=self.reasoning, examples=examples)
 
     def _chat(self, rendered: Rendered) -> str:
-        """The marked text up to where the answer begins; a blank at its end belongs to the answer (`lead`)."""
+        """The marked text up to the answer, without a blank at its end that belongs to the answer (`lead`)."""
         text = self.chat.render(rendered.messages)
         return text.removesuffix(self.lead)
 
     def _open(self, prompt: str) -> str:
-        """The prompt up to where a letter comes at once: behind it, or, when reasoning, behind none and the bridge."""
+        """The prompt up to the letter; with reasoning, the prompt, no reasoning, and the bridge."""
         return prompt + self.lead + self.prompt.reasoned("") if self.reasoning else prompt
 
     def _behind(self, prompt: str, reasoning: str) -> str:
-        """The prompt with reasoning, which is text whatever it says, and the bridge behind it."""
+        """The prompt, the reasoning (always read as text) and the bridge."""
         return prompt + self.lead + self.prompt.reasoned(self.control.mark(reasoning))
 
     def _ids(self, marked: str) -> list[int]:
@@ -258,50 +257,54 @@ class Encoder:
         return [self.bos_id, *ids] if self.bos_id is not None and ids[:1] != [self.bos_id] else ids
 
     def _own_bos(self) -> int | None:
-        """The BOS id where this tokenizer puts one in front by itself, else None (Qwen2 has none, and wants none)."""
+        """The BOS id if this tokenizer adds one by itself, else None (Qwen2 has none and needs none)."""
         ids = self.tokenizer("x")["input_ids"]
         bos = self.tokenizer.bos_token_id
         return bos if bos is not None and ids[0] == bos else None
 
     def _lead(self) -> str:
-        """Blanks at the end of a prompt that would make one token with the letter behind them ("Assistant: " and "A"
-        are " A" to most tokenizers); they go in front of the answer then.
+        """Blanks at the end of a prompt that would form one token with the letter after them ("Assistant: " and "A"
+        are " A" to most tokenizers). They are moved to the front of the answer.
         """
         text = self.chat.render([{"role": "user", "content": "probe"}])
         lead = text[len(text.rstrip(" ")) :]
-        ids, longer = self._ids(text), self._ids(text + LETTERS[0])
+        ids, longer = self._ids(text), self._ids(text + self.letters[0])
         return lead if longer[: len(ids)] != ids else ""
 
     def _check(self, examples: Sequence[Example], prompts: Sequence[str]) -> None:
         self._check_letters(prompts)
-        if self.context is not None:
-            lengths = [(one.id, max(map(len, one.sequences))) for one in examples]
-            long = [(id, length) for id, length in lengths if length > self.context]
-            if long:
-                many = "1 item is" if len(long) == 1 else f"{len(long)} items are"
-                shown = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
-                raise UserError(
-                    f"{self.name}: {many} longer than the model's context of {self.context} "
-                    f"tokens: {shown}"
-                    f"{' …' if len(long) > 5 else ''}. Nothing is cut; use a shorter prompt or leave the backbone out."
-                )
+        self._check_context(examples)
         self._check_vocab(examples)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for one in examples:
-            # A template may well write one in front of each turn, but no model was trained on two in a row.
+            # A template may well write a BOS in front of each turn, but no model was trained on two in a row.
             if bos is not None and bos != eos and one.ids[:2] == (bos, bos):
                 raise UserError(
-                    f"{self.name}: item {one.id}: the prompt begins with two BOS tokens; the chat template writes one "
-                    f"too many. {ANOTHER}"
+                    f"{self.name}: item {one.id}: the prompt begins with two BOS tokens; "
+                    f"the chat template writes one too many. {ANOTHER}"
                 )
             if one.ids[one.answer_start - 1] == eos:
                 raise UserError(
-                    f"{self.name}: item {one.id}: the prompt ends with EOS; the chat template closes it before the "
-                    f"answer. {ANOTHER}"
+                    f"{self.name}: item {one.id}: the prompt ends with EOS; "
+                    f"the chat template closes it before the answer. {ANOTHER}"
                 )
 
+    def _check_context(self, examples: Sequence[Example]) -> None:
+        if self.context is None:
+            return
+        lengths = [(one.id, max(map(len, one.sequences))) for one in examples]
+        long = [(id, length) for id, length in lengths if length > self.context]
+        if long:
+            many = "1 item is" if len(long) == 1 else f"{len(long)} items are"
+            shown = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
+            raise UserError(
+                f"{self.name}: {many} longer than the model's context of {self.context} tokens: "
+                f"{shown}{' …' if len(long) > 5 else ''}. "
+                "Nothing is cut; use a shorter prompt or leave the backbone out."
+            )
+
     def _check_vocab(self, examples: Sequence[Example]) -> None:
-        """Every token of the items, and the letters, must be one that the model has an embedding for."""
+        """Every token of the items, and the letters, must have an embedding in the model."""
         if self.vocab is None:
             return
         found = {id: one.id for one in examples for ids in one.sequences for id in ids if id >= self.vocab}
@@ -312,49 +315,66 @@ class Encoder:
                 for id, item in sorted(found.items())[:5]
             )
             raise UserError(
-                f"{self.name}: the tokenizer has {len(self.tokenizer)} tokens, the model's embedding {self.vocab} "
-                f"rows, and items hold {len(found)} token(s) beyond them: {shown}{' …' if len(found) > 5 else ''}. "
+                f"{self.name}: the tokenizer has {len(self.tokenizer)} tokens, the model embeddings for {self.vocab}, "
+                f"and items hold {len(found)} token(s) beyond them: {shown}{' …' if len(found) > 5 else ''}. "
                 "Give the tokenizer that belongs to these weights."
             )
 
     def _check_letters(self, prompts: Sequence[str]) -> None:
-        """Reads the letters' ids behind every ending that a prompt has; they must agree, be single and distinct."""
+        """Reads the letters' ids after every ending that a prompt has. Each must be one token, all different, and the
+        same after every ending.
+        """
         lead = "" if self.reasoning else self.lead
         for text in {prompt[-SEAM:]: prompt for prompt in prompts}.values():
             ids = self._ids(text)
             found = []
-            for letter in LETTERS:
+            for letter in self.letters:
                 longer = self._ids(text + lead + letter)
                 if longer[: len(ids)] != ids or len(longer) != len(ids) + 1:
                     raise UserError(
-                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, which ends "
-                        f"with {text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. The three letters cannot "
-                        "be compared. Let the prompt or the chat template (--chat_template FILE) end with a line break."
+                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, "
+                        f"which ends with {text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. "
+                        "The letters cannot be compared. "
+                        "Let the prompt or the chat template (--chat_template FILE) end with a line break."
                     )
                 found.append(longer[-1])
-            a, b, c = found
-            if len({a, b, c}) != 3:
-                raise UserError(f"{self.name}: the letters {', '.join(LETTERS)} are not three tokens: {found}.")
-            if self.letter_ids not in (None, (a, b, c)):
+            if len(set(found)) != len(found):
                 raise UserError(
-                    f"{self.name}: the letters are tokens {self.letter_ids} behind one prompt and {(a, b, c)} behind "
-                    f"another, which ends with {text[-20:]!r}. Let the chat template or the prompt end all alike."
+                    f"{self.name}: the letters {', '.join(self.letters)} are not {len(found)} different tokens: "
+                    f"{found}."
                 )
-            self.letter_ids = (a, b, c)
+            if self.letter_ids not in (None, tuple(found)):
+                raise UserError(
+                    f"{self.name}: the letters are tokens {self.letter_ids} behind one prompt and {tuple(found)} "
+                    f"behind another, which ends with {text[-20:]!r}. "
+                    "Let the chat template or the prompt end all alike."
+                )
+            self.letter_ids = tuple(found)
+
+    def _check_trained_letters(self, example: Example, start: int, places: Sequence[int]) -> None:
+        """Each answer of `example` must have the letter of its option (`places`) as its token at `start`."""
+        assert self.letter_ids is not None
+        for place, answered in zip(places, example.sequences, strict=True):
+            if answered[start] != self.letter_ids[place]:
+                raise UserError(
+                    f"{self.name}: item {example.id}: the letter merges with what follows it in the answer: "
+                    f"{self.tokenizer.decode([answered[start]])!r} would be trained, and "
+                    f"{self.letters[place]!r} read. In the prompt's `answer`, put a line break behind the letter."
+                )
 
 
 def _carried(item: Item) -> str:
     text = reasoning_of(item)
     if text is None:
         raise UserError(
-            f'item {item.id} carries no reasoning; training with `reasoning` needs the key "reasoning", a text, in '
-            "the object of every training item, beside its id."
+            f"item {item.id} carries no reasoning; training with `reasoning` needs a text under the key "
+            '"reasoning" in the object of every training item, beside its id.'
         )
     return text
 
 
 def _pad_id(tokenizer: Any, vocab: int | None) -> int:
-    """An id to fill rows with. Masks come from lengths, so it is never looked at; still it is no EOS, and the model
+    """An id for padding. Masks come from lengths, so the model never looks at it. Still it is not EOS, and the model
     has an embedding for it.
     """
     for id in (tokenizer.pad_token_id, tokenizer.unk_token_id):
@@ -364,7 +384,9 @@ def _pad_id(tokenizer: Any, vocab: int | None) -> int:
 
 
 def _probes() -> list[Item]:
-    """An invented item of every category."""
+    """An invented item of every category. Records keep hashes of them, so they may not change."""
     said = (Utterance("1", 1, "어제 뭐 했어?"), Utterance("2", 2, "비가 와서 집에 있었어.\n책을 2권 읽었지."))
-    options = ("화자2는 책을 읽었다.", "화자2는 산에 갔다.", "화자1은 비를 맞았다.")
-    return [Item("probe", said, ("2",), category, options, 0, {}) for category in CATEGORIES]
+    three = ("화자2는 책을 읽었다.", "화자2는 산에 갔다.", "화자1은 비를 맞았다.")
+    count = len(task.current().options)
+    options = (*three, *(f"화자1은 책을 {number}권 샀다." for number in range(count - len(three))))[:count]
+    return [Item("probe", said, ("2",), category, options, 0, {}) for category in task.current().categories]

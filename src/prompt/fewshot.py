@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from src.console.cli import UserError
 from src.data import Item
-from src.prompt.prompts import Examples, reasoning_of
+from src.prompt.messages import Examples, reasoning_of
 
 
 class Library:
     """Chooses `examples.count` of `items` for each item that is asked about.
 
-    By seed, items of a category get the same examples, so that these are computed once for all of them. By nearness
-    (cosine of TF-IDF weights over groups of two and three characters in target utterances and options) each item has
-    its own; the nearest comes last, next to the question. reasoning: only items that carry some.
+    By seed, all items of a category get the same examples, which are then computed once. By nearness (cosine of TF-IDF
+    weights over groups of two and three characters in target utterances and options) each item gets its own; the
+    nearest comes last, next to the question. reasoning: choose only items that carry some.
     """
 
     def __init__(self, items: Sequence[Item], examples: Examples, reasoning: bool = False) -> None:
@@ -28,7 +28,7 @@ class Library:
             random.Random(f"{examples.seed}-{category}").shuffle(pool)
         self._chosen: dict[Item, tuple[Item, ...]] = {}
         if examples.choose == "near":
-            from sklearn.feature_extraction.text import TfidfVectorizer  # a second that only this way costs
+            from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
             self._vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3), sublinear_tf=True)
             self._vectorizer.fit([_said(item) for item in usable])
@@ -51,15 +51,15 @@ class Library:
             ranked.sort(key=lambda place: (-likeness[place], place))
         found: list[Item] = []
         seen = {item.dialogue_key}
-        for place in ranked:  # one of a dialogue: two would show much the same
+        for place in ranked:  # one from each dialogue: two would show much the same
             if pool[place].dialogue_key not in seen:
                 seen.add(pool[place].dialogue_key)
                 found.append(pool[place])
             if len(found) == self.examples.count:
                 return tuple(found if self.examples.choose == "seed" else reversed(found))
         raise UserError(
-            f"item {item.id}: {self.examples.count} examples of {item.category} are asked for, and the training split "
-            f"has {len(found)} from other dialogues."
+            f"item {item.id}: {self.examples.count} examples of {item.category} are asked for, "
+            f"and the training split has {len(found)} from other dialogues."
         )
 
 

@@ -20,15 +20,15 @@ from src.model import load as models
 from src.model.backbones import backbones
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
-from src.prompt.chat import Frozen
-from src.prompt.encode import Encoder
+from src.prompt.chat import Frozen, Rendering
+from src.prompt.encode import Encoder, Limits
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.runs import record as records
 from src.runs.inputs import INPUTS, RECIPE, gather, read_run
 from src.score import item_scores
 from src.score.item_scores import ItemScores
-from src.score.letters import announce, how_read, score
+from src.score.letters import LetterScorer, announce
 from src.score.reasoning import Chain, Sampling, reason, summary
 from src.train.trainer import fine_tune
 from src.worth.metrics import evaluate, wilson
@@ -86,9 +86,10 @@ def train_run(
         "splits": {},
     }
     network = models.load_run(folder, pinned, device)
+    scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, pinned.share_prefixes)
     for split in ("dev", *also_score):
         items, data_record = given.splits[split]
-        score_run(folder, record, split, items, data_record, encoder, network)
+        score_run(folder, record, split, items, data_record, encoder, scorer)
         record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
         writing.write_json(records.record_path(folder), record)
     return record
@@ -184,15 +185,17 @@ def open_run(
     device: torch.device,
     orders: Sequence[str] = ORDERS[:1],
     data_folder: Path = DATA,
-) -> tuple[Encoder, Any]:
-    """Encoder and model of a run, the model loaded once it is sure that the items of `splits` can be scored."""
+) -> tuple[Encoder, LetterScorer]:
+    """Encoder and scorer of a run, its model loaded once it is sure that the items of `splits` can be scored."""
     encoder = encoder_of(folder, record, data_folder)
     found = [encoder.for_scoring(items, orders) for items in splits]
     _refuse_changed(folder, record, encoder)
     _print_notes(encoder, splits)
     announce(found, device)
     weights, trained = weights_of(folder, record), record["training"] is not None
-    return encoder, models.load_run(weights, hub.recorded(record), device, trained=trained)
+    recipe = hub.recorded(record)
+    network = models.load_run(weights, recipe, device, trained=trained)
+    return encoder, LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
 
 
 def score_run(
@@ -202,7 +205,7 @@ def score_run(
     items: Sequence[Item],
     data_record: dict[str, Any],
     encoder: Encoder,
-    network: Any,
+    scorer: LetterScorer,
     orders: Sequence[str] = ORDERS[:1],
     sampling: Sampling | None = None,
 ) -> list[ItemScores]:
@@ -217,12 +220,13 @@ def score_run(
     if sampling is not None:
         assert encoder.reasoning
         with progress.stage(f"reason {split}", len(examples) * sampling.samples) as bar:
-            rows, chains = reason(network, encoder, items, orders, sampling, bar.update)
+            reasoned = reason(scorer, encoder, items, orders, sampling, bar.update)
+        rows, chains, how = reasoned.items, reasoned.chains, reasoned.how
         writing.write_jsonl(records.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split}", len(examples)) as bar:
-            share = Recipe(**record["recipe"]).share_prefixes
-            rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update, share=share)
+            scored = scorer.score(examples, update=bar.update)
+        rows, how = scored.items, scored.how
     answers = [row.prediction for row in rows]
     _make_way(folder, record, split, len(orders))
     item_scores.write_scores(records.scores_path(folder, split, len(orders)), rows)
@@ -234,7 +238,7 @@ def score_run(
         "seconds": time.monotonic() - started,
         "data": data_record["path"],
         "data_sha256": data_record["sha256"],
-        "rows": how_read(network),
+        "rows": how.as_record(),
     }
     if all(item.label is not None for item in items):
         evaluation = evaluate(items, answers)
@@ -287,19 +291,11 @@ def make_encoder(
     a run has `frozen` of rendering.
     """
     config = models.load_config(recipe, folder)
-    return Encoder(
-        models.load_tokenizer(recipe, folder),
-        prompt,
-        name=recipe.backbone,
-        chat_template=recipe.chat_template,
-        override=recipe.overrides_template,
-        system_turn=recipe.system_turn,
-        context=models.context_length(config),
-        vocab=getattr(config.get_text_config(), "vocab_size", None),
-        library=library,
-        reasoning=recipe.reasoning,
-        frozen=frozen,
+    rendering = Rendering(
+        recipe.chat_template, recipe.overrides_template, recipe.system_turn, reasoning=recipe.reasoning, frozen=frozen
     )
+    limits = Limits(models.context_length(config), getattr(config.get_text_config(), "vocab_size", None))
+    return Encoder(models.load_tokenizer(recipe, folder), prompt, recipe.backbone, rendering, limits, library)
 
 
 def frozen_of(template: Mapping[str, Any]) -> Frozen:
@@ -337,15 +333,14 @@ def find_library(prompt: Prompt, data_folder: Path, reasoning: bool = False) -> 
     return Library(data.load_split(data_folder, "train", labelled=True), prompt.examples, reasoning)
 
 
-def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tuple[Any, int, float]:
+def compare_merged(encoder: Encoder, scorer: LetterScorer, items: Sequence[Item]) -> tuple[Any, int, float]:
     """(merged model, answers that differ, largest difference of log-probabilities) of a run's adapter merged into
-    its base. `network` is used up.
+    its base. The scorer's model is used up.
     """
     examples = encoder.for_scoring(items)
-    assert encoder.letter_ids is not None
-    before = score(network, examples, encoder.letter_ids, encoder.pad_id)
-    network = models.merged(network)
-    after = score(network, examples, encoder.letter_ids, encoder.pad_id)
+    before = scorer.score(examples).items
+    network = models.merged(scorer.model)
+    after = LetterScorer(network, scorer.letter_ids, scorer.pad_id, scorer.share).score(examples).items
     changed = sum(one.prediction != other.prediction for one, other in zip(before, after, strict=True))
     gap = max(
         abs(a - b)

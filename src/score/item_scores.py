@@ -6,99 +6,105 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src import task
 from src.console.cli import UserError
-from src.data import OUTPUTS, SPLITS
 from src.files.writing import write_jsonl
 
 # Derived values are recomputed on reading; exp and log of another machine may differ in the last digits.
 TOLERANCE = 1e-6
 
+Logits = tuple[float, ...]
+"""One for each letter, in the order of the letters, in natural units."""
+Logprobs = tuple[float, ...]
+"""One for each option, in the order of the data file, in nats."""
+
 
 @dataclass(frozen=True)
 class ItemScores:
-    """What a run thought of one item.
+    """What a run says of one item.
 
     `orders`: which option stands under which letter, "201" = A shows option 2, B option 0, C option 1.
-    At least one, none twice.
-    `logits`: for each order the logits of the letters A, B, C (natural units, finite).
-    `samples`, `agreement`: where chains of reasoning were generated, how many for each order, and the share of them
-    that by themselves choose the item's prediction; else None.
+    At least one, all different, each with every option of the current task.
+    `logits`: for each order those of the letters, all finite.
+    `samples`, `agreement`: with reasoning, how many chains were generated for each order, and the share of them that
+    by themselves choose the item's prediction; else None.
     UserError when orders and logits do not fit together or a logit is not finite.
     """
 
     id: str
     orders: tuple[str, ...]
-    logits: tuple[tuple[float, float, float], ...]
+    logits: tuple[Logits, ...]
     samples: int | None = None
     agreement: float | None = None
 
     def __post_init__(self) -> None:
         if not self.orders or len(set(self.orders)) < len(self.orders) or len(self.orders) != len(self.logits):
             raise UserError(
-                f"item {self.id}: found the orders {self.orders} with {len(self.logits)} rows of logits; "
-                "allowed: different orders, at least one, and a row for each"
+                f"item {self.id}: found the orders {self.orders} and logits of {len(self.logits)}; "
+                "allowed: one or more different orders, and logits of each"
             )
-        if any(sorted(order) != ["0", "1", "2"] for order in self.orders):
-            raise UserError(f"item {self.id}: found orders {self.orders}; allowed: 012 021 102 120 201 210")
-        if any(len(row) != 3 or not all(map(math.isfinite, row)) for row in self.logits):
+        options = task.current().file_order
+        if any(sorted(order) != list(options) for order in self.orders):
+            allowed = " ".join(task.current().all_orders) if len(options) < 4 else f"the digits {options}, each once"
+            raise UserError(f"item {self.id}: found orders {self.orders}; allowed: {allowed}")
+        if any(len(logits) != len(options) or not all(map(math.isfinite, logits)) for logits in self.logits):
             raise UserError(
-                f"item {self.id}: found the logits {self.logits}; allowed: three finite numbers per order. "
+                f"item {self.id}: found the logits {self.logits}; allowed: {len(options)} finite numbers per order. "
                 "A model that gives others has diverged in training or overflows in float16: use bfloat16 or float32."
             )
 
     @property
-    def logprobs(self) -> tuple[float, float, float]:
-        """Per option (not letter), in nats.
-
-        Log-softmax over the three letters of each order, averaged per option over the orders, then log-softmax again:
+    def logprobs(self) -> Logprobs:
+        """Log-softmax over the letters of each order, averaged per option over the orders, then log-softmax again:
         the geometric mean of the orders' probabilities, normalised.
         """
-        by_option: tuple[list[float], ...] = ([], [], [])
-        for order, row in zip(self.orders, self.logits, strict=True):
-            for option, logprob in zip(order, _log_softmax(row), strict=True):
+        by_option: list[list[float]] = [[] for _ in self.orders[0]]
+        for order, logits in zip(self.orders, self.logits, strict=True):
+            for option, logprob in zip(order, _log_softmax(logits), strict=True):
                 by_option[int(option)].append(logprob)
         # fsum rounds once, so options that saw the same values in another sequence tie exactly.
-        first, second, third = _log_softmax([math.fsum(values) / len(values) for values in by_option])
-        return first, second, third
+        return tuple(_log_softmax([math.fsum(values) / len(values) for values in by_option]))
 
     @property
     def prediction(self) -> int:
-        """The likeliest option (0..2); of exact ties, which `margin` 0.0 shows, the first."""
+        """Index of the likeliest option; of options that tie exactly, which shows as `margin` 0.0, the first."""
         logprobs = self.logprobs
         return logprobs.index(max(logprobs))
 
     @property
     def margin(self) -> float:
         """Best minus second-best log-probability, in nats."""
-        _, second, best = sorted(self.logprobs)
+        *_, second, best = sorted(self.logprobs)
         return best - second
 
 
-def write_scores(path: str | Path, rows: Sequence[ItemScores]) -> None:
+def write_scores(path: str | Path, scores: Sequence[ItemScores]) -> None:
     """One item a line. logprobs, prediction and margin are written for the reader and checked by `read_scores`."""
-    assert rows and len({row.id for row in rows}) == len(rows), "scores are of at least one item, each once"
+    assert scores and len({one.id for one in scores}) == len(scores), "scores are of at least one item, each once"
+    options = task.current().options
     write_jsonl(
         path,
         (
             {
-                "id": row.id,
-                "orders": row.orders,
-                "logits": row.logits,
-                "logprobs": row.logprobs,
-                "prediction": OUTPUTS[row.prediction],
-                "margin": row.margin,
-                **({} if row.samples is None else {"samples": row.samples, "agreement": row.agreement}),
+                "id": one.id,
+                "orders": one.orders,
+                "logits": one.logits,
+                "logprobs": one.logprobs,
+                "prediction": options[one.prediction],
+                "margin": one.margin,
+                **({} if one.samples is None else {"samples": one.samples, "agreement": one.agreement}),
             }
-            for row in rows
+            for one in scores
         ),
     )
 
 
 def read_scores(path: str | Path) -> list[ItemScores]:
-    """The rows in the file's order. UserError when there is no file or it is not just what `write_scores` writes."""
+    """Scores in the file's order. UserError without a file, or when it is not exactly what `write_scores` writes."""
     path = Path(path)
     split, _, beside = path.stem.removeprefix("scores_").partition(".")
-    remedy = f"Score it again: python -m run.test --model_id {path.parent}" + f" --split {split}" * (split in SPLITS)
+    remedy = f"Score it again: python -m run.test --model_id {path.parent}"
+    remedy += f" --split {split}" if split in task.SPLITS else ""
     remedy += f" --orders {beside.removesuffix('orders')}" if beside else ""
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
@@ -108,38 +114,33 @@ def read_scores(path: str | Path) -> list[ItemScores]:
         raise UserError(f"{path} is damaged: it is not UTF-8. {remedy}") from error
     if not text.endswith("\n"):
         raise UserError(f"{path} is damaged: {'its last line is cut off' if text else 'it is empty'}. {remedy}")
-    rows: list[ItemScores] = []
-    seen: set[str] = set()
+    scores: dict[str, ItemScores] = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
-            row = _read_row(line)
-            if row.id in seen:
-                raise ValueError(f"item {row.id} has a line already")
+            one = _read_line(line)
+            if one.id in scores:
+                raise ValueError(f"item {one.id} has a line already")
         except (ValueError, TypeError, KeyError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path} is damaged: line {number}: {reason}. {remedy}") from error
-        seen.add(row.id)
-        rows.append(row)
-    return rows
+        scores[one.id] = one
+    return list(scores.values())
 
 
-def _read_row(line: str) -> ItemScores:
+def _read_line(line: str) -> ItemScores:
     found = json.loads(line)
     if not isinstance(found, dict) or not isinstance(found["id"], str):
         raise ValueError("not the scores of an item")
-    logits: list[tuple[float, float, float]] = []
-    for row in found["logits"]:
-        first, second, third = map(float, row)
-        logits.append((first, second, third))
+    logits = tuple(tuple(map(float, values)) for values in found["logits"])
     chains = (int(found["samples"]), float(found["agreement"])) if "samples" in found else (None, None)
-    scores = ItemScores(found["id"], tuple(found["orders"]), tuple(logits), *chains)
+    scores = ItemScores(found["id"], tuple(found["orders"]), logits, *chains)
     derived = [*scores.logprobs, scores.margin]
     written = [*map(float, found["logprobs"]), float(found["margin"])]
     if len(written) != len(derived) or any(
         abs(one - other) > TOLERANCE for one, other in zip(derived, written, strict=True)
     ):
         raise ValueError(f"item {scores.id}: logprobs or margin do not follow from its logits")
-    if found["prediction"] != OUTPUTS[scores.prediction]:
+    if found["prediction"] != task.current().options[scores.prediction]:
         raise ValueError(f"item {scores.id}: prediction {found['prediction']!r} does not follow from its logits")
     return scores
 

@@ -1,4 +1,4 @@
-"""Scoring: the logits of the three letters behind each prompt, in fp32."""
+"""Scoring: the logits of the letters behind each prompt, in fp32."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import torch
 
 from src.model.shapes import Shape
 from src.prompt.encode import Example
-from src.score.item_scores import ItemScores
+from src.score.item_scores import ItemScores, Logits
 from src.train.guard import allowed, gap, rounding
 from src.tree import compiler
 from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slower
@@ -29,22 +29,65 @@ from src.tree.rows import (
 
 PROBES = 4
 """Prompts that are compared before a model's rows are trusted."""
+Prompts = Sequence[Sequence[int]]
+"""Token ids of prompts, none of which is empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a few prompts gave in shared rows against one by one.
+
+    letter_logits_gap      root mean square of the differences of the letters' logits
+    letter_logits_allowed  the gap up to which the two count as the same
+    agree                  whether they do
+    """
+
+    letter_logits_gap: float
+    letter_logits_allowed: float
+    agree: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HowRead:
+    """How a model read its prompts.
+
+    kind        of the rows (`Layout.kind`)
+    guard       the comparison that decided whether shared rows are trusted; None where nothing was shared
+    obstacle    why nothing could be shared; "" where it could, or was not asked for
+    """
+
+    kind: str
+    guard: Comparison | None = None
+    obstacle: str = ""
+
+    def as_record(self) -> dict[str, Any]:
+        """As `record.json` keeps it, without an obstacle where there is none."""
+        record = dataclasses.asdict(self)
+        return record if self.obstacle else {"kind": record["kind"], "guard": record["guard"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores of items, in the order in which the items came, and how their prompts were read."""
+
+    items: list[ItemScores]
+    how: HowRead
 
 
 class LetterHead(torch.nn.Module):
-    """The three letters' rows of an output head, multiplied in fp32: bf16 logits are 0.06 to 0.125 apart, so
+    """An output head cut down to the letters' tokens. It multiplies in fp32: bf16 logits are 0.06 to 0.125 apart, so
     letters would tie.
     """
 
     def __init__(self, head: Any, letter_ids: Sequence[int]) -> None:
         super().__init__()
-        rows = torch.tensor(list(letter_ids), device=head.weight.device)
-        weight = head.weight.detach()[rows].float()
+        ids = torch.tensor(list(letter_ids), device=head.weight.device)
+        weight = head.weight.detach()[ids].float()
         for name in getattr(head, "active_adapters", ()):  # LoRA on the head itself
-            weight += head.scaling[name] * head.lora_B[name].weight[rows].float() @ head.lora_A[name].weight.float()
+            weight += head.scaling[name] * head.lora_B[name].weight[ids].float() @ head.lora_A[name].weight.float()
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         bias = getattr(head, "bias", None)
-        self.bias = None if bias is None else torch.nn.Parameter(bias.detach()[rows].float(), requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach()[ids].float(), requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -53,8 +96,8 @@ class LetterHead(torch.nn.Module):
 
 @contextlib.contextmanager
 def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
-    """Within, `model(...).logits` has three columns, A, B and C; what the model does behind its head (softcap)
-    still happens, and dropout does not.
+    """Within, `model(...).logits` has one column for each letter. What the model does behind its head (softcap) still
+    happens; dropout is off.
     """
     causal = causal_of(model)
     head = causal.get_output_embeddings()
@@ -68,152 +111,165 @@ def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
         model.train(was_training)
 
 
-def score(
-    model: Any,
-    examples: Sequence[Example],
-    letter_ids: Sequence[int],
-    pad_id: int,
-    batch_tokens: int | None = None,
-    update: Callable[[int], None] = lambda done: None,
-    kind: str | None = None,
-    share: str = "auto",
-) -> list[ItemScores]:
-    """Letter logits of `examples` (prompts, from `Encoder.for_scoring`), one `ItemScores` per item, in the order
-    they came.
+class LetterScorer:
+    """Reads the letters' logits behind prompts with one model.
 
-    batch_tokens: at most so many tokens at a time, padding counted; by default what suits the device. update: gets
-    the count done. kind: of the rows (`rows.Layout`); by default trees where what prompts share is worth it, or as
-    `share` (a recipe's `share_prefixes`) has it. The first such row is compared, once for a model, with prompts one by
-    one; should they differ, all are read one by one. `how_read` tells what it was.
+    letter_ids  the letters' tokens, in the order of the letters
+    pad_id      a token to fill rows with; nothing depends on it
+    share       whether prompts share the tokens they begin with, as in a recipe's `share_prefixes`
+
+    Before rows that share prefixes are trusted, the first of them is compared with prompts one by one. A scorer does
+    this until they agree, and tells once why a model cannot share, so one scorer should serve all calls of a model.
     """
-    prompts = [example.ids for example in examples]
-    side_by_side = Layout("padded", CPU_BATCH if model.device.type == "cpu" else GPU_SCORING, pad_id)
-    why = _obstacle(model, prompts, share) if kind is None and batch_tokens is None and prompts else ""
-    if kind == "padded" or why or not prompts:
-        layout = dataclasses.replace(side_by_side, tokens=batch_tokens or side_by_side.tokens)
-    elif kind or batch_tokens:
-        layout = Layout(kind or "padded", batch_tokens or CPU_TREE, pad_id)
-    else:
-        shape = Shape.of_config(model.config)
-        layout = scoring_layout(prompts, shape, pad_id, model.device, make_ready(model), share)
-    # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
-    mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
-    guard, failed = None, ""
-    with torch.inference_mode(), letters_only(model, letter_ids), autocast:
-        try:
-            layout, guard = _trusted(model, examples, layout)
-            logits = _read(model, prompts, layout, update)
-        except Exception as error:
-            if not (failed := compiler.failure(error)):
-                raise
-        if failed:
-            compiler.give_up(failed, scoring_slower(prompts, share))
-            make_usual(model)
-            layout, guard, why = side_by_side, None, failed
-            logits = _read(model, prompts, layout, update)
-    model.read = {"kind": layout.kind, "guard": guard} | ({"obstacle": why} if why else {})
-    by_item: dict[str, list[tuple[str, tuple[float, float, float]]]] = {}
-    for example, (a, b, c) in zip(examples, logits.tolist(), strict=True):
-        by_item.setdefault(example.id, []).append((example.order, (a, b, c)))
-    return [
-        ItemScores(id=id, orders=tuple(order for order, _ in rows), logits=tuple(row for _, row in rows))
-        for id, rows in by_item.items()
-    ]
+
+    def __init__(self, model: Any, letter_ids: Sequence[int], pad_id: int, share: str = "auto") -> None:
+        self.model, self.letter_ids, self.pad_id, self.share = model, tuple(letter_ids), pad_id, share
+        self._agreed: Comparison | None = None
+        self._told = ""
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        update: Callable[[int], None] = lambda done: None,
+        batch_tokens: int | None = None,
+        kind: str | None = None,
+    ) -> Scored:
+        """One `ItemScores` for each item of `examples` (prompts, from `Encoder.for_scoring`), in the order they came.
+
+        update: gets the count of prompts done. batch_tokens: at most so many tokens in a row, padding counted; by
+        default what suits the device. kind: of the rows; by default trees where sharing is worth it, or as `share` has
+        it. Where shared rows disagree with prompts one by one, all prompts are read one by one.
+        """
+        model, prompts = self.model, [example.ids for example in examples]
+        why = self._obstacle(prompts) if kind is None and batch_tokens is None and prompts else ""
+        layout = self._layout(prompts, kind, batch_tokens, why)
+        # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
+        mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
+        guard, failed = None, ""
+        with torch.inference_mode(), letters_only(model, self.letter_ids), autocast:
+            try:
+                layout, guard = self._trusted(examples, layout)
+                logits = self._read(prompts, layout, update)
+            except Exception as error:
+                if not (failed := compiler.failure(error)):
+                    raise
+            if failed:
+                compiler.give_up(failed, scoring_slower(prompts, self.share))
+                make_usual(model)
+                layout, guard, why = self._side_by_side(), None, failed
+                logits = self._read(prompts, layout, update)
+        return Scored(_by_item(examples, logits), HowRead(layout.kind, guard, why))
+
+    def _obstacle(self, prompts: Prompts) -> str:
+        """Why the model cannot share prefixes on this machine, which is told; "" when it can."""
+        causal = causal_of(self.model)
+        machine = compiler.obstacle(self.model.device)
+        why = obstacle(type(causal), causal.config, self.model.device)
+        if why and why != self._told:
+            print(f"no prefixes are shared: {why}", flush=True)
+            self._told = why
+        if machine:
+            compiler.give_up(machine, scoring_slower(prompts, self.share))
+        return why or machine
+
+    def _layout(self, prompts: Prompts, kind: str | None, batch_tokens: int | None, why: str) -> Layout:
+        """What to read `prompts` in. why: the obstacle to sharing prefixes, if any."""
+        if kind == "padded" or why or not prompts:
+            return self._side_by_side(batch_tokens)
+        if kind or batch_tokens:
+            return Layout(kind or "padded", batch_tokens or CPU_TREE, self.pad_id)
+        shape = Shape.of_config(self.model.config)
+        return scoring_layout(prompts, shape, self.pad_id, self.model.device, make_ready(self.model), self.share)
+
+    def _side_by_side(self, tokens: int | None = None) -> Layout:
+        usual = CPU_BATCH if self.model.device.type == "cpu" else GPU_SCORING
+        return Layout("padded", tokens or usual, self.pad_id)
+
+    def _trusted(self, examples: Sequence[Example], layout: Layout) -> tuple[Layout, Comparison | None]:
+        """(the layout, or prompts one by one where it gives other logits; the comparison that decided)."""
+        if layout.kind == "padded":
+            return layout, None
+        alone = Layout("padded", CPU_BATCH, self.pad_id, sequences=1)
+        guard = self._agreed or self._compared(examples, layout, alone)
+        if guard.agree:
+            self._agreed = guard
+            return layout, guard
+        print(
+            "WARNING: prompts that share their beginnings are read differently here, "
+            f"letter logits by {guard.letter_logits_gap:.3f}; reading all one by one, which is slower",
+            flush=True,
+        )
+        return alone, guard
+
+    def _compared(self, examples: Sequence[Example], layout: Layout, alone: Layout) -> Comparison:
+        """The letters' logits of up to two examples of each of two dialogues, in the first rows against alone."""
+        model, prompts = self.model, [example.ids for example in examples]
+        some = 1 if layout.kind == "tree" else PROBES
+        found: dict[int, list[float]] = {}
+        for row in itertools.islice(lay_out(prompts, _terms(prompts), layout), some):
+            found |= zip(row["target"].tolist(), logits_at(model, to_device(row, model.device)).tolist(), strict=True)
+        probes = _probes(examples, found)
+        chosen = [prompts[number] for number in probes]
+        theirs = self._read(chosen, alone).flatten()
+        with rounding(model):
+            rounded = self._read(chosen, alone).flatten()
+        apart = gap([value for number in probes for value in found[number]], theirs.tolist())
+        limit = allowed(gap(rounded.tolist(), theirs.tolist()), model.device.type)
+        # Where the prompts alone give no numbers either, the weights are at fault.
+        return Comparison(apart, limit, agree=apart <= limit or not bool(theirs.isfinite().all()))
+
+    def _read(
+        self, prompts: Prompts, layout: Layout, update: Callable[[int], None] = lambda done: None
+    ) -> torch.Tensor:
+        """(prompts, letters): the letters' logits behind each prompt."""
+        logits = torch.full((len(prompts), len(self.letter_ids)), float("nan"))
+        done = 0
+        before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def fetch() -> None:
+            nonlocal done
+            for numbers, found in before:
+                logits[numbers] = found.float().cpu()
+                done += len(numbers)
+                update(done)
+            before.clear()
+
+        with usually(self.model) if layout.kind == "padded" else contextlib.nullcontext():
+            for row in lay_out(prompts, _terms(prompts), layout):
+                found = logits_at(self.model, to_device(row, self.model.device))
+                # The GPU works on this row while the one before is fetched and the next laid out.
+                fetch()
+                before.append((row["target"], found))
+            fetch()
+        return logits
 
 
 def announce(splits: Sequence[Sequence[Example]], device: torch.device) -> None:
-    """Says what keeps this machine from compiling, for `splits` that are to be scored; before weights are loaded."""
+    """Tells what keeps this machine from compiling, for `splits` that are to be scored; before weights are loaded."""
     if why := compiler.obstacle(device):
         compiler.give_up(why, scoring_slower([example.ids for examples in splits for example in examples]))
 
 
-def how_read(model: Any) -> dict[str, Any]:
-    """How `score` last had `model` read: the rows' kind, what the comparison found, the obstacle to sharing if any."""
-    return dict(model.read)
+def _by_item(examples: Sequence[Example], logits: torch.Tensor) -> list[ItemScores]:
+    """`logits`: (examples, letters). The orders of an item need not stand together."""
+    found: dict[str, list[tuple[str, Logits]]] = {}
+    for example, values in zip(examples, logits.tolist(), strict=True):
+        found.setdefault(example.id, []).append((example.order, tuple(values)))
+    return [
+        ItemScores(id, tuple(order for order, _ in pairs), tuple(values for _, values in pairs))
+        for id, pairs in found.items()
+    ]
 
 
-def _obstacle(model: Any, prompts: Sequence[Sequence[int]], share: str) -> str:
-    """Why the model cannot read rows of a tree here, which is said; "" when it can."""
-    causal = causal_of(model)
-    machine = compiler.obstacle(model.device)
-    why = obstacle(type(causal), causal.config, model.device)
-    if why and getattr(model, "read", {}).get("obstacle") != why:
-        print(f"no prefixes are shared: {why}", flush=True)
-    if machine:
-        compiler.give_up(machine, scoring_slower(prompts, share))
-    return why or machine
-
-
-def _trusted(model: Any, examples: Sequence[Example], layout: Layout) -> tuple[Layout, dict[str, Any] | None]:
-    """(the layout, or, where it reads something else, prompts one by one; what the comparison found)."""
-    if layout.kind == "padded":
-        return layout, None
-    alone = Layout("padded", CPU_BATCH, layout.pad_id, sequences=1)
-    guard: dict[str, Any] = getattr(model, "rows_guard", None) or _compared(model, examples, layout, alone)
-    if guard["agree"]:
-        model.rows_guard = guard
-        return layout, guard
-    print(
-        f"WARNING: prompts that share their beginnings are read differently here, letter logits by "
-        f"{guard['letter_logits_gap']:.3f}; reading all one by one, which is slower",
-        flush=True,
-    )
-    return alone, guard
-
-
-def _compared(model: Any, examples: Sequence[Example], layout: Layout, alone: Layout) -> dict[str, Any]:
-    """Letter logits of the first rows against those of up to two examples each of two dialogues in them alone."""
-    prompts = [example.ids for example in examples]
-    some = 1 if layout.kind == "tree" else PROBES
-    found: dict[int, list[float]] = {}
-    for row in itertools.islice(lay_out(prompts, _terms(prompts), layout), some):
-        found |= zip(row["target"].tolist(), logits_at(model, to_device(row, model.device)).tolist(), strict=True)
-    probes = _probes(examples, found)
-    chosen = [prompts[number] for number in probes]
-    theirs = _read(model, chosen, alone).flatten()
-    with rounding(model):
-        rounded = _read(model, chosen, alone).flatten()
-    apart = gap([value for number in probes for value in found[number]], theirs.tolist())
-    limit = allowed(gap(rounded.tolist(), theirs.tolist()), model.device.type)
-    # Where the prompts alone give no numbers either, the weights are at fault.
-    agree = apart <= limit or not bool(theirs.isfinite().all())
-    return {"letter_logits_gap": apart, "letter_logits_allowed": limit, "agree": agree}
-
-
-def _read(
-    model: Any, prompts: Sequence[Sequence[int]], layout: Layout, update: Callable[[int], None] = lambda done: None
-) -> torch.Tensor:
-    """(prompts, 3): the letters' logits behind each prompt."""
-    logits = torch.full((len(prompts), 3), float("nan"))
-    done = 0
-    before: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def fetch() -> None:
-        nonlocal done
-        for numbers, found in before:
-            logits[numbers] = found.float().cpu()
-            done += len(numbers)
-            update(done)
-        before.clear()
-
-    with usually(model) if layout.kind == "padded" else contextlib.nullcontext():
-        for row in lay_out(prompts, _terms(prompts), layout):
-            found = logits_at(model, to_device(row, model.device))
-            # The GPU works on this row while the one before is fetched and the next laid out.
-            fetch()
-            before.append((row["target"], found))
-        fetch()
-    return logits
-
-
-def _terms(prompts: Sequence[Sequence[int]]) -> list[Term]:
-    """Behind each prompt one, whose target is the prompt's number."""
+def _terms(prompts: Prompts) -> list[Term]:
+    """One behind each prompt, whose target is the prompt's number."""
     return [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
 
 
 def _probes(examples: Sequence[Example], places: Iterable[int]) -> list[int]:
-    """Of the examples at `places`, up to two each of the two dialogues with the longest ones."""
+    """Of the examples at `places`, up to two of each of the two dialogues with the longest ones."""
     dialogues: dict[str, list[int]] = {}
     for place in sorted(places, key=lambda place: -len(examples[place].ids)):
         dialogues.setdefault(examples[place].dialogue, []).append(place)

@@ -1,7 +1,7 @@
-"""Reasoning before the answer: chains are generated, then the three letters are read behind each of them.
+"""Reasoning before the answer: chains are generated, then the letters are read behind each of them.
 
 Nothing is parsed out of the generated text: the prompt's `bridge` leads from it to the letter, the same words for all
-chains, and what counts are the letters' probabilities there. With several sampled chains they are averaged, which is
+chains, and only the letters' probabilities there count. With several sampled chains they are averaged, which is
 self-consistency (Wang et al. 2022, arXiv:2203.11171) with probabilities in place of votes.
 """
 
@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from src.console.cli import UserError
 from src.data import Item
 from src.prompt.encode import Encoder
-from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.item_scores import ItemScores, Logits
+from src.score.letters import HowRead, LetterScorer
 from src.tree.layouts import free_bytes
 from src.tree.rows import usually
 
@@ -28,8 +28,13 @@ CPU_CHAINS = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How chains are generated: `samples` of each prompt, at a `temperature` (0 takes the likeliest token), from the
-    likeliest tokens that make up `top_p`, of at most `max_new_tokens` tokens. Batch n draws from the seed `seed` + n.
+    """How chains are generated.
+
+    samples         chains of each prompt
+    temperature     0 takes the likeliest token
+    top_p           tokens are drawn from the likeliest ones that make up this share
+    max_new_tokens  of a chain, at most
+    seed            batch n draws from `seed` + n
     """
 
     samples: int = 1
@@ -57,8 +62,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """One generated chain of an item under an order of its options. `tokens` counts what was generated; `finished`:
-    the model ended it before the limit. `logits` are the letters' behind it, None before they are read.
+    """One generated chain of an item under an order of its options.
+
+    sample    its number among the chains of this item and order
+    tokens    how many were generated, without the one that ends the chain
+    finished  whether the model ended it before the limit
+    logits    the letters' behind it; None before they are read
     """
 
     id: str
@@ -67,27 +76,35 @@ class Chain:
     text: str
     tokens: int
     finished: bool
-    logits: tuple[float, float, float] | None = None
+    logits: Logits | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoned:
+    """Scores of items, the chains they were read behind, and how prompts and chains were read."""
+
+    items: list[ItemScores]
+    chains: list[Chain]
+    how: HowRead
 
 
 def reason(
-    model: Any,
+    scorer: LetterScorer,
     encoder: Encoder,
     items: Sequence[Item],
     orders: Sequence[str],
     sampling: Sampling,
     update: Callable[[int], None] = lambda done: None,
-) -> tuple[list[ItemScores], list[Chain]]:
+) -> Reasoned:
     """Scores and chains of `items`, in their order; `update` gets the count of chains generated."""
-    chains = generate(model, encoder, items, orders, sampling, update)
+    chains = generate(scorer.model, encoder, items, orders, sampling, update)
     by_id = {item.id: item for item in items}
     examples = encoder.for_chains(
         [(f"{place}", by_id[chain.id], chain.order, chain.text) for place, chain in enumerate(chains)]
     )
-    assert encoder.letter_ids is not None
-    read = score(model, examples, encoder.letter_ids, encoder.pad_id)
-    chains = [dataclasses.replace(chain, logits=row.logits[0]) for chain, row in zip(chains, read, strict=True)]
-    return average(chains), chains
+    scored = scorer.score(examples)
+    chains = [dataclasses.replace(chain, logits=one.logits[0]) for chain, one in zip(chains, scored.items, strict=True)]
+    return Reasoned(average(chains), chains, scored.how)
 
 
 @torch.inference_mode()
@@ -99,7 +116,7 @@ def generate(
     sampling: Sampling,
     update: Callable[[int], None] = lambda done: None,
 ) -> list[Chain]:
-    """`sampling.samples` chains of each item and order, in this order, without letters."""
+    """`sampling.samples` chains of each item and order, in this order, without the letters' logits."""
     asked = [(item.id, order) for item in items for order in orders]
     prompts = [encoder.for_reasoning(item, order) for item in items for order in orders]
     check_lengths(encoder, items, orders, sampling)
@@ -108,23 +125,23 @@ def generate(
     done = 0
     for number, places in enumerate(batches(model, [len(ids) for ids in prompts], sampling)):
         longest = max(len(prompts[place]) for place in places)
-        # On the left, so that all go on at the same place.
+        # Filled up on the left, so that all go on at the same place.
         ids = torch.full((len(places), longest), encoder.pad_id)
         mask = torch.zeros_like(ids)
-        for row, place in enumerate(places):
-            ids[row, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
-            mask[row, longest - len(prompts[place]) :] = 1
+        for line, place in enumerate(places):
+            ids[line, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
+            mask[line, longest - len(prompts[place]) :] = 1
         cuda = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), usually(model), without_habits(model):
+        with torch.random.fork_rng(devices=cuda), usually(model), own_generation_config_ignored(model):
             torch.manual_seed(sampling.seed + number)
             out = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=generation(sampling, encoder.pad_id, stop),
+                generation_config=generation_config(sampling, encoder.pad_id, stop),
             )
         new = out[:, longest:].cpu().tolist()
-        for row, tokens in enumerate(new):
-            place, sample = places[row // sampling.samples], row % sampling.samples
+        for line, tokens in enumerate(new):
+            place, sample = places[line // sampling.samples], line % sampling.samples
             end = next((at for at, token in enumerate(tokens) if token in stop), len(tokens))
             text = encoder.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
             id, order = asked[place]
@@ -134,7 +151,7 @@ def generate(
     return [chain for place in range(len(asked)) for chain in found[place]]
 
 
-def generation(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> GenerationConfig:
+def generation_config(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> GenerationConfig:
     """Everything that decides a chain."""
     drawn = sampling.temperature > 0
     return GenerationConfig(
@@ -153,8 +170,8 @@ def generation(sampling: Sampling, pad_id: int, stop: Sequence[int]) -> Generati
 
 
 @contextlib.contextmanager
-def without_habits(model: Any) -> Iterator[None]:
-    """Within, what a model's own files prefer (penalties, say) fills no gap of a generation's settings."""
+def own_generation_config_ignored(model: Any) -> Iterator[None]:
+    """Within, the model's own generation_config is ignored: its penalties, say, would fill gaps in our settings."""
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     before = [owner.generation_config for owner in owners]
     for owner in owners:
@@ -167,8 +184,8 @@ def without_habits(model: Any) -> Iterator[None]:
 
 
 def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
-    """Places of prompts that are continued side by side, the longest first, as many as the memory for their keys and
-    values allows.
+    """Which prompts, by their places in `lengths`, are continued side by side: the longest first, and as many at a time
+    as the memory for their keys and values allows.
     """
     budget = CPU_CHAINS
     if model.device.type == "cuda":
@@ -193,9 +210,10 @@ def check_lengths(encoder: Encoder, items: Sequence[Item], orders: Sequence[str]
     longest = max(encoder.for_scoring(items, orders), key=lambda one: len(one.ids))
     if len(longest.ids) + sampling.max_new_tokens > encoder.context:
         raise UserError(
-            f"{encoder.name}: item {longest.id} has {len(longest.ids)} tokens; with {sampling.max_new_tokens} of "
-            f"reasoning behind them it does not fit into the context of {encoder.context}. Nothing is cut; allowed: "
-            f"--max_new_tokens up to {encoder.context - len(longest.ids)}, or a shorter prompt."
+            f"{encoder.name}: item {longest.id} has {len(longest.ids)} tokens; "
+            f"with {sampling.max_new_tokens} of reasoning behind them it does not fit into the context of "
+            f"{encoder.context}. Nothing is cut; "
+            f"allowed: --max_new_tokens up to {encoder.context - len(longest.ids)}, or a shorter prompt."
         )
 
 
@@ -204,35 +222,34 @@ def average(chains: Sequence[Chain]) -> list[ItemScores]:
 
     agreement: the share of an item's chains whose own likeliest option is the one that all together choose.
     """
-    by_item: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    by_item: dict[str, dict[str, list[Logits]]] = {}
     for chain in chains:
         assert chain.logits is not None
         by_item.setdefault(chain.id, {}).setdefault(chain.order, []).append(chain.logits)
-    rows = []
+    scores = []
     for id, orders in by_item.items():
         logits = tuple(_mean(found) for found in orders.values())
         together = ItemScores(id, tuple(orders), logits)
         own = [ItemScores(id, (order,), (one,)).prediction for order, found in orders.items() for one in found]
         share = own.count(together.prediction) / len(own)
         samples = len(next(iter(orders.values())))
-        rows.append(dataclasses.replace(together, samples=samples, agreement=share))
-    return rows
+        scores.append(dataclasses.replace(together, samples=samples, agreement=share))
+    return scores
 
 
-def _mean(logits: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+def _mean(logits: Sequence[Logits]) -> Logits:
     if len(logits) == 1:
         return logits[0]
     log_shares = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
-    a, b, c = (torch.logsumexp(log_shares, 0) - math.log(len(logits))).tolist()
-    return a, b, c
+    return tuple((torch.logsumexp(log_shares, 0) - math.log(len(logits))).tolist())
 
 
-def summary(chains: Sequence[Chain], rows: Sequence[ItemScores], sampling: Sampling) -> dict[str, Any]:
+def summary(chains: Sequence[Chain], scores: Sequence[ItemScores], sampling: Sampling) -> dict[str, Any]:
     """What a record says of the chains; `finished` and `agreement` are shares."""
     return {
         **dataclasses.asdict(sampling),
         "chains": len(chains),
         "mean_tokens": sum(chain.tokens for chain in chains) / len(chains),
         "finished": sum(chain.finished for chain in chains) / len(chains),
-        "agreement": sum(row.agreement or 0.0 for row in rows) / len(rows),
+        "agreement": sum(one.agreement or 0.0 for one in scores) / len(scores),
     }

@@ -1,4 +1,4 @@
-"""Addresses of services: what of them may be shown, and which of them is on this machine."""
+"""Addresses of services: what may be shown of them, and whether they are on this machine."""
 
 import re
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
@@ -10,17 +10,18 @@ HARMLESS = ("api-version", "api_version", "version")
 """Names in a query whose values are shown. Any other may be a key, and is hidden."""
 SHOWN_CHARACTERS = 200
 ALLOWED = (
-    "allowed: http://HOST:PORT/v1 or https://HOST/v1. A password in it has its signs / ? # @ : written as %2F %3F %23 "
-    "%40 %3A."
+    "allowed: http://HOST:PORT/v1 or https://HOST/v1. "
+    "In a password the signs / ? # @ : are written as %2F %3F %23 %40 %3A."
 )
 
 
 class Address:
-    """The address of a service. As text it is what may be shown: without password, key, or values of the query.
+    """The address of a service. `str` gives what may be shown: no password, no key, no values of the query.
 
     plain   without login and query, for the client
     query   name → value
     login   (user, password) for HTTP's basic authentication, or None
+
     UserError when it cannot be an address.
     """
 
@@ -29,7 +30,7 @@ class Address:
         try:
             parts = urlsplit(url.strip())
             port = parts.port
-        except ValueError:  # its words may quote a password
+        except ValueError:  # its message may quote a password
             raise UserError(f"--engine {shown} is no address; {ALLOWED}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"--engine {shown} is no address; {ALLOWED}")
@@ -47,12 +48,12 @@ class Address:
         return self.shown
 
     def hide(self, text: str) -> str:
-        """The text without anything of the address or the key that opens a door."""
+        """The text with the passwords and keys of the address masked."""
         return hide(text, self.secrets)
 
 
 def hide(text: str, secrets: list[str]) -> str:
-    """The text with the secrets masked, in the forms that they take in addresses too."""
+    """The text with the secrets masked, also where they are written as in an address."""
     forms = {form for secret in secrets for form in (secret, quote(secret, safe=""), quote_plus(secret))}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, MASK)
@@ -60,15 +61,15 @@ def hide(text: str, secrets: list[str]) -> str:
 
 
 def masked(url: str) -> str:
-    """An address that may be shown and stored: login and values of the query masked. Other texts (a model's name)
-    stay. It takes anything, a mistyped address as well.
+    """An address as it may be shown and stored: login and values of the query are masked. Any other text (a model's
+    name) stays as it is. It may be mistyped.
     """
     if "://" not in url and "@" not in url:
         return url
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     host = re.split("[/?#]", rest)[0]
     login = ""
-    if "@" in host or ":" in host:  # a password may hold any sign, if wrongly: all up to the last @ may be one
+    if "@" in host or ":" in host:  # a password may wrongly hold any sign: all up to the last @ may be one
         _, at, rest = rest.rpartition("@")
         login = MASK + at if at else ""
     place, mark, query = rest.partition("#")[0].partition("?")
@@ -80,7 +81,7 @@ def masked(url: str) -> str:
 
 
 def looks_like_address(engine: str) -> bool:
-    """Whether a service is meant rather than a model's id or folder: `localhost:8000/v1`, `user:password@host`."""
+    """Whether it is a service, not a model's id or folder: `localhost:8000/v1`, `user:password@host`."""
     return "://" in engine or bool(re.match(r"(?:[^/\s]*@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d+(?:/|$)", engine))
 
 
@@ -90,6 +91,6 @@ def is_local(url: str) -> bool:
 
 
 def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
-    """The text on one line, cut where it is long."""
+    """The text on one line, cut where it is too long."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"

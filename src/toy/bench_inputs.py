@@ -1,9 +1,9 @@
-"""Stand-ins for what the bench measures with: a corpus, tokenizers and weights of the true sizes, all made here.
+"""What `run.bench` measures with: a corpus, tokenizers and weights of the true sizes, all made here.
 
 Speed and memory do not depend on what words and weights say, so nothing has to be downloaded. The sample corpus is
-lengthened with its own talk to the official length statistics; a tokenizer trained on it makes as many tokens of an
-item, and of what all items begin with, as the real tokenizers of its kind do (src/plan/kinds.py); and the backbones
-have their true shapes, with random weights made on the device.
+lengthened with its own utterances to the official length statistics. A tokenizer trained on it makes as many tokens of
+an item, and of what all items begin with, as the real tokenizers of its kind do (src/plan/kinds.py). The backbones have
+their true shapes, with random weights made on the device.
 """
 
 import bisect
@@ -22,21 +22,23 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from src.data import OUTPUTS, Item
+from src import task
+from src.data import Item
 from src.model.backbones import backbones
 from src.model.recipes import make_recipe
 from src.plan.kinds import Kind, kinds
-from src.prompt.encode import Encoder
+from src.prompt.encode import Encoder, Limits
 from src.prompt.prompts import Prompt
-from src.toy import corpus, miniature
+from src.toy import corpus
+from src.toy.miniature import load_values
 from src.tree import layouts
 from src.tree.rows import Layout, sizes
 
 Merge = tuple[str, str]
 SEED = 0
 
-# Turns and characters of a dialogue as in the official splits: least, mean, most. Of test only the extremes are known,
-# so its means are those of train; the least number of characters is a guess.
+# Turns and characters of a dialogue as in the official splits: least, mean, most. Only the extremes of test are known,
+# so its means are those of train. The least number of characters is a guess.
 TURNS = {"train": (12, 20.8, 30), "test": (11, 20.8, 30)}
 CHARACTERS = {"train": (200, 393, 1016), "test": (200, 393, 1200)}
 CHARACTERS_SPREAD = 0.4
@@ -45,12 +47,12 @@ OTHER_TARGET = 0.15
 """Share of the items that ask about another turn than the others of their dialogue; they share less of the prompt."""
 ADVERBS = ("이번에", "요즘 들어", "며칠 전부터", "누구보다도", "생각지 못하게", "주변의 도움으로", "지난주 내내")
 ADVERBS_EACH = (0, 0, 1, 1, 1, 1, 3)
-"""So many of them, drawn for each item, are put into its options: with real tokenizers, items then have about the
-tokens of the official ones, and share as many."""
+"""Numbers of adverbs, one of which is drawn for each item and put into its options. With real tokenizers, items then
+have about as many tokens as the official ones, and share as many."""
 STEP = 64
 """Items of the steps over which shared tokens are counted."""
 FITTED = 60
-"""Items, short and long ones alike, to which the tokenizer's merges are fitted."""
+"""Items, from the shortest to the longest, to which the tokenizer's merges are fitted."""
 VOCABULARY = 8192
 """More tokens than any of the bench's tokenizers has."""
 SPECIALS = ("<|pad|>", "<|begin|>", "<|eot|>")
@@ -66,8 +68,8 @@ TEMPLATE = (
 def lengthened(items: Sequence[dict[str, Any]], split: str, seed: int = SEED) -> list[dict[str, Any]]:
     """`items` of the sample corpus, in the official shape, with dialogues and options of the official lengths.
 
-    Talk drawn from all dialogues of `items` comes before and behind each; items of one dialogue still share it. split:
-    whose lengths are meant, "train" or "test".
+    Utterances drawn from all dialogues of `items` are put before and after each dialogue; items of one dialogue still
+    share it. split: "train" or "test", the split whose lengths are meant.
     """
     rng = random.Random(f"bench {seed} {items[0]['id']}")
     talk = sorted({turn["utterance"] for item in items for turn in item["input"]["conversation"]})
@@ -79,15 +81,17 @@ def lengthened(items: Sequence[dict[str, Any]], split: str, seed: int = SEED) ->
             inner = item["input"] | {"conversation": dialogue}
             if rng.random() < OTHER_TARGET:
                 inner["reference_id"] = [rng.choice(dialogue)["utterance_id"]]
-            # The same for all three: options are edits of the right one.
+            # The same for all options: they are edits of the right one.
             adverbs = rng.sample(ADVERBS, rng.choice(ADVERBS_EACH))
-            inner |= {name: _with_words(inner[name], *adverbs) for name in OUTPUTS}
+            inner |= {name: _with_words(inner[name], *adverbs) for name in task.current().options}
             longer.append(item | {"input": inner})
     return longer
 
 
 def _characters(split: str, dialogues: int) -> list[float]:
-    """The characters of so many dialogues, ascending: evenly spread over a lognormal, so that the extremes come up."""
+    """The numbers of characters of `dialogues` dialogues, ascending. They are spread evenly over a lognormal
+    distribution, so that the extremes come up.
+    """
     least, mean, most = CHARACTERS[split]
     normal = statistics.NormalDist(math.log(mean) - CHARACTERS_SPREAD**2 / 2, CHARACTERS_SPREAD)
     drawn = [math.exp(normal.inv_cdf((place + 0.5) / dialogues)) for place in range(dialogues)]
@@ -97,7 +101,7 @@ def _characters(split: str, dialogues: int) -> list[float]:
 def _longer(
     turns: list[dict[str, Any]], characters: float, talk: Sequence[str], split: str, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """`turns` between new ones, up to about so many characters in as many turns as are drawn from `TURNS`."""
+    """`turns` between new ones: about `characters` characters in all, in a number of turns drawn from `TURNS`."""
     least, mean, most = TURNS[split]
     count = round(rng.triangular(least, most, 3 * mean - least - most)) - len(turns)
     room = characters - sum(len(turn["utterance"]) for turn in turns)
@@ -105,7 +109,7 @@ def _longer(
     for place in range(count):
         wanted = room / (count - place)
         text = min(rng.sample(talk, 16), key=lambda one: abs(len(one) - wanted))
-        while len(text) < wanted - 8:  # half an utterance: nearest in the mean
+        while len(text) < wanted - 8:  # half an utterance, which comes nearest on average
             text += " " + rng.choice(talk)
         room -= len(text)
         id = f"{turns[0]['utterance_id']}-talk-{place + 1}"
@@ -115,7 +119,7 @@ def _longer(
 
 
 def _with_words(sentence: str, *words: str) -> str:
-    """`sentence` with `words` behind its first one."""
+    """`sentence` with `words` after its first word."""
     first, _, rest = sentence.partition(" ")
     return " ".join([first, *words, rest])
 
@@ -127,20 +131,21 @@ def make_corpus(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
 
 
 def train_tokenizer(items: Sequence[Item], prompt: Prompt, kind: Kind) -> Tokenizer:
-    """Byte-level BPE with as few merges of the prompt's words and of the talk as let the items begin alike for
-    `kind.shared_tokens` and have `kind.mean_tokens` in the mean.
+    """Byte-level BPE whose items share their first `kind.shared_tokens` tokens and have `kind.mean_tokens` on average,
+    with as few merges as that takes.
 
-    The two are learned apart: a real tokenizer knows English far better than Korean, and this prompt is in both.
+    Merges of the prompt's words and of the dialogues' are learned separately: a real tokenizer knows English far better
+    than Korean, and this prompt is in both.
     """
     by_length = sorted(items, key=lambda item: sum(len(turn.text) for turn in item.dialogue))
     some = [_whole_text(item, prompt) for item in by_length[:: max(1, len(items) // FITTED)]]
-    beginning = [some[0][: _alike(some)]]
-    # What short dialogues say counts twice, since long ones repeat it.
+    beginning = [some[0][: _common_length(some)]]
+    # The text of short dialogues counts twice, since long ones repeat it.
     said = [(*(turn.text for turn in item.dialogue), item.options[0]) for item in by_length]
     texts = [text for part in (said, said[: len(said) // 2]) for text in sorted(set(itertools.chain(*part)))]
     of_prompt, of_talk = _merges([prompt.system, prompt.user, *prompt.categories.values()]), _merges(texts)
     words = len(of_prompt)
-    for _ in range(3):  # each has a little to do with the other
+    for _ in range(3):  # each depends a little on the other
         korean = _fewest(of_talk, some, kind.mean_tokens, before=of_prompt[:words])
         words = _fewest(of_prompt, beginning, kind.shared_tokens, behind=of_talk[:korean])
     return _tokenizer([*of_prompt[:words], *of_talk[:korean]])
@@ -177,8 +182,8 @@ def _fewest(
     before: Sequence[Merge] = (),
     behind: Sequence[Merge] = (),
 ) -> int:
-    """How many of `merges`, the first ones, leave `texts` at most so many tokens in the mean, between others that come
-    before and behind them; all of them where that is not enough.
+    """How many of the first `merges`, between those `before` and `behind`, it takes to cut `texts` into at most `most`
+    tokens on average; all of them where that is not enough.
     """
 
     def suffice(count: int) -> bool:
@@ -188,8 +193,8 @@ def _fewest(
     return bisect.bisect_left(range(len(merges)), True, key=suffice)
 
 
-def _alike(sequences: Sequence[Any]) -> int:
-    """How long all of them are alike from their beginning on: as long as the first and the last in sorted order."""
+def _common_length(sequences: Sequence[str] | Sequence[tuple[int, ...]]) -> int:
+    """The length of the beginning that all sequences share: that of the first and the last in sorted order."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -200,21 +205,21 @@ def kind_for(short: str) -> Kind:
 
 
 def make_encoder(tokenizer: Tokenizer, prompt: Prompt, context: int | None = None) -> Encoder:
-    """The encoder of every row. Its BOS is not the first id, whose embedding an architecture may keep at zero."""
+    """The encoder of every case. Its BOS is not the first id, whose embedding an architecture may keep at zero."""
     pad, bos, eos = SPECIALS
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
     fast.chat_template = TEMPLATE
-    return Encoder(fast, prompt, name="bench", context=context)
+    return Encoder(fast, prompt, name="bench", limits=Limits(context))
 
 
 def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[Item]) -> dict[str, Any]:
-    """What the lengthened corpus is like, in turns, characters and tokens; the ratios are those of tokenizers.yaml."""
+    """The lengthened corpus in turns, characters and tokens; its ratios are defined as in tokenizers.yaml."""
     examples = encoder.for_training(train)
     prompts = [one.ids for one in encoder.for_scoring(test)]
-    rows = Layout("tree", layouts.GPU_ROW, encoder.pad_id)
+    layout = Layout("tree", layouts.GPU_ROW, encoder.pad_id)
     recipe = make_recipe({"model_id": "bench", "batch_size": STEP, "order": "dialogue", "seed": SEED}, "bench")
     steps = [[examples[number].ids for number in step] for step in layouts.epoch_steps(examples, recipe)]
-    computed = sum(sum(sizes(step, rows)) for step in steps) / len(examples)
+    computed = sum(sum(sizes(step, layout)) for step in steps) / len(examples)
     texts = [turn.text for item in train[::5] for turn in item.dialogue]
     talk_tokens = sum(len(ids) for ids in encoder.tokenizer(texts, add_special_tokens=False)["input_ids"])
     characters = [sum(len(turn.text) for turn in item.dialogue) for item in train]
@@ -230,11 +235,11 @@ def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[It
         "characters_per_token": sum(map(len, texts)) / talk_tokens,
         "tokens_mean": statistics.mean(lengths),
         "tokens_max": max(lengths),
-        "shared_prompt_tokens": _alike([one.ids for one in examples]),
+        "shared_prompt_tokens": _common_length([one.ids for one in examples]),
         "computed_tokens": computed,
         "training_ratio": statistics.mean(lengths) / computed,
         "scored_tokens_mean": statistics.mean(map(len, prompts)),
-        "scoring_ratio": sum(map(len, prompts)) / sum(sizes(prompts, rows)),
+        "scoring_ratio": sum(map(len, prompts)) / sum(sizes(prompts, layout)),
         "prompt": encoder.prompt.name,
     }
 
@@ -243,28 +248,37 @@ def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[It
 
 
 def model_config(short: str, device: str, layers: int | None = None) -> Any:
-    """The config of the backbone's true shape, or on a "cpu" of its miniature's; `layers` shortens the stack."""
+    """The config of the backbone's true shape, or on a "cpu" of its miniature's. layers: those of a shortened stack."""
     if device == "cpu":
-        spec = miniature.load_values()["backbones"][short]
-        values = {key: value for key, value in spec["model"].items() if key != "rope_theta"}
+        values = {key: value for key, value in _miniature_shape(short).items() if key != "rope_theta"}
         values["vocab_size"] = VOCABULARY  # the bench's tokenizers are larger than the miniature's
     else:
-        row = backbones()[short]
+        backbone = backbones()[short]
         values = {
-            "model_type": row.model_type,
-            "intermediate_size": row.intermediate_size,
-            "num_attention_heads": row.heads,
-            "num_key_value_heads": row.kv_heads,
-            "head_dim": row.head_dim,
-            "tie_word_embeddings": row.tied,
-            "max_position_embeddings": row.context,
-            **row.expect,
-            "vocab_size": row.vocab,
-            "hidden_size": row.hidden_size,
-            "num_hidden_layers": row.layers,
+            "model_type": backbone.model_type,
+            "intermediate_size": backbone.intermediate_size,
+            "num_attention_heads": backbone.heads,
+            "num_key_value_heads": backbone.kv_heads,
+            "head_dim": backbone.head_dim,
+            "tie_word_embeddings": backbone.tied,
+            "max_position_embeddings": backbone.context,
+            **backbone.expect,
+            "vocab_size": backbone.vocab,
+            "hidden_size": backbone.hidden_size,
+            "num_hidden_layers": backbone.layers,
         }
     values["num_hidden_layers"] = min(layers or values["num_hidden_layers"], values["num_hidden_layers"])
     return AutoConfig.for_model(values.pop("model_type"), **values, pad_token_id=None, use_cache=False)
+
+
+def _miniature_shape(short: str) -> dict[str, Any]:
+    """Of a backbone without a miniature: the shape of another one of its architecture, or else of the first."""
+    made = load_values()["backbones"]
+    if short in made:
+        return dict(made[short]["model"])
+    model_type = backbones()[short].expect.get("model_type", "llama")
+    shapes = [one["model"] for one in made.values()]
+    return {**next((one for one in shapes if one["model_type"] == model_type), shapes[0]), "model_type": model_type}
 
 
 def make_model(
@@ -277,8 +291,8 @@ def make_model(
 ) -> Any:
     """A model of random weights in `dtype`, made on `device`, layer by layer.
 
-    nf4: quantises the linear layers, to compute in that dtype, each layer before the next one is made; `double`
-    quantises the scales as well.
+    nf4: the linear layers are quantised and compute in this dtype; each layer is quantised before the next one is made.
+    double: the scales are quantised as well.
     """
     torch.manual_seed(SEED)
     layers = config.num_hidden_layers

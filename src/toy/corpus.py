@@ -1,12 +1,13 @@
 """The sample corpus: invented Korean dialogues and items in the official shape, to try everything without the real one.
 
 A generated dialogue has a hidden scene: somebody's event and, for each category, the one filler that is true of it. The
-dialogue tells each of them in plain words, in any order. Three fillers are drawn first, then which of them is true, and
-the dialogue is built around that: the options alone are symmetric in the three, so a rule that skips the dialogue is
-left with chance. In some items a wrong filler is mentioned too, guessed in vain or said of somebody else: counting
-shared words is good, reading is better.
+dialogue tells each of them in plain words, in any order. For an item, the fillers of its options are drawn first, then
+which of them is true, and the dialogue is built around that. The options alone are symmetric, so a rule that skips the
+dialogue is left with chance. In some items a wrong filler is mentioned too: it is guessed wrongly, or said of somebody
+else. Counting shared words answers many items, reading answers more.
 
-The words are in resource/miniature/corpus.yaml; a few dialogues written by hand (handwritten.json beside it) join them.
+The words, and the categories and options they are for, are in resource/miniature/corpus.yaml. A few dialogues written
+by hand (handwritten.json beside it) are added. All of it is invented for the official task.
 """
 
 import itertools
@@ -16,14 +17,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.data import CATEGORIES, OUTPUTS, SPLITS
+from src import task
+from src.console.cli import UserError
+from src.console.start import ROOT
+from src.data import SPLITS
 
-FOLDER = Path(__file__).resolve().parents[2] / "resource" / "miniature"
+RawItem = dict[str, Any]
+"""An item in the official shape."""
+
+FOLDER = ROOT / "resource" / "miniature"
 WORDS = FOLDER / "corpus.yaml"
 HANDWRITTEN = FOLDER / "handwritten.json"
 
@@ -33,14 +39,14 @@ ITEMS_PER_DIALOGUE = {
     "dev": {5: 24, 4: 1, 1: 27},
     "test": {5: 37, 4: 80, 2: 8, 1: 84},
 }
-# The splits of the handwritten dialogues, over and over in the order of their file.
+# The splits that the handwritten dialogues go to, in the order of their file, over and over.
 HANDWRITTEN_SPLITS = ("train", "dev", "train", "test")
 
 TURNS = (10, 16)
-# The share of true fillers that come with a wrong one which is mentioned as well.
+# The share of true fillers next to which a wrong one is mentioned.
 DECOYS = 0.3
-# The share of dialogues that tell the motive before the event.
-MOTIVE_FIRST = 0.25
+# The share of dialogues that tell one filler before the event.
+ONE_FIRST = 0.25
 # Weights of an event told in one, two or three turns. All of them are target utterances.
 EVENT_TURNS = (88, 10, 2)
 
@@ -55,7 +61,7 @@ class Noun(str):
 
 
 def _ends_in_consonant(word: str) -> bool:
-    # Digits as they are read: 1 is 일, 2 is 이.
+    # Digits as they are read aloud: 1 is 일, 2 is 이.
     last = "영일이삼사오육칠팔구"[int(word[-1])] if word[-1].isdigit() else word[-1]
     assert "가" <= last <= "힣", f"no reading is known for the end of {word!r}"
     return (ord(last) - ord("가")) % 28 > 0
@@ -93,8 +99,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Words:
-    """corpus.yaml, read."""
+    """What corpus.yaml holds. categories, options and letters are those of the task that it is invented for.
 
+    told_by_listener   the category whose filler the listener tells
+    told_first         the category whose filler may be told before the event
+    """
+
+    categories: tuple[str, ...]
+    options: tuple[str, ...]
+    letters: tuple[str, ...]
+    told_by_listener: str
+    told_first: str
     events: list[Event]
     registers: list[dict[str, str]]
     chat: dict[str, Any]
@@ -105,9 +120,9 @@ class Words:
 
 @dataclass(frozen=True)
 class Line:
-    """A turn that may be said: by the one whose event it is (`own`) or by the listener.
+    """A turn that may be said, by the one whose event it is (`own`) or by the listener.
 
-    `group`: lines of one group are kept or left out together; None is always kept.
+    group: lines of one group are kept or left out together; a line without a group is always kept.
     """
 
     own: bool
@@ -117,11 +132,13 @@ class Line:
     target: bool = False
 
 
-def make_corpus(seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, list[dict[str, Any]]]:
+def make_corpus(seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, list[RawItem]]:
     """Items in the official shape for each of train, dev and test, all with labels; no dialogue is in two splits.
 
-    `sizes`: items per split, the official 758, 151 and 605 where it says nothing. Equal arguments give equal items.
+    sizes: items per split; a split that it leaves out has the official size. Equal arguments give equal items.
+    UserError where another task than the official one is current.
     """
+    _check_task()
     assert set(sizes or {}) <= set(SPLITS), sizes
     by_hand = _handwritten()
     corpus = {}
@@ -129,7 +146,7 @@ def make_corpus(seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[s
         rng = random.Random(f"sample {split} {seed}")
         counts = _items_per_dialogue(ITEMS_PER_DIALOGUE[split], (sizes or {}).get(split), rng)
         dialogues = []
-        # A tenth of the dialogues at most: a small sample too is mostly what the miniature can learn.
+        # A tenth of the dialogues at most, so that a small sample, too, is mostly what the miniature can learn.
         for items in by_hand[split][: len(counts) // 10]:
             if len(items) in counts:
                 counts.remove(len(items))
@@ -140,20 +157,34 @@ def make_corpus(seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[s
     return corpus
 
 
-def make_dialogues(count: int, seed: int) -> list[dict[str, Any]]:
-    """`5 * count` generated items on `count` dialogues to pre-train on: no corpus is drawn from the same stream."""
+def make_dialogues(count: int, seed: int) -> list[RawItem]:
+    """`count` generated dialogues with an item of each category, to pre-train on. No corpus is drawn from the same
+    stream of random numbers.
+    """
+    _check_task()
     rng = random.Random(f"sample more {seed}")
-    return _numbered([_dialogue(rng, len(CATEGORIES)) for _ in range(count)], "sample-more")
+    return _numbered([_dialogue(rng, len(load_words().categories)) for _ in range(count)], "sample-more")
 
 
-def _dialogue(rng: random.Random, size: int) -> list[dict[str, Any]]:
+def _check_task() -> None:
+    words, now = load_words(), task.current()
+    if (now.categories, now.options, now.letters) != (words.categories, words.options, words.letters):
+        raise UserError(
+            "the sample corpus and the miniature are invented for the official task, with the categories "
+            f"{', '.join(words.categories)}, and the task here is {now.name!r}. "
+            "Leave --task out to use them, or give a corpus of your own."
+        )
+
+
+def _dialogue(rng: random.Random, size: int) -> list[RawItem]:
     """`size` items, each of another category, on one new dialogue. Utterance ids are the number of the turn."""
     words = load_words()
     event = rng.choice(words.events)
     topic = Noun(rng.choice(event.topics))
     # The order matters: options first, then which of them is true, then the dialogue that makes it so.
-    options = {category: rng.sample(event.fillers[category], len(OUTPUTS)) for category in CATEGORIES}
-    labels = {category: rng.randrange(len(OUTPUTS)) for category in CATEGORIES}
+    count = len(words.options)
+    options = {category: rng.sample(event.fillers[category], count) for category in words.categories}
+    labels = {category: rng.randrange(count) for category in words.categories}
     lines = _fitted(list(_lines(rng, words, event, options, labels)), rng)
 
     register = rng.choice(words.registers)
@@ -173,23 +204,23 @@ def _dialogue(rng: random.Random, size: int) -> list[dict[str, Any]]:
         "past": event.past.format(topic=topic),
     }
     items = []
-    for category in rng.sample(CATEGORIES, size):
+    for category in rng.sample(words.categories, size):
         style = rng.randrange(2)
         sentences = [
             filler.pool.option[style].format_map(names | {"key": Noun(filler.key)}) for filler in options[category]
         ]
         inner = {"conversation": conversation, "reference_id": targets, "category": category}
-        inner |= dict(zip(OUTPUTS, sentences, strict=True))
-        items.append({"input": inner, "output": OUTPUTS[labels[category]]})
+        inner |= dict(zip(words.options, sentences, strict=True))
+        items.append({"input": inner, "output": words.options[labels[category]]})
     return items
 
 
 def _lines(
     rng: random.Random, words: Words, event: Event, options: dict[str, list[Filler]], labels: dict[str, int]
 ) -> Iterator[Line]:
-    """Everything the two could say, in order. The event, the true fillers and some wrong ones are always said."""
+    """Everything the two could say, in order. The event, the true fillers and some wrong fillers are always said."""
     group = itertools.count()
-    nods = iter(rng.sample(words.chat["nod"], len(CATEGORIES)))
+    nods = iter(rng.sample(words.chat["nod"], len(words.categories)))
 
     def exchange(kind: str) -> list[Line]:
         number = next(group)
@@ -200,14 +231,13 @@ def _lines(
 
     def true_line(category: str, before: str = "") -> Line:
         filler = options[category][labels[category]]
-        # The listener's reaction is the listener's to tell.
-        return Line(category != "반응", before + rng.choice(filler.pool.say), filler.key)
+        return Line(category != words.told_by_listener, before + rng.choice(filler.pool.say), filler.key)
 
-    order = rng.sample(CATEGORIES, len(CATEGORIES))
+    order = rng.sample(words.categories, len(words.categories))
     yield from exchange("open")
-    if rng.random() < MOTIVE_FIRST:
-        order.remove("동기")
-        yield true_line("동기")
+    if rng.random() < ONE_FIRST:
+        order.remove(words.told_first)
+        yield true_line(words.told_first)
 
     turns = rng.choices((1, 2, 3), EVENT_TURNS)[0]
     if turns == 3:
@@ -219,7 +249,7 @@ def _lines(
     for place, category in enumerate(order):
         if place == 2:
             yield from exchange("small")
-        own = category != "반응"
+        own = category != words.told_by_listener
         wrong = rng.choice([filler for n, filler in enumerate(options[category]) if n != labels[category]])
         aside = rng.choice(wrong.pool.aside)
         question = rng.choice(words.questions[category])
@@ -253,7 +283,7 @@ def _fitted(lines: list[Line], rng: random.Random) -> list[Line]:
 
 
 def _items_per_dialogue(official: Mapping[int, int], size: int | None, rng: random.Random) -> list[int]:
-    """Items of each dialogue, mixed as in the official split; together `size`, or as many as there."""
+    """How many items each dialogue has, mixed as in the official split: `size` in all, by default the official size."""
     pattern = [items for items, dialogues in official.items() for _ in range(dialogues)]
     size = sum(pattern) if size is None else size
     endless = itertools.chain.from_iterable(rng.sample(pattern, len(pattern)) for _ in itertools.count())
@@ -263,9 +293,9 @@ def _items_per_dialogue(official: Mapping[int, int], size: int | None, rng: rand
     return counts
 
 
-def _numbered(dialogues: Sequence[list[dict[str, Any]]], prefix: str) -> list[dict[str, Any]]:
-    """The items of all dialogues, in order, with ids that are unique and say where they come from."""
-    numbered: list[dict[str, Any]] = []
+def _numbered(dialogues: Sequence[list[RawItem]], prefix: str) -> list[RawItem]:
+    """The items of all dialogues, in order, with unique ids that say where they come from."""
+    numbered: list[RawItem] = []
     for place, items in enumerate(dialogues, start=1):
         for item in items:
             inner = item["input"]
@@ -279,10 +309,10 @@ def _numbered(dialogues: Sequence[list[dict[str, Any]]], prefix: str) -> list[di
     return numbered
 
 
-def _handwritten() -> dict[str, list[list[dict[str, Any]]]]:
+def _handwritten() -> dict[str, list[list[RawItem]]]:
     """By split, the dialogues written by hand; each is the list of its items."""
     items = json.loads(HANDWRITTEN.read_text(encoding="utf-8"))
-    by_split: dict[str, list[list[dict[str, Any]]]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[list[RawItem]]] = {split: [] for split in SPLITS}
     dialogues = itertools.groupby(items, key=lambda item: item["input"]["conversation"])
     for split, (_, dialogue) in zip(itertools.cycle(HANDWRITTEN_SPLITS), dialogues):
         by_split[split].append(list(dialogue))
@@ -293,6 +323,7 @@ def _handwritten() -> dict[str, list[list[dict[str, Any]]]]:
 def load_words() -> Words:
     """The words and sentences that generated dialogues are made of."""
     raw = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    of_task: dict[str, Any] = {key: tuple(values) for key, values in raw.pop("task").items()}
     pools = {name: Pool(**pool) for name, pool in raw.pop("pools").items()}
     events = []
     for event in raw.pop("events").values():
@@ -301,4 +332,4 @@ def load_words() -> Words:
             for category, names in event.pop("slots").items()
         }
         events.append(Event(fillers=fillers, **event))
-    return Words(events=events, registers=list(raw.pop("registers").values()), **raw)
+    return Words(events=events, registers=list(raw.pop("registers").values()), **of_task, **raw)

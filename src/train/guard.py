@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from src.console.cli import UserError
-from src.model.recipes import ORPO
 from src.prompt.encode import Example
-from src.train import orpo as preference
 from src.tree import compiler, layouts
-from src.tree.rows import Layout, causal_of, make_usual, to_device, totals, usually
+from src.tree.rows import Layout, causal_of, make_usual, to_device, usually
 
 CHECKPOINTING = {"use_reentrant": False}
 SHARE = {"cpu": 1e-3, "cuda": 0.05}
@@ -38,9 +36,7 @@ LEAST = {"cpu": 1e-4, "cuda": 0.1}
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What some items give in one layout: their loss, its gradient's norm, and the letters' logits of each (with
-    objective orpo the log-probability of each answer's letter).
-    """
+    """What some items give in one layout: their loss, its gradient's norm, and the objective's `letters` of each."""
 
     loss: float
     norm: float
@@ -132,7 +128,7 @@ def one_by_one(trainer: Any, checkpointing: bool) -> None:
     make_usual(trainer.network)
     # On a GPU the usual layers keep more of an item than memory was planned for, of several answers anywhere.
     on_gpu = trainer.args.device.type == "cuda"
-    tight = trainer.recipe.objective == ORPO or (on_gpu and trainer.recipe.gradient_checkpointing != "off")
+    tight = trainer.objective.compares or (on_gpu and trainer.recipe.gradient_checkpointing != "off")
     if checkpointing or tight:
         trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
 
@@ -185,18 +181,15 @@ def probe(trainer: Any, examples: Sequence[Example], layout: Layout, rounded: bo
     ):
         total = 0.0
         letters: dict[int, list[float]] = {}
-        rows = trainer.collate(examples, layout)["rows"]
-        whole = totals(rows).to(device)
+        rows = trainer.objective.collate(examples, layout)
+        totals = trainer.objective.totals(rows).to(device)
         for row in rows:
-            loss, outputs = trainer.row_loss(network, to_device(row, device), whole)
+            row = to_device(row, device)
+            loss, outputs = trainer.row_loss(network, row, totals)
             if not rounded:
                 loss.backward()
             total += loss.item()
-            if trainer.recipe.objective == ORPO:
-                letters |= preference.letter_logprobs(outputs, row)
-                continue
-            for number, values in zip(row["sequence"].tolist(), outputs[:, letter_ids].tolist(), strict=True):
-                letters.setdefault(number, values)  # an item's first term is its letter
+            letters |= trainer.objective.letters(outputs, row, letter_ids)
     squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
     norm = math.nan if rounded else torch.stack(squares).sum().sqrt().item()
     network.zero_grad(set_to_none=True)

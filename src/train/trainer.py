@@ -11,6 +11,7 @@ log-loss) are kept in `adapter/` or `model/`, and one checkpoint to go on from i
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -33,28 +34,15 @@ from src.model import load as models
 from src.model import shapes
 from src.model.disk import check_disk
 from src.model.memory import MemoryPlan, run_folder_bytes
-from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, ORPO, Recipe
+from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, Recipe
 from src.prompt.encode import Encoder, Example
 from src.runs.record import counted
 from src.score.item_scores import ItemScores
-from src.score.letters import score
-from src.train import orpo as preference
+from src.score.letters import LetterScorer
 from src.train.guard import CHECKPOINTING, guarded, one_by_one
-from src.train.pairs import wrong_options
+from src.train.objectives import Objective, make_objective
 from src.tree import compiler, layouts
-from src.tree.rows import (
-    WORTHWHILE,
-    Layout,
-    Row,
-    Term,
-    lay_out,
-    logits_at,
-    logprobs_at,
-    make_ready,
-    obstacle,
-    rows_on_gpu,
-    totals,
-)
+from src.tree.rows import WORTHWHILE, Layout, Row, make_ready, obstacle, rows_on_gpu
 from src.worth.metrics import evaluate
 
 T = TypeVar("T")
@@ -92,8 +80,9 @@ def fine_tune(
     set_seed(recipe.seed)
     config = models.load_config(recipe)
     shape = shapes.Shape.of_config(config)
-    examples = training_examples(recipe, encoder, train)
-    dev_answers = training_examples(recipe, encoder, dev) if recipe.objective == ORPO else []
+    objective = make_objective(recipe)
+    examples = objective.examples(encoder, train)
+    dev_answers = objective.examples(encoder, dev) if objective.measures else []
     dev_examples = encoder.for_scoring(dev)
     _show(recipe, encoder, examples, dev_examples)
     steps = layouts.epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
@@ -105,8 +94,10 @@ def fine_tune(
     if why:
         planned = planned.replace(share_prefixes="off")
     compiled = rows_on_gpu(device) and not why
-    given = planned, shape, examples, steps, encoder.pad_id, device, compiled
-    layout, saved, settled = layouts.training_layout(*given)
+    work = layouts.TrainingSteps(
+        planned, shape, examples, steps, encoder.pad_id, functools.partial(objective.logit_positions, examples)
+    )
+    layout, saved, settled = layouts.training_layout(work, device, compiled)
     if compiled and layout.kind != "tree" and recipe.share_prefixes == "auto":
         _hint(recipe, examples, layout)
     if not settled.fits:
@@ -151,7 +142,7 @@ def fine_tune(
     assert history, "Trainer evaluates after its last step"
     kept = history[best_of(history)]
     # The answers of an item come in one row and share its prompt, if nothing else.
-    shares = trainer.layout.kind == "tree" or (trainer.layout.kind == "single" and recipe.objective == ORPO)
+    shares = trainer.layout.kind == "tree" or (trainer.layout.kind == "single" and objective.compares)
     drops = recipe.method != "full" and recipe.lora_dropout > 0
     if shares and trainer.layout != layout:  # shorter rows share less
         saved = layouts.sharing(examples, steps, trainer.layout)
@@ -277,29 +268,6 @@ def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: 
     return why or machine
 
 
-def training_examples(recipe: Recipe, encoder: Encoder, items: Sequence[Item]) -> list[Example]:
-    """Labelled items as the recipe's objective has them learned, with wrong answers where it compares."""
-    return objective_of(recipe, encoder.for_training(items, lambda item: wrong_options(item, recipe)))
-
-
-def objective_of(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
-    """Cuts the supervised part down to the letter when the objective is the letter alone."""
-    if recipe.objective == "answer":
-        return list(examples)
-    if recipe.objective == ORPO:
-        return preference.answers_of(recipe, examples)
-    return [dataclasses.replace(one, ids=one.ids[: one.answer_start + 1]) for one in examples]
-
-
-def collate(examples: Sequence[Example], layout: Layout, loss_per: str) -> dict[str, list[Row]]:
-    """The rows of one optimizer step. A supervised token weighs 1, or an item's tokens together do."""
-    terms = []
-    for number, one in enumerate(examples):
-        weight = 1 / (len(one.ids) - one.answer_start) if loss_per == "item" else 1.0
-        terms += [Term(number, place - 1, one.ids[place], weight) for place in range(one.answer_start, len(one.ids))]
-    return {"rows": list(lay_out([one.ids for one in examples], terms, layout))}
-
-
 class ByDialogue(torch.utils.data.Sampler[int]):
     """Dialogues in a random order, and their items in a random order, other ones in each epoch."""
 
@@ -334,9 +302,11 @@ class LetterTrainer(Trainer):
         checkpointing: bool = False,
     ) -> None:
         self.recipe, self.encoder, self.dev, self.dev_examples = recipe, encoder, dev, dev_examples
+        self.objective: Objective = make_objective(recipe)
         self.dev_answers = list(dev_answers)
         self.network, self.layout, self.examples = network, layout, list(train)
         self.checkpointing = checkpointing
+        self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
         """What failed while compiling, if anything did."""
         self._trained: list[torch.nn.Parameter] | None = None
@@ -346,7 +316,11 @@ class LetterTrainer(Trainer):
             train_dataset=self.examples,
             eval_dataset=list(dev_examples),
             # What was laid out ahead is laid out anew where compiling fails meanwhile.
-            data_collator=lambda step: {**self.collate(step, self.layout), "examples": step, "layout": self.layout},
+            data_collator=lambda step: {
+                "rows": self.objective.collate(step, self.layout),
+                "examples": step,
+                "layout": self.layout,
+            },
         )
         self.loss_is_scaled_for_ga = True
 
@@ -355,15 +329,9 @@ class LetterTrainer(Trainer):
             return ByDialogue(self.examples, self.recipe.seed)
         return super()._get_train_sampler(train_dataset)
 
-    def collate(self, step: Sequence[Example], layout: Layout) -> dict[str, list[Row]]:
-        """The rows of one optimizer step."""
-        if self.recipe.objective == ORPO:
-            return preference.collate(step, layout, self.recipe)
-        return collate(step, layout, self.recipe.loss_per)
-
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Row]]], device: torch.device) -> torch.Tensor:
-        """`totals` of the whole optimizer step, over all devices."""
-        total = totals([row for batch in batch_samples for row in batch["rows"]])
+        """The objective's totals of the whole optimizer step, over all devices."""
+        total = self.objective.totals([row for batch in batch_samples for row in batch["rows"]])
         return self.accelerator.gather(total.to(device)[None]).sum(0)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -382,7 +350,7 @@ class LetterTrainer(Trainer):
     def _accumulate(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         rows = inputs["rows"]
         if inputs["layout"] != self.layout:
-            rows = self.collate(inputs["examples"], self.layout)["rows"]
+            rows = self.objective.collate(inputs["examples"], self.layout)
         losses = []
         for number, row in enumerate(rows, 1):
             last = number == len(rows)
@@ -423,42 +391,23 @@ class LetterTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the row's part of the step's loss, logits (terms, vocabulary) or log-probabilities (terms,) it is of)."""
+        """(the row's part of the step's loss, the objective's outputs that it is computed from)."""
         # Accelerate's own autocast ends with the model's forward; the head of `logprobs_at` comes after it.
         with torch.autocast(row["input_ids"].device.type, torch.bfloat16, enabled=self.args.bf16):
-            if self.recipe.objective == ORPO:
-                logprobs = logprobs_at(model, row)
-                return preference.loss(logprobs, row, self.recipe.orpo_beta, totals), logprobs
-            logits = logits_at(model, row)
-            return self.weighted_loss(logits, row) / totals[0], logits
-
-    def weighted_loss(self, logits: torch.Tensor, row: Row) -> torch.Tensor:
-        """Sum of the weighted losses of a row's terms in nats, from their logits (terms, vocabulary)."""
-        logits, targets = logits.float(), row["target"]
-        if self.recipe.objective == "letters":
-            letters = torch.tensor(self.encoder.letter_ids, device=targets.device)
-            logits, targets = logits[:, letters], (targets[:, None] == letters).int().argmax(1)
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        return (losses * row["weight"]).sum()
+            outputs = self.objective.outputs(model, row)
+            return self.objective.loss(outputs, row, totals, self.encoder.letter_ids or ()), outputs
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        rows = score(
-            self.accelerator.unwrap_model(self.model),
-            self.dev_examples,
-            self.encoder.letter_ids or (),
-            self.encoder.pad_id,
-            kind="padded" if self.layout.kind == "padded" else None,
-            share=self.recipe.share_prefixes,
-        )
+        scored = self.scorer.score(self.dev_examples, kind="padded" if self.layout.kind == "padded" else None)
         if self.layout.kind != "padded" and (why := compiler.gave_up()):
             self.fall_back(why)
-        found = dev_metrics(self.dev, rows)
+        found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
             found |= self._or_usually(
-                lambda: preference.measure(network, self.dev_answers, self.layout, self.recipe, self.args.bf16)
+                lambda: self.objective.measure(network, self.dev_answers, self.layout, self.args.bf16)
             )
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
@@ -508,10 +457,13 @@ class KeepBest(TrainerCallback):
         history = evaluations(state)
         last = history[-1]
         is_best = best_of(history) == len(history) - 1
+        measured = self.trainer.objective.measured_words(last) if self.trainer.dev_answers else ""
         print(
             f"epoch {last['epoch']:.2f}, step {last['step']}: dev accuracy {last['eval_accuracy']:.4f} "
             f"({last['eval_correct']}/{len(self.trainer.dev)}), log-loss "
-            f"{last['eval_log_loss']:.4f}{', best so far' if is_best else ''}{_of_pairs(last)}",
+            f"{last['eval_log_loss']:.4f}{', best so far' if is_best else ''}",
+            *([measured] if measured else []),
+            sep="\n    ",
             flush=True,
         )
         if is_best and state.is_world_process_zero:
@@ -610,17 +562,6 @@ def mixed(recipe: Recipe, settled: MemoryPlan) -> bool:
     return recipe.method == "full" and settled.optimizer != "bf16-stochastic"
 
 
-def _of_pairs(entry: dict[str, Any]) -> str:
-    """What an evaluation found of preference pairs, a line of its own."""
-    if "eval_log_odds" not in entry:
-        return ""
-    return (
-        f"\n    dev pairs: loss {entry['eval_loss']:.4f} = right answer {entry['eval_nll']:.4f} + beta · odds ratio "
-        f"{entry['eval_odds_ratio']:.4f}, log-odds {entry['eval_log_odds']:.3f}, right one preferred in "
-        f"{entry['eval_reward_accuracy']:.1%}, margin {entry['eval_reward_margin']:.4f}"
-    )
-
-
 def _hint(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> None:
     """Says what larger optimizer steps would share, where it is worth it."""
     larger = recipe.replace(batch_size=HINTED, gradient_accumulation_steps=1, order="dialogue")
@@ -659,14 +600,5 @@ def _show(recipe: Recipe, encoder: Encoder, train: Sequence[Example], dev: Seque
     steps = math.ceil(len(train) / (recipe.batch_size * recipe.gradient_accumulation_steps))
     print(
         f"{counted(steps, 'optimizer step')} an epoch, {counted(recipe.epoch, 'epoch')}, lr {recipe.lr}, loss over the "
-        f"{_learned(recipe)}, per {recipe.loss_per}"
+        f"{make_objective(recipe).words()}, per {recipe.loss_per}"
     )
-
-
-def _learned(recipe: Recipe) -> str:
-    if recipe.objective != ORPO:
-        return recipe.objective
-    answers = "answer" if recipe.orpo_answer == "whole" else "letter"
-    first = f"prompt and right {answers}" if recipe.orpo_nll == "prompt" else f"right {answers}"
-    against = "both wrong ones" if recipe.orpo_pairs == "both" else "one wrong one"
-    return f"{first} + {recipe.orpo_beta} · odds ratio against {against} (ORPO)"

@@ -5,28 +5,25 @@ pairs, so that short rows are best, and small models are quicker with padded bat
 """
 
 import dataclasses
-import math
 import random
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from src.model import shapes
 from src.model.memory import (
-    ANSWER_TOKENS,
     MemoryPlan,
     Workload,
     choose_memory_plan,
     memory_options,
     scoring_memory,
 )
-from src.model.recipes import OPTIMIZERS, ORPO, Recipe
+from src.model.recipes import OPTIMIZERS, Recipe
 from src.plan import estimates as plan
 from src.prompt.encode import Example
 from src.tree.compiler import QUICKER
 from src.tree.prefix import BLOCK
-from src.tree.rows import AT_ONCE, WORTHWHILE, Layout, lengths_for, sizes
+from src.tree.rows import WORTHWHILE, Layout, lengths_for, sizes
 
 CPU_TREE, CPU_BATCH = 1024, 2048
 """Tokens of a row of a tree, and of a padded batch, on a CPU: about a dialogue, and what stays in the caches."""
@@ -44,27 +41,36 @@ Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 """Sequences of an optimizer step, and the group of each where some are to stay in one row."""
 
 
-def training_layout(
-    recipe: Recipe,
-    shape: shapes.Shape,
-    examples: Sequence[Example],
-    steps: Sequence[Sequence[int]],
-    pad_id: int,
-    device: torch.device,
-    compiled: bool,
-) -> tuple[Layout, float, MemoryPlan]:
+@dataclasses.dataclass(frozen=True)
+class TrainingSteps:
+    """What a training computes.
+
+    steps             the examples' numbers, by optimizer step, of an epoch
+    logit_positions   number of items in a row → positions whose logits are in memory at once
+    """
+
+    recipe: Recipe
+    shape: shapes.Shape
+    examples: Sequence[Example]
+    steps: Sequence[Sequence[int]]
+    pad_id: int
+    logit_positions: Callable[[int], int]
+
+
+def training_layout(work: TrainingSteps, device: torch.device, compiled: bool) -> tuple[Layout, float, MemoryPlan]:
     """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
 
-    steps: the examples' numbers, by optimizer step, of an epoch. compiled: whether rows are computed as
-    `rows.make_ready` has it. The cheapest way that fits, in multiplications; of the optimizers, the first that fits.
+    compiled: whether rows are computed as `rows.make_ready` has it. The cheapest way that fits, in multiplications; of
+    the optimizers, the first that fits.
     """
+    recipe, shape, examples, steps, pad_id = work.recipe, work.shape, work.examples, work.steps, work.pad_id
     some = _some(examples, steps)
     raw = _raw(some)
     longest = max(one.tokens for one in examples)
     answers = max(len(one.sequences) for one in examples)
     if not compiled:
         widest = max(len(ids) for one in examples for ids in one.sequences)
-        places = _places(recipe, examples, recipe.batch_size)
+        places = work.logit_positions(recipe.batch_size)
         return _usual_layout(recipe, shape, some, longest, widest * answers, answers, places, raw, pad_id, device)
     whole = [_sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
     saved = raw / sum(map(sum, whole))
@@ -77,7 +83,7 @@ def training_layout(
         # Rows are filled evenly, so the longest may be well below what was allowed.
         tokens = -(-max(*rows, longest) // BLOCK) * BLOCK
         items = len(steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
-        for way in row_ways(recipe, shape, tokens, _places(recipe, examples, items), free_bytes(device)):
+        for way in row_ways(recipe, shape, tokens, work.logit_positions(items), free_bytes(device)):
             # Unpacking NF4 in every pass costs a little.
             slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
             cost = sum(rows) * shapes.flops(recipe.method, way.checkpointing) * slower
@@ -109,15 +115,6 @@ def scoring_slower(prompts: Sequence[Sequence[int]], share: str = "auto") -> flo
         return QUICKER
     shared = sum(map(len, prompts)) / sum(sizes(prompts, Layout("tree", GPU_SCORING, 0)))
     return QUICKER * (shared if shared >= WORTHWHILE else 1)
-
-
-def _places(recipe: Recipe, examples: Sequence[Example], items: int) -> int:
-    """Places of `items` items whose logits are made at a time. A row of several has about the mean of each."""
-    prompt = recipe.objective == ORPO and recipe.orpo_nll == "prompt"
-    found = [one.tokens - (0 if prompt else one.answer_start) for one in examples]
-    answers = max(len(one.sequences) for one in examples)
-    each = max(ANSWER_TOKENS * answers, max(found) if items == 1 else statistics.fmean(found))
-    return min(math.ceil(items * each), AT_ONCE) if recipe.objective == ORPO else math.ceil(items * each)
 
 
 def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, places: int, free: int | None) -> list[MemoryPlan]:

@@ -255,9 +255,9 @@ def usually(model: Any) -> Iterator[None]:
         causal.set_attn_implementation(before)
 
 
-def totals(rows: Sequence[Row]) -> torch.Tensor:
-    """(1,) or (2,): sums of the rows' loss weights, of terms and, where there are pairs, of pairs."""
-    return torch.stack([sum(row[key].sum() for row in rows) for key in ("weight", "pair_weight") if key in rows[0]])
+def totals(rows: Sequence[Row], *keys: str) -> torch.Tensor:
+    """(keys,): sums over all rows of what they hold under each key."""
+    return torch.stack([sum(row[key].sum() for row in rows) for key in keys])
 
 
 def to_device(row: Row, device: torch.device) -> Row:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from src import task
 from src.console.cli import UserError
 
-OPTIONS = (0, 1, 2)
-
 RULE = (
-    "Each run casts one ballot per item, and the option with most ballots wins. Among tied options wins the one with "
-    "the larger sum of log-probabilities over all runs that have scores. If that does not decide, the run with the "
-    "best dev accuracy among those that chose a tied option (runs of equal accuracy vote among themselves, then the "
-    "next best are asked). If nothing decides, a draw by the SHA-256 of the item's id. The order in which runs are "
-    "given never matters."
+    "Each run casts one ballot per item, and the option with most ballots wins. "
+    "Among tied options wins the one with the larger sum of log-probabilities over all runs that have scores. "
+    "If that does not decide, the run with the best dev accuracy among those that chose a tied option "
+    "(runs of equal accuracy vote among themselves, then the next best are asked). "
+    "If nothing decides, a draw by the SHA-256 of the item's id. The order in which runs are given never matters."
 )
 
 # Sums that are equal on paper differ in the last digits by the way each logarithm was rounded.
@@ -30,18 +29,19 @@ Decision = Literal["majority", "log-probability", "best run", "draw"]
 
 @dataclass(frozen=True)
 class Ballot:
-    """What one run says: item id → option 0..2, and with scores item id → log-probability of each option (nats).
+    """What one run says: item id → index of an option, and with scores item id → log-probability of each (nats).
 
     `dev_accuracy` is a share, 0..1, None when unknown.
     """
 
     run: str
     answers: Mapping[str, int]
-    logprobs: Mapping[str, tuple[float, float, float]] | None = None
+    logprobs: Mapping[str, tuple[float, ...]] | None = None
     dev_accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        assert all(answer in OPTIONS for answer in self.answers.values()), self.run
+        options = range(len(task.current().options))
+        assert all(answer in options for answer in self.answers.values()), self.run
         assert self.logprobs is None or self.logprobs.keys() == self.answers.keys(), self.run
 
 
@@ -51,7 +51,7 @@ class Verdict:
 
     id: str
     answer: int
-    counts: tuple[int, int, int]
+    counts: tuple[int, ...]
     tied: tuple[int, ...]
     decided_by: Decision
 
@@ -103,8 +103,8 @@ def agreement(ids: Sequence[str], ballots: Sequence[Ballot]) -> Agreement:
 
 def _verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
     votes = Counter(ballot.answers[item_id] for ballot in ballots)
-    counts = (votes[0], votes[1], votes[2])
-    leading = tuple(option for option in OPTIONS if votes[option] == max(counts))
+    counts = tuple(votes[option] for option in range(len(task.current().options)))
+    leading = tuple(option for option, count in enumerate(counts) if count == max(counts))
     if len(leading) == 1:
         return Verdict(item_id, leading[0], counts, (), "majority")
 
@@ -129,7 +129,7 @@ def _by_logprob(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) 
 
 
 def _by_best_run(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) -> tuple[int, ...]:
-    """The tied options left when the runs are asked from the best dev accuracy downwards; unknown ones are not."""
+    """The tied options left when the runs are asked by falling dev accuracy; a run without one is not asked."""
     known = {ballot.dev_accuracy for ballot in ballots if ballot.dev_accuracy is not None}
     for accuracy in sorted(known, reverse=True):
         votes = Counter(ballot.answers[item_id] for ballot in ballots if ballot.dev_accuracy == accuracy)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from src.data import CATEGORIES, OUTPUTS, Item
+from src import task
+from src.data import Item
 
 SIGNIFICANT = 0.05
 """The corrected p up to which one answer is called better than another."""
@@ -24,8 +25,8 @@ class Share(NamedTuple):
 class Evaluation:
     """Answers held against labels.
 
-    `per_category` and `per_label` have an entry for each category and label (0..2) that occurs. `category_balanced` is
-    the mean accuracy of these categories: it does not move with their mix, as `accuracy` does.
+    `per_category` and `per_label` have an entry for each category and label (an option's index) that occurs.
+    `category_balanced` is the mean accuracy of these categories: it does not move with their mix, as `accuracy` does.
     `confusion[label][answer]` counts items. `missed`: ids, in the order of the items.
     """
 
@@ -36,29 +37,30 @@ class Evaluation:
     per_category: dict[str, Share]
     category_balanced: float
     per_label: dict[int, Share]
-    confusion: tuple[tuple[int, int, int], ...]
+    confusion: tuple[tuple[int, ...], ...]
     missed: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """All fields, shares as objects and labels by their official names."""
+        """All fields, shares as objects and labels by the names that the files have for them."""
+        names = task.current().options
         return asdict(self) | {
             "per_category": {category: share._asdict() for category, share in self.per_category.items()},
-            "per_label": {OUTPUTS[label]: share._asdict() for label, share in self.per_label.items()},
+            "per_label": {names[label]: share._asdict() for label, share in self.per_label.items()},
         }
 
 
 def evaluate(items: Sequence[Item], answers: Sequence[int]) -> Evaluation:
-    """`items` (at least one, each with a label) against `answers` (0..2, in the same order)."""
+    """`items` (at least one, each with a label) against `answers` (options' indices, in the same order)."""
     assert items and len(items) == len(answers), (len(items), len(answers))
     labels = [item.label for item in items if item.label is not None]
     assert len(labels) == len(items), "accuracy needs a label for every item"
     right = [label == answer for label, answer in zip(labels, answers, strict=True)]
     per_category = {
         category: _share([hit for item, hit in zip(items, right, strict=True) if item.category == category])
-        for category in CATEGORIES
+        for category in task.current().categories
         if any(item.category == category for item in items)
     }
-    pairs = list(zip(labels, answers, strict=True))
+    pairs, options = list(zip(labels, answers, strict=True)), range(len(task.current().options))
     total = _share(right)
     return Evaluation(
         items=total.total,
@@ -71,9 +73,7 @@ def evaluate(items: Sequence[Item], answers: Sequence[int]) -> Evaluation:
             label: _share([hit for other, hit in zip(labels, right, strict=True) if other == label])
             for label in sorted(set(labels))
         },
-        confusion=tuple(
-            (pairs.count((label, 0)), pairs.count((label, 1)), pairs.count((label, 2))) for label in range(3)
-        ),
+        confusion=tuple(tuple(pairs.count((label, answer)) for answer in options) for label in options),
         missed=[item.id for item, hit in zip(items, right, strict=True) if not hit],
     )
 
@@ -138,8 +138,8 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], against: str | None = Non
 
 
 def holm(found: Sequence[float]) -> list[float]:
-    """The p values corrected for their number (Holm 1979), in the given order: below .05 for any of them goes wrong in
-    at most one of twenty such families of tests.
+    """The p values corrected for their number (Holm 1979), in the given order. Who believes all that are below .05 is
+    wrong about any of them in at most one of twenty such families of tests.
     """
     corrected = [0.0] * len(found)
     highest = 0.0
@@ -150,17 +150,17 @@ def holm(found: Sequence[float]) -> list[float]:
 
 
 def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The accuracies between which a guesser among three options ends on `total` items, with this confidence."""
+    """The accuracies between which guessing among the options ends on `total` items, with this confidence."""
     from scipy.stats import binom
 
-    low, high = binom.interval(confidence, total, 1 / len(OUTPUTS))
+    low, high = binom.interval(confidence, total, 1 / len(task.current().options))
     return float(low) / total, float(high) / total
 
 
 def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
     """Name → answers of each rule that never reads the dialogue. Between equal options a rule takes the first.
 
-    The most alike option has most in common with the other two: the right one, where distractors are edits of it.
+    The most alike option has most in common with the others: the right one, where distractors are edits of it.
     """
     return {
         "longest option": [_first_best([len(option) for option in item.options]) for item in items],

@@ -1,25 +1,26 @@
 """The questions: each draws a picture that can be read, and says what is there, on odd and on tiny corpora too."""
 
-import io
+import dataclasses
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from matplotlib.text import Text
-from PIL import Image
 
+from src import task
 from src.data import dump_items, parse_items
-from src.eda import findings
-from src.eda import measures as eda
-from src.eda.findings import Finding
-from src.eda.measures import Corpus, View
-from src.figures import style as figures
+from src.eda import display, findings
+from src.eda.corpus import Corpus, sample_corpus
+from src.eda.finding import Finding
+from src.eda.measures import length_figures
+from src.eda.view import View
+from src.figures import style
 from tests.conftest import make_item
+from tests.eda.made import corpus_of, weather
 
 FOR_BOTH = (
     "sizes",
@@ -36,6 +37,12 @@ FOR_BOTH = (
     "marks",
 )
 QUESTIONS = [("train", name) for name in (*FOR_BOTH, "labels")] + [("test", name) for name in (*FOR_BOTH, "distances")]
+
+
+@pytest.fixture(autouse=True)
+def shipped_task_afterwards() -> Iterator[None]:
+    yield
+    task.use(None)
 
 
 @cache
@@ -60,17 +67,21 @@ def tiny() -> Corpus:
 
 @cache
 def view(split: str, sample: bool = False) -> View:
-    made = View(eda.sample_corpus() if sample else tiny(), split, "train" if split == "test" else None)
+    made = View(sample_corpus() if sample else tiny(), split, "train" if split == "test" else None)
     made.__dict__["encoders"] = {}  # whatever this machine has downloaded
     return made
 
 
 @cache
 def found(split: str, name: str, sample: bool = False) -> Finding:
+    return ask(view(split, sample), name)
+
+
+def ask(view: View, name: str) -> Finding:
     question: Callable[[View], Finding] = getattr(findings, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a glyph that the font lacks
-        finding = question(view(split, sample))
+        finding = question(view)
         assert finding.figure is not None
         finding.figure.draw_without_rendering()
     return finding
@@ -118,60 +129,79 @@ def test_titles_and_legend_do_not_overlap(name: str) -> None:
         assert not any(one.overlaps(other) for other in boxes[place + 1 :])
 
 
-def test_pictures_are_small_white_and_stamped() -> None:
+def test_the_largest_picture_is_small() -> None:
     finding = found("train", "word_cloud", sample=True)
     assert finding.figure is not None
-    png = figures.to_png(finding.figure, "d" * 16, finding.says)
-    assert figures.stamp_of(png) == "d" * 16
-    assert len(png) < 400_000
-    assert png == figures.to_png(finding.figure, "d" * 16, finding.says)
-    picture = Image.open(io.BytesIO(png))
-    assert picture.width == 1200
-    assert "transparency" not in picture.info
-    edge = np.asarray(picture.convert("RGB"))[[0, -1], :]
-    assert (edge == 255).all(), "a dark background would show"
-    assert figures.stamp_of(_plain_png()) is None
+    assert len(style.to_png(finding.figure, "d" * 16, finding.says)) < 400_000
 
 
-def _plain_png() -> bytes:
-    raw = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(raw, format="PNG")
-    return raw.getvalue()
+def told_of_lengths(official: task.Official) -> str:
+    """What `lengths` says of the tiny train split if this is known of the official corpus."""
+    task.use(dataclasses.replace(task.current(), official=official))
+    return findings.lengths(view("train")).says
 
 
-def test_splits_differ_in_lightness_too() -> None:
-    """Without colour the three splits still differ, in pairs: 0.2126 R + 0.7152 G + 0.0722 B of linear light."""
-
-    def lightness(colour: str) -> float:
-        channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-        return float(np.dot((0.2126, 0.7152, 0.0722), [channel**2.2 for channel in channels]))
-
-    assert abs(lightness(figures.COLOURS["train"]) - lightness(figures.COLOURS["test"])) > 0.05
-    assert len(set(figures.COLOURS.values())) == 3
-
-
-def test_the_published_figures_are_held_against_the_official_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "발표된 값" not in found("train", "lengths").says
+def test_the_published_figures_are_held_against_the_official_train_split() -> None:
     sizes = {split: len(items) for split, items in tiny().splits.items()}
-    monkeypatch.setattr(eda, "OFFICIAL_ITEMS", sizes)
-    assert "다릅니다" in findings.lengths(view("train")).says
-    figures_of_tiny = eda.length_figures(tiny().splits["train"])
-    published = {name: figures_of_tiny[name][:2] for name in ("turns", "words")}
-    monkeypatch.setattr(findings, "PUBLISHED", published)
-    monkeypatch.setattr(eda, "PUBLISHED", published)
-    says = findings.lengths(view("train")).says
+    (turns, words) = (length_figures(tiny().splits["train"])[name][:2] for name in ("turns", "words"))
+    assert "발표된 값" not in found("train", "lengths").says
+    assert "다릅니다" in told_of_lengths(task.Official(sizes, (20.8, 4.8), words))
+    says = told_of_lengths(task.Official(sizes, turns, words))
     assert "같습니다" in says and "다릅니다" not in says
+    assert "발표된 값" not in told_of_lengths(task.Official(sizes))
+    assert "발표된 값" not in told_of_lengths(task.Official())
+
+
+@pytest.mark.parametrize(("split", "name"), QUESTIONS)
+def test_another_task_is_asked_every_question(split: str, name: str) -> None:
+    """Four options, other categories one of which never comes up, and no official corpus."""
+    finding = asked_of(weather(4), split, name)
+    assert "공식" not in finding.says + finding.so and "발표된" not in finding.says
+    assert not re.search(r"\bnan\b|원인|inference|3\.3 %", finding.says + finding.so)
+
+
+def asked_of(other: task.Task, split: str, name: str) -> Finding:
+    task.use(other)
+    corpus = View(corpus_of(other), split, "train" if split == "test" else None)
+    corpus.__dict__["encoders"] = {}
+    finding = ask(corpus, name)
+    assert finding.figure is not None
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("options", "orders", "chance"), [(2, 2, "50.0 %"), (3, 6, "33.3 %"), (4, 4, "25.0 %"), (9, 9, "11.1 %")]
+)
+def test_places_and_chance_are_those_of_the_task(options: int, orders: int, chance: str) -> None:
+    finding = asked_of(weather(options), "train", "labels")
+    counted = [[number % options for number in range(12)].count(place) for place in range(options)]
+    assert ", ".join(f"{place}번 {count}개" for place, count in enumerate(counted, start=1)) in finding.says
+    assert f"`--orders {orders}`" in finding.so
+    assert weather(options).orders(orders)
+    assert f"무작위로 고르면 {chance}" in asked_of(weather(options), "train", "options").so
+
+
+def test_the_mix_of_categories_is_that_of_the_task() -> None:
+    finding = asked_of(weather(4), "train", "categories")
+    assert "까닭(50.0 %)" in finding.says and "예보(0.0 %)" in finding.says
+
+
+def test_no_tokens_are_counted_without_a_prompt_for_the_task() -> None:
+    task.use(weather(4))
+    other = View(corpus_of(weather(4)), "train")
+    other.__dict__["encoders"] = {}
+    assert "이 과제의 유형" in findings.tokens(other).says
 
 
 def test_sentences_follow_the_numbers() -> None:
     assert "train–dev 1개" in found("train", "sizes").so
-    assert "함께 가진 대화가 없으니" in found("train", "sizes", sample=True).so
+    assert "겹치는 대화가 없으므로" in found("train", "sizes", sample=True).so
     assert "빈 발화 1개" in found("test", "odd").says
     assert "숫자인 발화 1개" in found("test", "odd").says
     assert "정답이 없는 문항 7개" in found("test", "odd").says
-    labels = [item.label for item in eda.sample_corpus().splits["train"]]
+    labels = [item.label for item in sample_corpus().splits["train"]]
     assert (
-        f"1번 {labels.count(0)}, 2번 {labels.count(1)}, 3번 {labels.count(2)}개"
+        f"1번 {labels.count(0)}개, 2번 {labels.count(1)}개, 3번 {labels.count(2)}개"
         in found("train", "labels", sample=True).says
     )
 
@@ -185,12 +215,12 @@ def test_without_a_tokenizer_there_is_no_picture() -> None:
 def test_outputs_are_shown_with_the_stamp_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, Any]] = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata: shown.append({"data": data, **metadata}))
-    monkeypatch.setenv(findings.OUT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(display.OUT_VARIABLE, str(tmp_path))
     findings.show(view("train"), found("train", "sizes"))
     assert all(output["cci"]["corpus"] == tiny().sha256 for output in shown)
     assert [list(output["data"]) for output in shown] == [["image/png", "text/plain"], ["text/markdown"]]
     assert [file.name for file in (tmp_path / "train").iterdir()] == ["train_sizes.png"]
 
-    monkeypatch.delenv(findings.OUT_VARIABLE)
-    assert findings.picture_path(view("test"), "x") == Path("resource/results/eda/test/test_x.png")
-    assert findings.picture_path(view("test", sample=True), "x") == Path("eda/test/test_x.png")
+    monkeypatch.delenv(display.OUT_VARIABLE)
+    assert display.picture_path(view("test"), "x") == Path("resource/results/eda/test/test_x.png")
+    assert display.picture_path(view("test", sample=True), "x") == Path("eda/test/test_x.png")

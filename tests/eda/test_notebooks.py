@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from src.data import dump_items, split_path
-from src.eda import measures as eda
-from src.eda import notebooks
-from src.eda.findings import Finding
-from src.figures import style as figures
+from src.eda import findings, notebooks
+from src.eda.corpus import sample_corpus
+from src.eda.finding import Finding
+from src.eda.view import View
+from src.figures import style
 from tests.conftest import make_item
-from tests.eda.test_measures import write_corpus
+from tests.eda.made import write_corpus
 
 SENTENCE = "어제 산 우산을 지하철에 두고 내렸지 뭐야."
 
@@ -43,13 +44,11 @@ def test_committed_notebooks_have_outputs_and_read_like_an_article(split: str) -
 
 
 @pytest.mark.parametrize("split", notebooks.NOTEBOOKS)
-def test_committed_sentences_are_those_of_the_code(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_sentences_are_those_of_the_code(split: str) -> None:
     """The quick questions again, without a kernel: the notebooks are not stale. tests/run/test_eda.py runs them all."""
-    from src.eda import findings
-
-    view = eda.View(eda.sample_corpus(), split)
+    view = View(sample_corpus(), split)
     text = notebooks.NOTEBOOKS[split].read_text(encoding="utf-8")
-    for question in (findings.sizes, findings.categories):
+    for question in (findings.sizes, findings.odd, findings.categories):
         finding: Finding = question(view)
         assert json.dumps(finding.says, ensure_ascii=False)[1:-1] in text
 
@@ -68,8 +67,8 @@ def test_stripping_leaves_source_alone() -> None:
 
 
 def png(digest: str) -> bytes:
-    figure, _ = figures.panels([""], "", "")
-    return figures.to_png(figure, digest, "")
+    figure, _ = style.panels([""], "", "")
+    return style.to_png(figure, digest, "")
 
 
 def notebook_with(*outputs: dict[str, Any]) -> Any:
@@ -104,7 +103,7 @@ def test_outputs_without_the_sample_stamp_are_refused() -> None:
 def test_the_check_sees_pictures_and_sentences_of_the_licensed_corpus(tmp_path: Path) -> None:
     home, data = tmp_path / "eda", tmp_path / "data"
     home.mkdir()
-    digest = eda.sample_corpus().sha256
+    digest = sample_corpus().sha256
     said = [{"speaker": 1, "utterance": SENTENCE, "utterance_id": "1"}]
     write_corpus(data, {"dev": [make_item(0, conversation=said, reference_id=["1"])]})
     (home / "n.ipynb").write_text(notebooks.text_of(notebook_with(shown(digest, text="아무 말"))), encoding="utf-8")

@@ -9,12 +9,12 @@ import pytest
 # As where no package brings backends of its own, such as Jupyter's.
 ALONE = "import importlib.metadata as m; m.entry_points = lambda **keys: []; "
 DRAW = (
-    "from pathlib import Path; from run.bench import draw_growth; from src import prompt_search as s\n"
-    "draw_growth([(1, 1.0), (2, 2.0)], 'h', Path('growth.png'))\n"
-    "right = {'learn': [1], 'held': [1, 0]}\n"
-    "s.plot([s.Step(0, True, '', '', '', right, 0, 0.0)], Path('accuracy.png'))\n"
-    "from src import figures; figure, _ = figures.panels(['a'], 'b', 'c')\n"
-    "Path('eda.png').write_bytes(figures.to_png(figure, 'd', 'e'))\n"
+    "from pathlib import Path; from src.figures import plots, style\n"
+    "plots.save_png(plots.growth([(1, 1.0), (2, 2.0)], 'h'), Path('growth.png'))\n"
+    "point = plots.Point(0, 0.5, 0.1, 0.9, True)\n"
+    "plots.save_png(plots.accuracy_by_step([point], [0.5]), Path('accuracy.png'))\n"
+    "figure, _ = style.panels(['a'], 'b', 'c')\n"
+    "Path('eda.png').write_bytes(style.to_png(figure, 'd', 'e'))\n"
 )
 
 

@@ -26,7 +26,7 @@ def test_sound_yaml_is_its_value() -> None:
         ("a: !!bool x", "not YAML"),
         ("a: !!float x", "not YAML"),
         ("a: " + "[" * 5000, "nested too deeply"),
-        ("&a [*a]", "nested too deeply, or holds itself"),
+        ("&a [*a]", "nested too deeply, or contains itself"),
         (BOMB, "its aliases"),
     ],
 )

@@ -27,9 +27,8 @@ from src.model.load import (
     merged,
     pick_device,
 )
-from src.prompt.encode import Encoder
 from src.prompt.prompts import parse_prompt
-from src.score.letters import score
+from src.score.letters import LetterScorer
 from tests import toys
 
 CPU = torch.device("cpu")
@@ -39,9 +38,10 @@ Folder = Callable[[str], Path]
 
 def logits(network: Any, short: str, batch_tokens: int = 16384) -> torch.Tensor:
     """(items, 3): what the network says of eight items."""
-    one = Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
-    rows = score(network, one.for_scoring(toys.items(8)), one.letter_ids or (), one.pad_id, batch_tokens)
-    return torch.tensor([row.logits[0] for row in rows])
+    one = toys.encoder(short, SHORT)
+    examples = one.for_scoring(toys.items(8))
+    found = LetterScorer(network, one.letter_ids or (), one.pad_id).score(examples, batch_tokens=batch_tokens)
+    return torch.tensor([scores.logits[0] for scores in found.items])
 
 
 def moved(network: Any) -> Any:

@@ -65,8 +65,7 @@ def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -
     from src.model.recipes import make_recipe
     from src.prompt.prompts import load_prompt
     from src.runs.run import make_encoder
-    from src.train.pairs import wrong_options
-    from src.train.trainer import training_examples
+    from src.train.objectives import make_objective
 
     items = load_items(split_path(place / "data", "train"))
     prompt = place / "short.yaml"
@@ -77,13 +76,13 @@ def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -
         decode = encoder.tokenizer.decode
         trained = [
             (decode(one.ids[:start]), decode(one.ids[start:]), decode(ids[start:]))
-            for one in training_examples(recipe, encoder, items)
+            for one in make_objective(recipe).examples(encoder, items)
             for start in [one.answer_start]
             for ids in one.rejected
         ]
         found = pairs(place, "--model_id", str(backbone_folder("qwen2it")), *more)
         assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found] == trained
-        assert len(found) == sum(len(wrong_options(item, recipe)) for item in items)
+        assert len(found) == sum(len(make_objective(recipe).wrong_options(item)) for item in items)
 
 
 def test_letters_alone_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

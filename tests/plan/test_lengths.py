@@ -52,7 +52,7 @@ def recipe_for(folder: Path, place: Path, context: int, **changes: Any) -> Recip
 
 
 def encoder_for(short: str, context: int | None = None) -> Encoder:
-    return Encoder(toys.tokenizer(short), load_prompt("plain"), name=short, context=context)
+    return toys.encoder(short, load_prompt("plain"), context=context)
 
 
 def test_counted_are_those_that_a_run_refuses(
@@ -119,9 +119,9 @@ def test_without_a_tokenizer_it_is_estimated(splits: dict[str, list[Item]]) -> N
 
 def test_estimates_are_near_what_is_counted_of_the_sample_corpus() -> None:
     from src.data import parse_items
-    from src.toy import bench_inputs as standins
+    from src.toy import bench_inputs
 
-    train = parse_items(json.dumps(standins.make_corpus()["train"]).encode(), "made")[0]
+    train = parse_items(json.dumps(bench_inputs.make_corpus()["train"]).encode(), "made")[0]
     texts = lengths.Texts({"train": train})
     for kind in kinds().values():
         tokens = texts.estimates(make_recipe({"backbone": "polar"}, "here"), kind, "train")
@@ -144,8 +144,8 @@ def test_nothing_is_said_and_no_torch_loaded_where_all_fit() -> None:
 def test_training_counts_the_answer_and_orpo_the_longest_option(splits: dict[str, list[Item]]) -> None:
     encoder, items = encoder_for("qwen2it"), splits["train"]
     prompts, answered, pairs = (
-        lengths.count(encoder, items, answered=with_it, orpo=orpo)
-        for with_it, orpo in ((False, False), (True, False), (True, True))
+        lengths.count(encoder, items, answered=with_it, compares=compares)
+        for with_it, compares in ((False, False), (True, False), (True, True))
     )
     assert all(one < other <= both for one, other, both in zip(prompts, answered, pairs, strict=True))
     assert pairs != answered

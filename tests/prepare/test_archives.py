@@ -11,18 +11,14 @@ import pytest
 from src.console.cli import UserError
 from src.prepare import archives
 from src.prepare.archives import Candidate, find, is_json, readable
+from tests.official_shape import zip_of
 
 TEXT = b'[{"id": "made-0000", "input": {}}]' * 40
 
 
 def a_zip(compression: int, inner: bytes | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        archive.writestr("대화/train.json", TEXT)
-        archive.writestr("dev.json", TEXT[::-1])
-        if inner is not None:
-            archive.writestr("안.zip", inner)
-    return buffer.getvalue()
+    files = {"대화/train.json": TEXT, "dev.json": TEXT[::-1]}
+    return zip_of(files if inner is None else {**files, "안.zip": inner}, compression)
 
 
 def read_all(path: Path, content: bytes) -> list[str]:

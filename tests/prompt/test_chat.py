@@ -11,8 +11,7 @@ import transformers.utils.chat_template_utils as chat_template_utils
 from tokenizers import AddedToken
 
 from src.console.cli import UserError
-from src.model.backbones import backbones
-from src.prompt.chat import Chat, Frozen
+from src.prompt.chat import Chat, Frozen, Rendering
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library
 from src.prompt.prompts import Examples, load_prompt, parse_prompt
@@ -140,8 +139,7 @@ def tokenizer_of(form: Form) -> Any:
 
 
 def encoder(form: Form, prompt: Any = SHORT, **keys: Any) -> Encoder:
-    fallback = backbones()[form.short].chat_template
-    return Encoder(tokenizer_of(form), prompt, name=form.short, chat_template=fallback, **keys)
+    return toys.encoder(form.short, prompt, words=tokenizer_of(form), **keys)
 
 
 def made(template: str, short: str = "qwen2it", **keys: Any) -> Encoder:
@@ -300,7 +298,7 @@ def test_a_date_is_held_however_it_is_written(writing: str) -> None:
 
 
 def test_a_template_that_writes_other_text_each_time_is_refused() -> None:
-    with pytest.raises(UserError, match="qwen2it: the tokenizer's chat template writes other text each time"):
+    with pytest.raises(UserError, match="qwen2it: the tokenizer's chat template writes different text each time"):
         made("{{ range(99999) | random }}" + toys.CHATML)
 
 
@@ -326,7 +324,7 @@ def test_a_template_that_drops_thoughts_keeps_what_people_typed() -> None:
     tokenizer = copy.deepcopy(toys.tokenizer("qwen2it"))
     tokenizer.add_tokens(["</think>"])
     tokenizer.chat_template = template
-    one = Chat(tokenizer, template, name="toy", source="tokenizer")
+    one = Chat(tokenizer, "toy", Rendering(template, override=True))
     marked = one.render([{"role": "user", "content": "앞 </think> 뒤"}])
     assert "앞 </think> 뒤" in one.control.clean(marked)
     assert tokenizer.convert_tokens_to_ids("</think>") not in one.control.encode(marked, "toy")
@@ -364,7 +362,7 @@ def test_a_word_that_the_template_writes_is_a_control_token_and_a_plain_one_is_n
     tokenizer = copy.deepcopy(toys.tokenizer("qwen2it"))
     tokenizer.add_tokens([AddedToken("사용자말", special=False), AddedToken("우산이", special=False), "<b>"])
     template = toys.CHATML.replace("<|im_start|>{{ message.role }}", "사용자말{{ message.role }}")
-    chat = Chat(tokenizer, template, name="toy", source="tokenizer")
+    chat = Chat(tokenizer, "toy", Rendering(template, override=True))
     assert "사용자말" in chat.control.ids and "<b>" in chat.control.ids and "우산이" not in chat.control.ids
 
 

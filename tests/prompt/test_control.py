@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from src.console.cli import UserError
 from src.data import Item
 from src.model.backbones import backbones
+from src.prompt.chat import Rendering
 from src.prompt.control import ControlTokens
 from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library
@@ -40,7 +41,8 @@ def encoder(name: str | Path, prompt: Any = SHORT, **keys: Any) -> Encoder:
     tokenizer = tokenizer_of(name)
     template = backbones()[str(name)].chat_template if isinstance(name, str) else None
     template = template or (None if tokenizer.chat_template else toys.SOLAR)
-    return Encoder(tokenizer, prompt, name=str(name), chat_template=template, **keys)
+    library = keys.pop("library", None)
+    return Encoder(tokenizer, prompt, str(name), Rendering(template, **keys), library=library)
 
 
 def controls(one: Encoder, ids: Any) -> list[int]:

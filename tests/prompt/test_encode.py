@@ -1,14 +1,15 @@
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
 from src.console.cli import UserError
-from src.data import CATEGORIES
-from src.model.backbones import backbones
 from src.prompt.encode import Encoder, Example
-from src.prompt.prompts import LETTERS, ORDERS, Prompt, load_prompt, parse_prompt
+from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from tests import toys
+from tests.made_prompts import TASK
+from tests.made_task import FOUR, PROMPT, four_items, working_on
 
 SHORT = parse_prompt(toys.SHORT, "short")
 
@@ -18,8 +19,7 @@ def encoder(short: str, prompt: Prompt = SHORT, **changes: Any) -> Encoder:
     tokenizer = copy.deepcopy(toys.tokenizer(short))
     if "template" in changes:
         tokenizer.chat_template = changes.pop("template")
-    values = {"name": short, "chat_template": backbones()[short].chat_template, **changes}
-    return Encoder(tokenizer, prompt, **values)
+    return toys.encoder(short, prompt, words=tokenizer, **changes)
 
 
 def prompt_with(**changes: str) -> Prompt:
@@ -38,7 +38,7 @@ def tokens(one: Encoder, ids: tuple[int, ...]) -> list[str]:
 def test_every_category_and_prompt_under_every_quirk(short: str, name: str) -> None:
     one = encoder(short, load_prompt(name))
     items = toys.items(5)
-    assert {item.category for item in items} == set(CATEGORIES)
+    assert {item.category for item in items} == set(TASK.categories)
     trained, scored = one.for_training(items), one.for_scoring(items)
     assert one.letter_ids is not None
     for item, example, prompt in zip(items, trained, scored, strict=True):
@@ -172,13 +172,13 @@ def test_the_template_of_the_recipe_is_for_tokenizers_without() -> None:
 def test_orders_move_the_right_letter() -> None:
     one = encoder("qwen2")
     items = toys.items(3)
-    examples = one.for_scoring(items, ORDERS)
+    examples = one.for_scoring(items, TASK.all_orders)
     assert [(example.id, example.order) for example in examples] == [
-        (item.id, order) for item in items for order in ORDERS
+        (item.id, order) for item in items for order in TASK.all_orders
     ]
-    for item, example in zip((item for item in items for _ in ORDERS), examples, strict=True):
+    for item, example in zip((item for item in items for _ in TASK.all_orders), examples, strict=True):
         assert item.label is not None and example.letter is not None
-        right = f"\n{LETTERS[example.letter]}. {item.options[item.label]}"
+        right = f"\n{TASK.letters[example.letter]}. {item.options[item.label]}"
         assert right in one.tokenizer.decode(list(example.ids))
     (unlabelled,) = one.for_scoring(toys.items(1, output=""))
     assert unlabelled.letter is None
@@ -208,10 +208,12 @@ def test_a_blank_at_the_end_of_the_template_belongs_to_the_letter() -> None:
     )
     one, without = encoder("qwen2", template=blank), encoder("qwen2", template=blank.rstrip())
     items = toys.items(3)
-    trained, scored = one.for_training(items), one.for_scoring(items, ORDERS)
+    trained, scored = one.for_training(items), one.for_scoring(items, TASK.all_orders)
     assert one.lead == " " and without.lead == ""
     assert one.letter_ids is not None and tokens(one, one.letter_ids) == ["ĠA", "ĠB", "ĠC"]
-    assert [example.ids for example in scored] == [example.ids for example in without.for_scoring(items, ORDERS)]
+    assert [example.ids for example in scored] == [
+        example.ids for example in without.for_scoring(items, TASK.all_orders)
+    ]
     for item, example in zip(items, trained, strict=True):
         assert item.label is not None and example.ids[example.answer_start] == one.letter_ids[item.label]
         answer = one.prompt.render(item).answers[item.label]
@@ -248,7 +250,7 @@ def test_a_letter_that_merges_with_its_answer() -> None:
     # The vocabulary holds "A." and "B." as pieces of their own, so "A." would be trained and "A" read.
     tokenizer = copy.deepcopy(toys.tokenizer("solarko"))
     tokenizer.add_tokens(["A.", "B.", "C."])
-    one = Encoder(tokenizer, SHORT, name="solarko", chat_template=backbones()["solarko"].chat_template)
+    one = toys.encoder("solarko", SHORT, words=tokenizer)
     one.for_scoring(toys.items(1))
     with pytest.raises(UserError, match=r"made-0000: the letter merges .* 'A.' would be trained, and 'A' read"):
         one.for_training(toys.items(1))
@@ -256,7 +258,6 @@ def test_a_letter_that_merges_with_its_answer() -> None:
 
 def test_letters_that_are_not_three_tokens() -> None:
     tokenizer = copy.deepcopy(toys.tokenizer("polar"))
-    plain = encoder("polar")
 
     class Deaf:
         """Takes B for A."""
@@ -267,8 +268,8 @@ def test_letters_that_are_not_three_tokens() -> None:
         def __call__(self, text: str, **keys: Any) -> Any:
             return tokenizer(text[:-1] + text[-1].replace("B", "A"), **keys)
 
-    one = Encoder(Deaf(), SHORT, name="polar", chat_template=plain.template)
-    with pytest.raises(UserError, match="polar: the letters A, B, C are not three tokens"):
+    one = toys.encoder("polar", SHORT, words=Deaf())
+    with pytest.raises(UserError, match="polar: the letters A, B, C are not 3 different tokens"):
         one.for_scoring(toys.items(1))
 
 
@@ -301,5 +302,37 @@ def test_tokens_beyond_the_embedding_are_named() -> None:
     for encode in (one.for_training, one.for_scoring):
         with pytest.raises(UserError) as caught:
             encode(toys.items(1))
-        assert f"the model's embedding {highest} rows, and items hold" in str(caught.value)
+        assert f"the model embeddings for {highest}, and items hold" in str(caught.value)
         assert f"{token!r} ({highest}, item made-0000)" in str(caught.value)
+
+
+# Another task
+
+
+@pytest.mark.parametrize("short", ["polar", "kogemma", "qwen2"])
+def test_four_letters_are_read_and_trained(short: str) -> None:
+    with working_on(FOUR):
+        one, items = encoder(short, parse_prompt(PROMPT, "four")), four_items(4)
+        orders = FOUR.orders(8)
+        trained, scored = one.for_training(items, lambda item: [(item.label or 0) ^ 1]), one.for_scoring(items, orders)
+        assert one.letters == tuple("ABCD") and len(set(one.letter_ids or ())) == 4
+        assert one.letter_ids is not None
+        for item, example in zip(items, trained, strict=True):
+            assert item.label is not None and example.order == "0123"
+            letters = [ids[example.answer_start] for ids in example.sequences]
+            assert letters == [one.letter_ids[item.label], one.letter_ids[item.label ^ 1]]
+        assert [(example.id, example.order) for example in scored] == [
+            (item.id, order) for item in items for order in orders
+        ]
+        for item, example in zip((item for item in items for _ in orders), scored, strict=True):
+            assert example.letter == example.order.index(str(item.label))
+        assert len(one.rendered_sha256) == 2
+
+
+def test_every_number_of_options_has_probes() -> None:
+    for count in range(2, 10):
+        task = dataclasses.replace(
+            FOUR, options=tuple(f"o{place}" for place in range(count)), letters=tuple("ABCDEFGHI"[:count])
+        )
+        with working_on(task):
+            assert len(encoder("qwen2", parse_prompt(PROMPT, "any")).rendered_sha256) == 2

@@ -4,13 +4,12 @@ import sys
 import pytest
 
 from src.console.cli import UserError
-from src.data import CATEGORIES, Item, Utterance
-from src.model.backbones import backbones
-from src.prompt.encode import Encoder
+from src.data import Item, Utterance
 from src.prompt.fewshot import Library
 from src.prompt.prompts import Examples, load_prompt
 from src.tree.prefix import build
 from tests import toys
+from tests.made_prompts import TASK
 
 TRAIN = toys.items(60)
 
@@ -32,7 +31,7 @@ def test_by_seed_a_category_shares_its_examples() -> None:
     chosen = {item.category: {tuple(one.id for one in library.choose(item))} for item in asked}
     for item in asked:
         chosen[item.category].add(tuple(one.id for one in library.choose(item)))
-    assert set(chosen) == set(CATEGORIES) and all(len(some) == 1 for some in chosen.values())
+    assert set(chosen) == set(TASK.categories) and all(len(some) == 1 for some in chosen.values())
     other = Library(TRAIN, Examples(3, seed=1))
     assert any(library.choose(item) != other.choose(item) for item in asked)
     assert [library.choose(item) for item in asked] == [Library(TRAIN, Examples(3)).choose(item) for item in asked]
@@ -62,9 +61,8 @@ def test_what_cannot_be_chosen() -> None:
 def test_examples_stand_in_the_chat_of_every_backbone(short: str) -> None:
     prompt, asked = load_prompt("korean+2shots"), toys.items(5, start=1000)
     library = Library(TRAIN, Examples(2))
-    template = backbones()[short].chat_template
-    encoder = Encoder(toys.tokenizer(short), prompt, name=short, chat_template=template, library=library)
-    bare = Encoder(toys.tokenizer(short), load_prompt("korean"), name=short, chat_template=template)
+    encoder = toys.encoder(short, prompt, library=library)
+    bare = toys.encoder(short, load_prompt("korean"))
     for item, example in zip(asked, encoder.for_scoring(asked), strict=True):
         text = encoder.prompt_text(item)
         for one in library.choose(item):
@@ -80,7 +78,7 @@ def test_examples_stand_in_the_chat_of_every_backbone(short: str) -> None:
 def test_items_of_a_category_share_the_examples_tokens() -> None:
     prompt, asked = load_prompt("korean+3shots"), toys.items(10, start=1000, category="동기")
     library = Library(TRAIN, Examples(3))
-    encoder = Encoder(toys.tokenizer("qwen2"), prompt, name="qwen2", library=library)
+    encoder = toys.encoder("qwen2", prompt, library=library)
     ids = [one.ids for one in encoder.for_scoring(asked)]
     assert len(build(ids)) < 0.5 * sum(map(len, ids))
 

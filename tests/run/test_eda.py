@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from run import eda as command
+from src import task
 from src.console.cli import UserError
 from src.data import Item
-from src.eda import measures as eda
 from src.eda import notebooks
-from src.figures import style as figures
+from src.eda.corpus import SAMPLE, read_corpus, sample_corpus
+from src.figures import style
 from tests.conftest import make_item
-from tests.eda.test_measures import write_corpus
+from tests.eda.made import write_corpus
 
 # Not held against what is committed: Kiwi's models compute in floats of the machine's width, so a rare word may be read
 # differently elsewhere; and tokens change with every word of a prompt.
@@ -32,13 +33,13 @@ def texts(path: Path) -> dict[str, list[Any]]:
 
 def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> None:
     assert command.main(["--sample", "--out", str(tmp_path)]) == 0
-    digest = eda.sample_corpus().sha256
+    digest = sample_corpus().sha256
     for split, path in notebooks.NOTEBOOKS.items():
         made = tmp_path / split / path.name
         assert texts(made) == texts(path), f"{path} is stale: python -m run.eda --sample"
         names = sorted(file.name for file in made.parent.iterdir())
         assert names == sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
-        assert all(figures.stamp_of(file.read_bytes()) == digest for file in made.parent.glob("*.png"))
+        assert all(style.stamp_of(file.read_bytes()) == digest for file in made.parent.glob("*.png"))
 
 
 def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,13 +63,13 @@ def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytes
     assert (made / "test_EDA.ipynb").is_file()
     page = (made / "test_EDA.html").read_text(encoding="utf-8")
     assert "data의 말뭉치" in page and "공식 말뭉치" not in page and "data:image/png;base64" in page
-    own = eda.read_corpus(data).sha256
-    stamps = {figures.stamp_of(file.read_bytes()) for file in made.glob("*.png")}
+    own = read_corpus(data).sha256
+    stamps = {style.stamp_of(file.read_bytes()) for file in made.glob("*.png")}
     assert stamps == {own}
-    found = notebooks.problems(notebooks.read(made / "test_EDA.ipynb"), "n", eda.sample_corpus().sha256)
+    found = notebooks.problems(notebooks.read(made / "test_EDA.ipynb"), "n", sample_corpus().sha256)
     assert len(found) > 20
     assert not (out / "train").exists()
-    assert isinstance(eda.read_corpus(data).splits["test"][0], Item)
+    assert isinstance(read_corpus(data).splits["test"][0], Item)
 
 
 def test_strip_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,4 +102,25 @@ def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.ipynb"
     path.write_text(notebooks.text_of(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])))
     with pytest.raises(UserError, match=r"broken\.ipynb stopped: ZeroDivisionError: division by zero"):
-        command.run(path, eda.SAMPLE, tmp_path)
+        command.run(path, SAMPLE, tmp_path, task.FILE)
+
+
+def test_the_notebooks_work_on_the_task_of_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in another process. This task differs in its name alone, so that there is a sample corpus of it."""
+    import nbformat
+
+    code = "from src import task\nfrom src.eda import findings as find\nfind.open_view('train')\ntask.current().name"
+    head = f"import os, sys; os.chdir({str(Path.cwd())!r}); sys.path.insert(0, os.getcwd())"
+    cells = [nbformat.v4.new_code_cell(source) for source in (head, code)]
+    path = tmp_path / "train_EDA.ipynb"
+    path.write_text(notebooks.text_of(nbformat.v4.new_notebook(cells=cells)))
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", {"train": path})
+    text = task.FILE.read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: 대화 맥락 추론", "name: 우리 과제"), encoding="utf-8")
+    out = tmp_path / "out"
+    try:
+        assert command.main(["--sample", "--task", str(tmp_path / "mine.yaml"), "--out", str(out)]) == 0
+    finally:
+        task.use(None)
+    made = notebooks.read(out / "train" / "train_EDA.ipynb")
+    assert made.cells[-1].outputs[-1].data["text/plain"] == "'우리 과제'"

@@ -18,9 +18,11 @@ from src.console.cli import UserError
 from src.data import load_items
 from src.prompt.encode import Encoder
 from src.prompt.prompts import load_prompt
-from src.score.letters import score
-from src.search import critics
-from src.search import textgrad as prompt_search
+from src.score.letters import LetterScorer
+from src.search import endpoint
+from src.search.calls import Ask
+from src.search.prompt_search import split
+from src.search.settings import SearchSettings
 from tests import toys
 from tests.made_endpoint import Server, completion
 from tests.made_runs import make_split
@@ -95,7 +97,7 @@ def test_an_odd_endpoint_keeps_what_was_done(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refused at once, then after step 0, then gone on with; what opens the endpoint's door is written nowhere."""
-    monkeypatch.setattr(critics, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.0)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     server = Server()
 
@@ -169,14 +171,14 @@ def test_a_better_prompt_of_a_real_model(
     better one is refused and followed.
     """
     items = load_items(place / "data" / "data_dev.json")
-    parts = prompt_search.split(items, prompt_search.Search())
+    parts = split(items, SearchSettings())
     model, prompt = toys.network("qwen2it", max_position_embeddings=16384), load_prompt("korean")
 
     def right(text: str) -> tuple[int, int]:
         encoder = Encoder(toys.tokenizer("qwen2it"), dataclasses.replace(prompt, system=text), name="qwen2it")
         examples = encoder.for_scoring(items)
-        rows = score(model, examples, encoder.letter_ids or (), encoder.pad_id)
-        hit = {item.id: row.prediction == item.label for item, row in zip(items, rows, strict=True)}
+        scores = LetterScorer(model, encoder.letter_ids or (), encoder.pad_id).score(examples).items
+        hit = {item.id: one.prediction == item.label for item, one in zip(items, scores, strict=True)}
         learned, held = (sum(hit[item.id] for item in part) for part in parts)
         return learned, held
 
@@ -190,12 +192,12 @@ def test_a_better_prompt_of_a_real_model(
     (place / "start.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     answers = iter(["말", worse, "말", better])
 
-    def proposing(*_: object) -> critics.Ask:
+    def proposing(*_: object) -> Ask:
         return lambda message, system: (
             next(answers) if "gradient" in system else f"<IMPROVED_VARIABLE>{next(answers)}</IMPROVED_VARIABLE>"
         )
 
-    monkeypatch.setattr(optimize_prompt, "make_ask", proposing)
+    monkeypatch.setattr(optimize_prompt, "load_ask", proposing)
     flags = ("--engine", "scripted", "--steps", "2", "--margin", "0.01", "--prompt", str(place / "start.yaml"))
     main(arguments(place, "found", *flags))
     printed = capsys.readouterr().out

@@ -13,10 +13,18 @@ import pytest
 
 from run.prepare_data import main
 from src.console.cli import UserError
-from src.data import OUTPUTS, SPLITS, dump_items, load_split, predictions
+from src.data import SPLITS, dump_items, load_split, predictions
 from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
-from tests.official_shape import load_json, official_files, write_official_zip, zipped_with_raw_names
+from tests.made_task import FOUR, TASK_FILE, make_four, working_on
+from tests.official_shape import (
+    load_json,
+    official_files,
+    unpacked,
+    write_official_zip,
+    zip_of,
+    zipped_with_raw_names,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "대화맥락추론_{}.json"
@@ -37,17 +45,8 @@ def official() -> dict[str, bytes]:
 
 
 def zipped(path: Path, files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
+    path.write_bytes(zip_of(files, compression))
     return path
-
-
-def unpacked(folder: Path, files: Mapping[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def made(out: Path) -> list[str]:
@@ -220,6 +219,23 @@ def test_the_table_counts_what_was_found(tmp_path: Path, out: Path, capsys: Any)
     assert rows["2 target utterances"] == ["0", "1", "0"]
 
 
+def test_a_corpus_of_another_task(tmp_path: Path, out: Path, capsys: Any) -> None:
+    folder = unpacked(tmp_path / "x", {"train.json": dump_items([make_four(number) for number in range(5)]).encode()})
+    (tmp_path / "task.yaml").write_text(TASK_FILE, encoding="utf-8")
+    with working_on(FOUR):  # and afterwards on the shipped one
+        main([str(folder), "--out", str(out), "--task", str(tmp_path / "task.yaml")])
+        printed = capsys.readouterr().out
+        counts = {
+            line.strip("│ ").split("│")[0].strip(): line.strip("│ ").split("│")[-1].strip()
+            for line in printed.splitlines()
+        }
+        assert [counts[f"label Choice_{number}"] for number in (1, 2, 3, 4)] == ["2", "1", "1", "1"]
+        assert (counts["Cause"], counts["What follows"]) == ("3", "2")
+        assert [item.label for item in load_split(out, "train")] == [0, 1, 2, 3, 0]
+    with pytest.raises(UserError, match="allowed: 원인, 후행사건"):
+        main([str(folder), "--out", str(out)])
+
+
 # The official download, with everything odd that it has
 
 
@@ -235,7 +251,7 @@ def test_the_official_shape_goes_through_and_its_text_comes_out_unchanged(
         official = load_json(official_files(small=True, hidden=hidden)[f"대화맥락추론_{split}.json"])
         items = load_split(out, split, labelled=split != "test")
         filled = predictions(items, [1] * len(items))
-        assert [{**one, "output": OUTPUTS[1]} for one in official] == filled
+        assert [{**one, "output": "inference_2"} for one in official] == filled
         assert [list(one["input"]) for one in official] == [list(one["input"]) for one in filled]
         assert f"{archive}: 대화맥락추론/대화맥락추론_{split}.json" in printed
     told = [line for line in printed.splitlines() if line.startswith("  ") and " (first: " in line]

@@ -1,10 +1,8 @@
-"""The table in resource/data/README.md: for each kind an example, which must fare as the table says."""
+"""The tables in resource/data/README.md: for each kind an example, which must fare as the table says."""
 
-import io
 import json
 import re
 import unicodedata
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,13 @@ from src.data import load_split
 from src.items.oddities import KINDS
 from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
-from tests.official_shape import zipped_with_raw_names
+from tests.official_shape import unpacked, zip_of, zipped_with_raw_names
 
-README = Path("resource/data/README.md")
-REFUSED, SAID, SILENT = "거절 (refused)", "알리고 계속 (carried on, and said)", "말없이 계속 (carried on silently)"
+HEADINGS = {
+    "README.md": ("거절", "알리고 계속", "말없이 계속"),
+    "README.en.md": ("Refused", "Reported", "Passes"),
+}
+"""Page → what it calls the kinds that are refused, those that are told, and those that pass without a word."""
 
 Splits = dict[str, Any]
 
@@ -67,14 +68,6 @@ def edited(old: str, new: str) -> dict[str, bytes]:
     return files_of(train=text.replace(old, new, 1).encode())
 
 
-def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
 def flagged(content: bytes, offset_in_directory: int, value: bytes) -> bytes:
     """A zip with bytes changed in each entry of its directory."""
     for found in re.finditer(b"PK\1\2", content):
@@ -84,7 +77,7 @@ def flagged(content: bytes, offset_in_directory: int, value: bytes) -> bytes:
 
 
 def table_of(items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {key: {str(row): item[key] for row, item in enumerate(items)} for key in items[0]}
+    return {key: {str(number): item[key] for number, item in enumerate(items)} for key in items[0]}
 
 
 def swapped() -> dict[str, bytes]:
@@ -137,11 +130,11 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "splits-same": lambda: files_of({**splits(), "dev": splits()["train"]}),
     "two-files": lambda: files_of() | {"old/train.json": as_json(splits()["train"][:3])},
     "no-split": lambda: {"part_1.json": as_json(splits()["train"]), "읽어.txt": b""},
-    "zip-damaged": lambda: zipped(files_of())[:-60],
-    "zip-unknown": lambda: flagged(zipped(files_of()), 10, b"\x62\0"),
-    "zip-encrypted": lambda: flagged(zipped(files_of()), 8, b"\1\0"),
-    "zip-large": lambda: flagged(zipped(files_of()), 24, (LARGEST_MEMBER_BYTES + 1).to_bytes(4, "little")),
-    "zip-deep": lambda: zipped({"a.zip": zipped({"b.zip": zipped(files_of())})}),
+    "zip-damaged": lambda: zip_of(files_of())[:-60],
+    "zip-unknown": lambda: flagged(zip_of(files_of()), 10, b"\x62\0"),
+    "zip-encrypted": lambda: flagged(zip_of(files_of()), 8, b"\1\0"),
+    "zip-large": lambda: flagged(zip_of(files_of()), 24, (LARGEST_MEMBER_BYTES + 1).to_bytes(4, "little")),
+    "zip-deep": lambda: zip_of({"a.zip": zip_of({"b.zip": zip_of(files_of())})}),
 }
 
 # What the message says, so that nothing is refused for another reason.
@@ -213,18 +206,18 @@ FINE: dict[str, Callable[[], Any]] = {
     "target-order": lambda: with_item(reference_id=["d0.4", "d0.2"]),
     "reasoning": lambda: with_item(reasoning="물을 주지 않았으니 잎이 말랐다."),
     "dialogue-shared": lambda: in_two_splits(id="other", category="동기"),
-    "mac-twins": lambda: zipped(files_of() | {"__MACOSX/._data_train.json": b"\0\5", "._data_dev.json": b"\0"}),
+    "mac-twins": lambda: zip_of(files_of() | {"__MACOSX/._data_train.json": b"\0\5", "._data_dev.json": b"\0"}),
     "names": lambda: {f"대화/{name}".encode("cp949"): content for name, content in files_of().items()},
-    "inner-zip": lambda: zipped({"안/자료.zip": zipped(files_of())}),
+    "inner-zip": lambda: zip_of({"안/자료.zip": zip_of(files_of())}),
 }
 
 # An example has another kind with it where it cannot be had alone.
 WITH = {"target-blank": {"utterance-blank"}}
 
 
-def table() -> dict[str, list[str]]:
-    """Heading → the kinds of the rows below it."""
-    parts = README.read_text(encoding="utf-8").split("\n### ")[1:]
+def tables(page: str) -> dict[str, list[str]]:
+    """Heading → the kinds in the table below it."""
+    parts = (Path("resource/data") / page).read_text(encoding="utf-8").split("\n### ")[1:]
     return {part.splitlines()[0]: re.findall(r"^\| `([a-z-]+)` \|", part, re.MULTILINE) for part in parts}
 
 
@@ -236,10 +229,7 @@ def given(tmp_path: Path, example: Any) -> Path:
     elif all(isinstance(name, bytes) for name in example):
         zipped_with_raw_names(path, example)
     else:
-        path = tmp_path / "given"
-        for name, content in example.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(content)
+        path = unpacked(tmp_path / "given", example)
     return path
 
 
@@ -248,8 +238,9 @@ def said(printed: str) -> set[str]:
     return found | ({"not-used"} if "not used" in printed else set())
 
 
-def test_the_table_lists_just_the_kinds_that_there_are() -> None:
-    assert table() == {REFUSED: list(REFUSALS), SAID: list(ODD), SILENT: list(FINE)}
+@pytest.mark.parametrize("page", HEADINGS)
+def test_the_tables_list_just_the_kinds_that_there_are(page: str) -> None:
+    assert tables(page) == dict(zip(HEADINGS[page], (list(REFUSALS), list(ODD), list(FINE)), strict=True))
     assert set(ODD) == {*KINDS, "not-used"}
 
 

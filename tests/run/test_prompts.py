@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from run.prompts import main, part_tokens
+from run.prompts import main
 from src.console.cli import UserError
-from src.data import load_items
+from src.data import dump_items, load_items
 from src.model.backbones import backbones
 from src.plan.kinds import kinds
 from src.prompt.encode import Encoder
@@ -16,6 +16,7 @@ from src.worth.metrics import mcnemar
 from tests import toys
 from tests.conftest import make_item
 from tests.made_runs import make_split
+from tests.made_task import FOUR, PROMPT, TASK_FILE, make_four, working_on
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +62,6 @@ def test_an_item_as_a_backbone_sees_it(
     a, b, c = encoder.letter_ids or ()
     assert f"as the tokens A {a} 'A', B {b} 'B', C {c} 'C'" in printed
     assert "<|im_start|>assistant\n" in printed and "│ examples " in printed
-
-
-@pytest.mark.parametrize("short", ["polar", "qwen2it", "kogemma", "eeve"])
-@pytest.mark.parametrize("name", ["korean+persona", "english+categorized", "plain"])
-def test_every_token_belongs_to_a_part(short: str, name: str) -> None:
-    prompt, (item,) = load_prompt(name), toys.items(1)
-    encoder = Encoder(toys.tokenizer(short), prompt, name=short, chat_template=backbones()[short].chat_template)
-    counts = part_tokens(encoder, item)
-    assert sum(counts.values()) == len(encoder.for_scoring([item])[0].ids)
-    assert ("system" in counts) == (name != "plain") and counts["chat template"] > 0
-    # What a part's own text makes of tokens, but for those that lie across its edges.
-    for part, text in prompt.parts(item):
-        own = len(encoder.tokenizer(text.strip(), add_special_tokens=False)["input_ids"])
-        assert abs(counts[part] - own) <= 3, part
 
 
 def test_an_item_under_another_chat_template(
@@ -192,6 +179,24 @@ def test_what_cannot_be_compared(data: Path, tmp_path: Path, backbone_folder: Ca
         main(["--compare", "korean", "--runs", folder, "--data", str(tmp_path)])
     with pytest.raises(SystemExit):
         main(["--compare", "korean", "--runs", folder, "--split", "test"])
+    with pytest.raises(UserError, match="--orders: found 4, allowed for 3 options: 1, 3"):
+        main(["--compare", "korean", "--runs", folder, "--orders", "4"])
+
+
+def test_a_prompt_of_another_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "task.yaml").write_text(TASK_FILE, encoding="utf-8")
+    (tmp_path / "four.yaml").write_text(PROMPT, encoding="utf-8")
+    (tmp_path / "data_dev.json").write_text(dump_items([make_four(number) for number in range(4)]), encoding="utf-8")
+    with working_on(FOUR):  # and afterwards on the shipped one
+        given = ["--data", str(tmp_path), "--task", str(tmp_path / "task.yaml")]
+        main([str(tmp_path / "four.yaml"), "--item", "made-0003", *given])
+        printed = capsys.readouterr().out
+        assert "What comes next?\nA. " in printed and "\nD. " in printed
+        assert "answer: D. 두 사람은 아무 말도 하지 않았다." in printed
+        with pytest.raises(UserError, match="needs one sentence for each of Cause, What follows"):
+            main(["korean", *given])
+        with pytest.raises(UserError, match="--orders: found 6, allowed for 4 options: 1, 4, 8"):
+            main([str(tmp_path / "four.yaml"), "--orders", "6", *given])
 
 
 def test_mcnemar_is_exact() -> None:

@@ -9,12 +9,22 @@ import torch
 
 from src.console.cli import UserError
 from src.data import Item
-from src.model.backbones import backbones
 from src.model.recipes import make_recipe
 from src.prompt.encode import Encoder
 from src.prompt.prompts import LETTERS, ORDERS, load_prompt
 from src.score.item_scores import read_scores, write_scores
-from src.score.reasoning import Chain, Sampling, average, batches, check_lengths, generate, generation, reason, summary
+from src.score.letters import LetterScorer
+from src.score.reasoning import (
+    Chain,
+    Sampling,
+    average,
+    batches,
+    check_lengths,
+    generate,
+    generation_config,
+    reason,
+    summary,
+)
 from tests import toys
 
 PROMPT = load_prompt("korean+cot")
@@ -23,8 +33,7 @@ SHORT_CHAIN = Sampling(max_new_tokens=7)
 
 
 def encoder(short: str, **keys: Any) -> Encoder:
-    template = backbones()[short].chat_template
-    return Encoder(toys.tokenizer(short), PROMPT, name=short, chat_template=template, reasoning=True, **keys)
+    return toys.encoder(short, PROMPT, reasoning=True, **keys)
 
 
 def carrying(item: Item, text: str) -> Item:
@@ -57,13 +66,16 @@ def test_the_letters_behind_the_bridge_are_the_letters_that_are_trained(short: s
     one = encoder(short)
     texts = ("화자1은 비를 맞았다.", "A", "끝이 공백이다. \n\n", "", "답: B", "영어 words A.", "½ 😀 ⟦")
     examples = one.for_chains([(f"{n}", ITEMS[0], "012", text) for n, text in enumerate(texts)])
-    at_once = Encoder(toys.tokenizer(short), PROMPT, name=short, chat_template=backbones()[short].chat_template)
+    at_once = toys.encoder(short, PROMPT)
     at_once.for_scoring(ITEMS)
     assert one.letter_ids == at_once.letter_ids
     for example, text in zip(examples, texts, strict=True):
-        whole = one.prompt_text(ITEMS[0]) + PROMPT.reasoned(text)
-        assert whole.endswith(f"{PROMPT.bridge}\n") and example.ids == tuple(one._ids(whole))
-        assert [one._ids(whole + letter) for letter in LETTERS] == [[*example.ids, id] for id in one.letter_ids or ()]
+        assert one.tokenizer.decode(list(example.ids)).endswith(f"{PROMPT.bridge}\n")
+        if not text:  # no item is trained without its reasoning
+            continue
+        labelled = [dataclasses.replace(carrying(ITEMS[0], text), label=label) for label in range(len(LETTERS))]
+        trained = [trained.ids[: len(example.ids) + 1] for trained in one.for_training(labelled)]
+        assert trained == [(*example.ids, id) for id in one.letter_ids or ()]
 
 
 def test_a_chain_cannot_end_its_own_turn() -> None:
@@ -79,8 +91,12 @@ def test_a_chain_cannot_end_its_own_turn() -> None:
 def test_scores_are_the_models_own_behind_each_chain(short: str) -> None:
     network, one = toys.network(short), encoder(short)
     sampling = Sampling(samples=3, temperature=1.0, max_new_tokens=5, seed=1)
-    rows, chains = reason(network, one, ITEMS[:2], ORDERS[:2], sampling)
-    assert [(row.id, row.orders, row.samples) for row in rows] == [(item.id, ORDERS[:2], 3) for item in ITEMS[:2]]
+    one.for_scoring(ITEMS)
+    found = reason(LetterScorer(network, one.letter_ids or (), one.pad_id), one, ITEMS[:2], ORDERS[:2], sampling)
+    assert [(own.id, own.orders, own.samples) for own in found.items] == [
+        (item.id, ORDERS[:2], 3) for item in ITEMS[:2]
+    ]
+    chains = found.chains
     assert [chain.sample for chain in chains] == [0, 1, 2] * 4
     assert len({chain.text for chain in chains if chain.id == ITEMS[0].id}) > 1
     for chain in chains:
@@ -88,7 +104,7 @@ def test_scores_are_the_models_own_behind_each_chain(short: str) -> None:
         with torch.no_grad():
             own = network(input_ids=torch.tensor([example.ids])).logits[0, -1, list(one.letter_ids or ())]
         torch.testing.assert_close(torch.tensor(chain.logits), own, atol=2e-4, rtol=0)
-    assert rows == average(chains)
+    assert found.items == average(chains) and found.how.kind == "padded"
 
 
 def test_sampling_follows_its_seed() -> None:
@@ -103,36 +119,47 @@ def test_sampling_follows_its_seed() -> None:
     assert [chain.text for chain in cold[::2]] == [chain.text for chain in cold[1::2]]
 
 
-def test_a_models_own_habits_do_not_count() -> None:
+def test_a_models_own_generation_config_does_not_count() -> None:
     network, one = toys.network("qwen2"), encoder("qwen2")
     plain = generate(network, one, ITEMS[:2], ORDERS[:1], SHORT_CHAIN)
     network.generation_config.repetition_penalty = 1.9
     network.generation_config.do_sample = True
     network.generation_config.no_repeat_ngram_size = 1
-    habits = network.generation_config
+    own = network.generation_config
     assert generate(network, one, ITEMS[:2], ORDERS[:1], SHORT_CHAIN) == plain
-    assert network.generation_config is habits
+    assert network.generation_config is own
 
 
 def test_probabilities_are_averaged() -> None:
     # Two chains are nearly sure of A, three lean to B: the votes say B, the probabilities A.
     sure, leaning = (8.0, 0.0, 0.0), (0.0, 0.2, 0.0)
-    rows = average([Chain("i", "012", n, "", 1, True, row) for n, row in enumerate([sure, sure, *[leaning] * 3])])
+    (found,) = average([Chain("i", "012", n, "", 1, True, one) for n, one in enumerate([sure, sure, *[leaning] * 3])])
     shares = torch.softmax(torch.tensor([sure, sure, *[leaning] * 3], dtype=torch.float64), -1).mean(0)
-    assert torch.tensor(rows[0].logprobs).exp().tolist() == pytest.approx(shares.tolist())
-    assert (rows[0].prediction, rows[0].samples, rows[0].agreement) == (0, 5, 0.4)
+    assert torch.tensor(found.logprobs).exp().tolist() == pytest.approx(shares.tolist())
+    assert (found.prediction, found.samples, found.agreement) == (0, 5, 0.4)
     # Under other orders the letters are other options.
-    rows = average([Chain("i", order, 0, "", 1, True, sure) for order in ("012", "120")])
-    assert rows[0].prediction == 0 and rows[0].agreement == 0.5 and rows[0].samples == 1
-    assert math.isclose(rows[0].logprobs[0], rows[0].logprobs[1])
+    (found,) = average([Chain("i", order, 0, "", 1, True, sure) for order in ("012", "120")])
+    assert found.prediction == 0 and found.agreement == 0.5 and found.samples == 1
+    assert math.isclose(found.logprobs[0], found.logprobs[1])
+
+
+@pytest.mark.usefixtures("four_options")
+def test_four_letters_are_averaged_as_three_are() -> None:
+    # The one chain is sure of the option that A shows, option 2. Two lean to that under D, option 1.
+    sure, leaning = (9.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.3)
+    (found,) = average([Chain("i", "2031", n, "", 1, True, one) for n, one in enumerate([sure, leaning, leaning])])
+    shares = torch.softmax(torch.tensor([sure, leaning, leaning], dtype=torch.float64), -1).mean(0)
+    assert torch.tensor(found.logits[0], dtype=torch.float64).exp().tolist() == pytest.approx(shares.tolist())
+    assert (found.prediction, found.samples, found.agreement) == (2, 3, pytest.approx(1 / 3))
+    assert found.logprobs == pytest.approx([math.log(shares[place]) for place in (1, 3, 0, 2)])
 
 
 def test_scores_keep_samples_and_agreement(tmp_path: Path) -> None:
-    rows = average([Chain("i", "012", n, "", 1, True, (n, 0.5, 0.0)) for n in range(2)])
-    write_scores(tmp_path / "scores_dev.jsonl", rows)
-    assert read_scores(tmp_path / "scores_dev.jsonl") == rows
+    scores = average([Chain("i", "012", n, "", 1, True, (n, 0.5, 0.0)) for n in range(2)])
+    write_scores(tmp_path / "scores_dev.jsonl", scores)
+    assert read_scores(tmp_path / "scores_dev.jsonl") == scores
     assert json.loads((tmp_path / "scores_dev.jsonl").read_text())["samples"] == 2
-    told = summary([Chain("i", "012", n, "", 3, n == 0, (0, 0, 1)) for n in range(2)], rows, Sampling(2, 0.7))
+    told = summary([Chain("i", "012", n, "", 3, n == 0, (0, 0, 1)) for n in range(2)], scores, Sampling(2, 0.7))
     assert (told["samples"], told["mean_tokens"], told["finished"], told["agreement"]) == (2, 3, 0.5, 0.5)
 
 
@@ -157,14 +184,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_generated() -> None:
     with pytest.raises(UserError, match=r"--max_new_tokens up to 6, or a shorter prompt"):
         check_lengths(encoder("qwen2", context=longest + 6), ITEMS, ORDERS[:1], SHORT_CHAIN)
     with pytest.raises(UserError, match="prompt entry: reasoning needs a `bridge`"):
-        Encoder(toys.tokenizer("qwen2"), load_prompt("entry"), name="qwen2", reasoning=True)
+        toys.encoder("qwen2", load_prompt("entry"), reasoning=True)
 
 
 def test_all_tokens_that_end_a_turn_end_a_chain() -> None:
     ends = {"qwen2": ["<|endoftext|>", "<|im_end|>"], "bllossom": ["<|eot_id|>"], "kogemma": ["<eos>", "<end_of_turn>"]}
     for short, tokens in ends.items():
         assert encoder(short).stop_ids == sorted(toys.tokenizer(short).convert_tokens_to_ids(tokens)), short
-    config = generation(Sampling(3, 0.5, 0.9, 11), 5, [7, 8])
+    config = generation_config(Sampling(3, 0.5, 0.9, 11), 5, [7, 8])
     assert (config.num_return_sequences, config.temperature, config.top_p, config.max_new_tokens) == (3, 0.5, 0.9, 11)
     assert (config.pad_token_id, config.eos_token_id, config.use_cache) == (5, [7, 8], True)
 

@@ -24,7 +24,7 @@ from src.search.addresses import Address, is_local, looks_like_address, masked, 
         ("https://example.org/v1/@cf/meta", "https://example.org/v1/@cf/meta"),
     ],
 )
-def test_what_opens_a_door_is_masked(url: str, shown: str) -> None:
+def test_passwords_and_keys_are_masked(url: str, shown: str) -> None:
     assert masked(url) == shown == masked(shown)
 
 

@@ -1,5 +1,6 @@
 """What the bench measures with: the lengthened corpus, its tokenizer, models of random weights made layer by layer."""
 
+import dataclasses
 import json
 from collections import Counter
 from statistics import mean
@@ -15,7 +16,7 @@ from src.model.backbones import backbones
 from src.model.shapes import FAMILIES, Shape
 from src.plan.kinds import Kind, kinds
 from src.prompt.prompts import load_prompt
-from src.toy import bench_inputs as standins
+from src.toy import bench_inputs
 from tests import toys  # one thread
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ SHORTS = ("bllossom", "kogemma", "qwen2")
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[dict[str, Any]]]:
-    return standins.make_corpus()
+    return bench_inputs.make_corpus()
 
 
 def parsed(items: list[dict[str, Any]]) -> list[Any]:
@@ -79,16 +80,16 @@ def test_lengthened_items_of_a_dialogue_still_share_it_and_know_their_targets(tr
 
 
 def test_the_corpus_is_the_same_each_time(splits: dict[str, list[dict[str, Any]]]) -> None:
-    assert standins.make_corpus() == splits
+    assert bench_inputs.make_corpus() == splits
 
 
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
-def test_a_stand_in_tokenizer_counts_as_a_real_one_does_on_the_official_corpus(
+def test_a_tokenizer_counts_as_a_real_one_does_on_the_official_corpus(
     kind: Kind, train: list[Any], test: list[Any]
 ) -> None:
     prompt = load_prompt("entry")
-    encoder = standins.make_encoder(standins.train_tokenizer(train, prompt, kind), prompt)
-    facts = standins.corpus_statistics(encoder, train, test)
+    encoder = bench_inputs.make_encoder(bench_inputs.train_tokenizer(train, prompt, kind), prompt)
+    facts = bench_inputs.corpus_statistics(encoder, train, test)
     wanted = {
         "tokens_mean": (kind.mean_tokens, 0.02),
         "tokens_max": (kind.longest_tokens, 0.04),
@@ -100,22 +101,22 @@ def test_a_stand_in_tokenizer_counts_as_a_real_one_does_on_the_official_corpus(
     for name, (value, share) in wanted.items():
         assert facts[name] == pytest.approx(value, rel=share), name
     tokenizer = encoder.tokenizer
-    assert tokenizer.bos_token_id > 0 and len(tokenizer) <= standins.VOCABULARY
+    assert tokenizer.bos_token_id > 0 and len(tokenizer) <= bench_inputs.VOCABULARY
     text = train[0].dialogue[0].text
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_each_backbone_is_measured_with_its_kind_of_tokenizer() -> None:
-    found = {short: standins.kind_for(short).name for short in backbones()}
+    found = {short: bench_inputs.kind_for(short).name for short in backbones()}
     assert found["bllossom"] == "llama3" and found["kogemma"] == "gemma2" and found["polar"] == "solar"
     assert {found[short] for short in ("qwen2", "qwen2it", "spow12")} == {"qwen2"}
 
 
 @pytest.mark.parametrize("short", SHORTS)
 def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> None:
-    config = standins.model_config(short, "cpu", 2)
+    config = bench_inputs.model_config(short, "cpu", 2)
     attention = FAMILIES[config.model_type].attention
-    made = standins.make_model(config, CPU, torch.float32, attention)
+    made = bench_inputs.make_model(config, CPU, torch.float32, attention)
     whole = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     shapes = {name: value.shape for name, value in made.state_dict().items()}
     assert shapes == {name: value.shape for name, value in whole.state_dict().items()}
@@ -129,20 +130,31 @@ def test_a_model_made_layer_by_layer_is_the_architectures_own(short: str) -> Non
 
 @pytest.mark.parametrize("short", SHORTS)
 def test_nf4_packs_every_linear_layer_but_the_head(short: str) -> None:
-    config = standins.model_config(short, "cpu", 1)
-    made = standins.make_model(config, CPU, torch.float32, "eager", nf4=torch.float32, double=True)
+    config = bench_inputs.model_config(short, "cpu", 1)
+    made = bench_inputs.make_model(config, CPU, torch.float32, "eager", nf4=torch.float32, double=True)
     packed = sum(2 * m.weight.numel() for m in made.modules() if isinstance(m, Linear4bit))
     assert packed == Shape.of_config(config).linear_parameters
     assert type(made.lm_head) is torch.nn.Linear
     assert made(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
 
 
+@pytest.mark.parametrize(("model_type", "like"), [("qwen2", "qwen2"), ("qwen3", "bllossom")])
+def test_a_backbone_without_a_miniature_is_measured_on_a_cpu(
+    model_type: str, like: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ninth = dataclasses.replace(backbones()["polar"], short="ninth", expect={"model_type": model_type})
+    monkeypatch.setattr(bench_inputs, "backbones", lambda: {**backbones(), "ninth": ninth})
+    config, other = bench_inputs.model_config("ninth", "cpu"), bench_inputs.model_config(like, "cpu")
+    assert config.model_type == model_type and config.intermediate_size == other.intermediate_size
+    assert Shape.of_config(config).layers == Shape.of_config(other).layers
+
+
 @pytest.mark.parametrize("short", SHORTS)
 def test_on_a_gpu_the_config_is_the_table_of_backbones(short: str) -> None:
-    shape = Shape.of_config(standins.model_config(short, "cuda"))
+    shape = Shape.of_config(bench_inputs.model_config(short, "cuda"))
     facts = backbones()[short]
     assert shape.parameters == pytest.approx(facts.parameters, rel=0.005)
-    assert standins.model_config(short, "cuda", 3).num_hidden_layers == 3
+    assert bench_inputs.model_config(short, "cuda", 3).num_hidden_layers == 3
 
 
 assert toys  # imported for what it sets

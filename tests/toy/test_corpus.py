@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from src.data import CATEGORIES, SPLITS, Item, dump_items, parse_items
+from src import task
+from src.console.cli import UserError
+from src.data import SPLITS, Item, dump_items, parse_items
 from src.toy.corpus import HANDWRITTEN, ITEMS_PER_DIALOGUE, TURNS, Noun, load_words, make_corpus, make_dialogues
 from src.worth.metrics import wilson
 
 Rule = Callable[[Item], int]
+CATEGORIES = task.current().categories
 
 
 def parsed(raw: list[dict[str, Any]]) -> list[Item]:
@@ -82,6 +85,17 @@ def test_equal_seeds_give_equal_items() -> None:
     assert make_corpus(3) == make_corpus(3)
     assert make_dialogues(20, seed=3) == make_dialogues(20, seed=3)
     assert len(make_dialogues(20, seed=3)) == 100
+
+
+def test_another_task_has_no_sample_corpus() -> None:
+    other = task.Task("뉴스", ("원인", "결과"), ("inference_1", "inference_2"), ("A", "B"))
+    task.use(other)
+    try:
+        for make in (make_corpus, lambda: make_dialogues(1, 0)):
+            with pytest.raises(UserError, match=r"invented for the official task, .* the task here is '뉴스'"):
+                make()
+    finally:
+        task.use(None)
 
 
 def test_no_dialogue_is_met_twice(corpus: dict[str, list[Item]], many: tuple[list[Item], list[Item]]) -> None:

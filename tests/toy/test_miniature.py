@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from run.make_miniature import by_family, make
-from src.data import CATEGORIES
 from src.model.recipe_files import load_recipe
 from src.toy import corpus, miniature
+from src.toy.miniature_models import make_model
+from src.toy.miniature_tokenizers import make_tokenizer, tokenizer_texts
+from src.toy.miniature_training import ChatForm, encode_question, hidden_states, make_batch
 
 NAMES = ("bllossom", "polar", "kogemma", "solarko", "eeve", "qwen2", "qwen2it", "spow12")
 USER = [{"role": "user", "content": "probe-user"}]
@@ -31,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
     """(model, tokenizer) of each backbone without pre-training, loaded from its folder."""
     values, folder = small_values(), tmp_path_factory.mktemp("backbones")
     values["pretraining"]["at_most"] = 0
-    texts = miniature.tokenizer_texts(values)
+    texts = tokenizer_texts(values)
     for family in by_family(values["backbones"], list(values["backbones"])):
         for short in family:
             make(short, folder, values, texts)
@@ -159,7 +161,7 @@ def test_chat_templates(made: dict[str, tuple[Any, Any]]) -> None:
 
 def test_equal_arguments_equal_weights() -> None:
     values = small_values()
-    texts = miniature.tokenizer_texts(values)
+    texts = tokenizer_texts(values)
     one, two = (miniature.make_backbone("bllossom", values, texts)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     values["pretraining"]["at_most"] = 0
@@ -172,8 +174,8 @@ def test_heads_start_on_near_and_on_equal_tokens(short: str) -> None:
     """Odd groups look at an equal token far back more than at themselves; even groups look one token back."""
     values = small_values()
     torch.manual_seed(0)
-    tokenizer = miniature.make_tokenizer(values["backbones"][short]["tokenizer"], miniature.tokenizer_texts(values))
-    network = miniature.make_model(values["backbones"][short]["model"], tokenizer, values["initialisation"])
+    tokenizer = make_tokenizer(values["backbones"][short]["tokenizer"], tokenizer_texts(values))
+    network = make_model(values["backbones"][short]["model"], tokenizer, values["initialisation"])
     network.set_attn_implementation("eager")
     ids = torch.randperm(1000)[None, :200] + 300
     ids[0, 180] = ids[0, 40]
@@ -193,7 +195,7 @@ def test_child_starts_as_its_parent() -> None:
     values = small_values()
     values["pretraining"]["at_most"] = 0
     values["backbones"]["polar"]["tokenizer"] = values["backbones"]["solarko"]["tokenizer"]
-    texts = miniature.tokenizer_texts(values)
+    texts = tokenizer_texts(values)
     parent, tokenizer, accuracy = miniature.make_backbone("solarko", values, texts)
     assert accuracy is None
     child, *_ = miniature.make_backbone("polar", values, texts, (parent, tokenizer))
@@ -207,25 +209,25 @@ def test_child_starts_as_its_parent() -> None:
 def test_questions_side_by_side_are_questions_alone(short: str, made: dict[str, tuple[Any, Any]]) -> None:
     """The last states of prompts that share a dialogue's tokens are those the model has of each prompt by itself."""
     network, tokenizer = made[short][0].float(), made[short][1]
-    form = miniature.ChatForm(tokenizer, tokenizer.chat_template)
+    form = ChatForm(tokenizer, tokenizer.chat_template)
     items = corpus.make_dialogues(1, 5)
-    batch = miniature.make_batch([items], form)
-    assert len(items) == len(CATEGORIES) == len(batch.letters[0])
+    batch = make_batch([items], form)
+    assert len(items) == len(corpus.load_words().categories) == len(batch.letters[0])
     assert batch.ids.shape[1] > network.config.sliding_window if short == "kogemma" else True
     network.eval()
     with torch.no_grad():
-        together = miniature._hidden(network, batch)[0, batch.letters[1]]
+        together = hidden_states(network, batch)[0, batch.letters[1]]
         for item, state in zip(items, together, strict=True):
-            ids, prompt, *_ = miniature._question(item, form)
-            alone = network.model(torch.tensor([ids[:prompt]])).last_hidden_state[0, -1]
+            question = encode_question(item, form)
+            alone = network.model(torch.tensor([question.ids[: question.answer_start]])).last_hidden_state[0, -1]
             torch.testing.assert_close(state, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_marks_of_a_batch(made: dict[str, tuple[Any, Any]]) -> None:
     """Each question is marked with its right letter, and one of its three options as right."""
-    form = miniature.ChatForm(made["qwen2"][1], made["qwen2"][1].chat_template)
+    form = ChatForm(made["qwen2"][1], made["qwen2"][1].chat_template)
     items = corpus.make_dialogues(2, 5)
-    batch = miniature.make_batch([items[:5], items[5:]], form)
+    batch = make_batch([items[:5], items[5:]], form)
     right = [int(item["output"][-1]) - 1 for item in items]
     assert batch.letters[2].tolist() == form.letter_ids[right].tolist()
     assert batch.options[2].reshape(-1, 3).argmax(1).tolist() == right

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
-from src.prompt.encode import Encoder, Example
+from src.prompt.encode import Example
 from src.prompt.prompts import LETTERS
-from src.train import orpo as preference
-from src.train import trainer
-from src.train.pairs import wrong_options
-from src.train.trainer import fine_tune, totals, training_examples
+from src.train import orpo, pair_rows, trainer
+from src.train.objectives import make_objective
+from src.train.trainer import fine_tune
 from src.tree import prefix as tree
 from src.tree import rows
 from src.tree.layouts import training_layout
@@ -52,9 +51,10 @@ def recipe(short: str = "qwen2", **changes: Any) -> Recipe:
 
 def loss_of(network: Any, wanted: Recipe, examples: list[Example], layout: Layout, at_once: int = 1024) -> torch.Tensor:
     """The loss of one step over `examples`, in the layout's rows."""
-    made = preference.collate(examples, layout, wanted)["rows"]
-    whole = totals(made).to(torch.float64)
-    found = [preference.loss(logprobs_at(network, row, at_once), row, wanted.orpo_beta, whole) for row in made]
+    objective = make_objective(wanted)
+    made = objective.collate(examples, layout)
+    totals = objective.totals(made).to(torch.float64)
+    found = [objective.loss(logprobs_at(network, row, at_once), row, totals, ()) for row in made]
     return torch.stack(found).sum()
 
 
@@ -94,7 +94,7 @@ def by_the_paper(network: Any, wanted: Recipe, examples: list[Example]) -> torch
 @pytest.mark.parametrize("short", FAMILIES)
 def test_every_layout_has_the_papers_loss_and_its_gradients(short: str, changes: dict[str, Any]) -> None:
     wanted = recipe(short, orpo_beta=0.7, **changes)
-    examples = training_examples(wanted, encoder(short), TRAIN)
+    examples = make_objective(wanted).examples(encoder(short), TRAIN)
     network = toys.network(short)
     expected = by_the_paper(network, wanted, examples)
     expected.backward()
@@ -118,7 +118,7 @@ def trl_trainer(short: str, network: Any, wanted: Recipe, folder: Path) -> ORPOT
         {"prompt": one.prompt_text(item), "chosen": answers[item.label or 0], "rejected": answers[place]}
         for item in TRAIN
         for answers in [[f"{text}{one.turn_end}" for text in one.prompt.render(item).answers]]
-        for place in wrong_options(item, wanted)
+        for place in make_objective(wanted).wrong_options(item)
     ]
     arguments = ORPOConfig(
         output_dir=str(folder), beta=wanted.orpo_beta, max_length=10**4, use_cpu=True, bf16=False, report_to="none"
@@ -134,7 +134,7 @@ def trl_trainer(short: str, network: Any, wanted: Recipe, folder: Path) -> ORPOT
 def test_trls_own_loss_on_the_same_batch(short: str, pairs: str, tmp_path: Path) -> None:
     # What TRL computes: NLL over prompt and answer, the mean over tokens and over pairs.
     wanted = recipe(short, orpo_nll="prompt", loss_per="token", orpo_beta=0.3, orpo_pairs=pairs)
-    examples = training_examples(wanted, encoder(short), TRAIN)
+    examples = make_objective(wanted).examples(encoder(short), TRAIN)
     network = toys.network(short)
     theirs = trl_trainer(short, network, wanted, tmp_path)
     records = list(theirs.train_dataset)
@@ -150,7 +150,7 @@ def test_trls_own_loss_on_the_same_batch(short: str, pairs: str, tmp_path: Path)
         found.backward()
         for key, value in gradients(network).items():
             torch.testing.assert_close(value, theirs_gradients[key], atol=1e-5, rtol=1e-4)
-    measured = preference.measure(network, examples, LAYOUTS["tree"], wanted)
+    measured = make_objective(wanted).measure(network, examples, LAYOUTS["tree"])
     for ours_key, their_key, sign in (
         ("nll", "nll_loss", 1),
         ("odds_ratio", "log_odds_ratio", -1),
@@ -170,14 +170,14 @@ def test_the_odds_ratio_is_trls(pairs: list[tuple[float, float]]) -> None:
     right, wrong = torch.tensor(pairs).T
     itself = SimpleNamespace(beta=1.0, accelerator=SimpleNamespace(device="cpu"))
     expected = ORPOTrainer.odds_ratio_loss(itself, right, wrong)[0]
-    found = torch.nn.functional.logsigmoid(preference.log_odds_ratio(right, wrong))
+    found = torch.nn.functional.logsigmoid(orpo.log_odds_ratio(right, wrong))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_sure_answer_has_a_gradient_that_is_a_number() -> None:
     for right, wrong in ((0.0, -9.0), (-9.0, 0.0), (-1e-8, -1e-8)):
         pair = torch.tensor([right, wrong], requires_grad=True)
-        ratio = preference.log_odds_ratio(pair[0], pair[1])
+        ratio = orpo.log_odds_ratio(pair[0], pair[1])
         torch.nn.functional.logsigmoid(ratio).backward()
         assert ratio.isfinite() and pair.grad is not None and pair.grad.isfinite().all(), (right, wrong)
     # TRL's is none there, which a letter alone reaches soon: the reason for our own.
@@ -189,7 +189,7 @@ def test_a_sure_answer_has_a_gradient_that_is_a_number() -> None:
 
 def test_finite_differences() -> None:
     wanted = recipe("qwen2", orpo_beta=0.5, orpo_nll="prompt")
-    examples = training_examples(wanted, encoder("qwen2"), TRAIN[:2])
+    examples = make_objective(wanted).examples(encoder("qwen2"), TRAIN[:2])
     network = toys.network("qwen2").double()
     loss_of(network, wanted, examples, LAYOUTS["tree"]).backward()
     generator = torch.Generator().manual_seed(0)
@@ -205,7 +205,7 @@ def test_finite_differences() -> None:
                 parameter -= step * direction
         assert (found[0] - found[1]) / 2e-4 == pytest.approx(expected, rel=1e-3), name
     assert torch.autograd.gradcheck(
-        preference.log_odds_ratio,
+        orpo.log_odds_ratio,
         tuple(torch.tensor([-3.0, -0.7, -0.69, -0.1], dtype=torch.float64, requires_grad=True) for _ in range(2)),
     )
 
@@ -213,7 +213,7 @@ def test_finite_differences() -> None:
 @pytest.mark.parametrize("short", ["kogemma", "qwen2"])
 def test_the_head_in_pieces_is_the_head_at_once(short: str) -> None:
     wanted = recipe(short)
-    examples = training_examples(wanted, encoder(short), TRAIN)
+    examples = make_objective(wanted).examples(encoder(short), TRAIN)
     network = toys.network(short)
     found = []
     for at_once in (10**6, 7):
@@ -257,7 +257,7 @@ def test_a_row_by_hand() -> None:
         Example("a", "012", (5, 6, 7, 8), 2, 0, "", ((5, 6, 9), (5, 6, 1, 2, 3))),
         Example("b", "012", (5, 4), 1, 1, "", ((5, 3),)),
     ]
-    (row,) = preference.collate(examples, Layout("tree", 100, 0), recipe(orpo_nll="prompt"))["rows"]
+    (row,) = make_objective(recipe(orpo_nll="prompt")).collate(examples, Layout("tree", 100, 0))
     logprobs = -torch.arange(1.0, len(row["target"]) + 1)
     found = {
         (ids, int(target)): float(value)
@@ -272,14 +272,14 @@ def test_a_row_by_hand() -> None:
         3: found[5, 4],
         4: found[5, 3],
     }
-    means = preference.answer_logprobs(logprobs, row).tolist()
+    means = pair_rows.answer_logprobs(logprobs, row).tolist()
     assert dict(zip(row["numbers"].tolist(), means, strict=True)) == pytest.approx(expected)
     pairs = [[int(row["numbers"][place]) for place in pair] for pair in row["pairs"]]
     assert pairs == [[0, 1], [0, 2], [3, 4]]
-    nll, odds, _ = preference.parts(logprobs, row)
-    assert nll == pytest.approx(-(found[5, 6] + found[6, 7] + found[7, 8]) / 3 - found[5, 4])
-    assert len(odds) == 3
-    letters = preference.letter_logprobs(logprobs, row)
+    own = -(found[5, 6] + found[6, 7] + found[7, 8]) / 3 - found[5, 4]
+    assert pair_rows.own_loss(logprobs, row) == pytest.approx(own)
+    assert pair_rows.pair_logprobs(logprobs, row).shape == (3, 2)
+    letters = pair_rows.letter_logprobs(logprobs, row)
     assert letters == {0: [found[6, 7]], 1: [found[6, 9]], 2: [found[6, 1]], 3: [found[5, 4]], 4: [found[5, 3]]}
 
 
@@ -290,16 +290,16 @@ def test_pairs_have_one_form_and_one_prompt() -> None:
     one = encoder("qwen2it")
     assert one.letter_ids is None
     for wanted in (recipe(), recipe(orpo_answer="letter")):
-        examples = training_examples(wanted, one, TRAIN)
+        examples = make_objective(wanted).examples(one, TRAIN)
         assert one.letter_ids is not None
         for example, item in zip(examples, TRAIN, strict=True):
             start = example.answer_start
             assert len(example.rejected) == 2 and item.label is not None
             assert {ids[:start] for ids in example.sequences} == {example.ids[:start]}, "the prompt is never cut"
-            letters = [one.letter_ids[place] for place in (item.label, *wrong_options(item, wanted))]
+            letters = [one.letter_ids[place] for place in (item.label, *make_objective(wanted).wrong_options(item))]
             assert [ids[start] for ids in example.sequences] == letters and len(set(letters)) == 3
             texts = [one.tokenizer.decode(ids[start:]) for ids in example.sequences]
-            for text, place in zip(texts, (item.label, *wrong_options(item, wanted)), strict=True):
+            for text, place in zip(texts, (item.label, *make_objective(wanted).wrong_options(item)), strict=True):
                 whole = f"{LETTERS[place]}. {item.options[place]}{one.turn_end}"
                 assert text == (whole if wanted.orpo_answer == "whole" else LETTERS[place])
             assert example.tokens == len(tree.build(example.sequences))
@@ -307,14 +307,14 @@ def test_pairs_have_one_form_and_one_prompt() -> None:
 
 def test_one_pair_is_drawn_by_seed_and_item() -> None:
     items = toys.items(60)
-    drawn = [wrong_options(item, recipe(orpo_pairs="one", seed=1)) for item in items]
+    drawn = [make_objective(recipe(orpo_pairs="one", seed=1)).wrong_options(item) for item in items]
     assert all(len(places) == 1 and places[0] != item.label for places, item in zip(drawn, items, strict=True))
-    assert drawn == [wrong_options(item, recipe(orpo_pairs="one", seed=1)) for item in items]
-    assert drawn != [wrong_options(item, recipe(orpo_pairs="one", seed=2)) for item in items]
+    assert drawn == [make_objective(recipe(orpo_pairs="one", seed=1)).wrong_options(item) for item in items]
+    assert drawn != [make_objective(recipe(orpo_pairs="one", seed=2)).wrong_options(item) for item in items]
     first = sum(places[0] == min({0, 1, 2} - {item.label}) for places, item in zip(drawn, items, strict=True))
     assert 15 < first < 45
-    assert wrong_options(items[0], recipe()) == (1, 2)
-    assert wrong_options(items[0], recipe(objective="answer")) == ()
+    assert make_objective(recipe()).wrong_options(items[0]) == (1, 2)
+    assert make_objective(recipe(objective="answer")).wrong_options(items[0]) == ()
 
 
 # Training
@@ -337,7 +337,7 @@ def test_one_step_of_the_trainer(share: str, backbone_folder: Folder, tmp_path: 
     for batch_size, accumulation in ((8, 1), (2, 4)):
         steps = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation}
         wanted = toys.recipe(backbone_folder("kogemma"), "kogemma", **keys, **steps)
-        examples = training_examples(wanted, encoder("kogemma"), TRAIN)
+        examples = make_objective(wanted).examples(encoder("kogemma"), TRAIN)
         expected = by_the_paper(network, wanted, examples)
         expected.backward()
         theirs = gradients(network)
@@ -354,13 +354,13 @@ def test_one_step_of_the_trainer(share: str, backbone_folder: Folder, tmp_path: 
 def test_the_head_computes_in_the_dtype_of_the_layers(bf16: bool) -> None:
     """Also with fp32 master weights, though Accelerate's autocast covers the model's forward alone."""
     wanted, network = recipe(), toys.network("qwen2")
-    (row,) = preference.collate(
-        training_examples(wanted, encoder("qwen2"), TRAIN[:1]), Layout("tree", 4096, 0), wanted
-    )["rows"]
+    objective = make_objective(wanted)
+    (row,) = objective.collate(objective.examples(encoder("qwen2"), TRAIN[:1]), Layout("tree", 4096, 0))
     seen = []
     network.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    ours: Any = SimpleNamespace(recipe=wanted, args=SimpleNamespace(bf16=bf16))
-    trainer.LetterTrainer.row_loss(ours, network, row, totals([row]))
+    args, letters = SimpleNamespace(bf16=bf16), SimpleNamespace(letter_ids=None)
+    ours: Any = SimpleNamespace(objective=objective, args=args, encoder=letters)
+    trainer.LetterTrainer.row_loss(ours, network, row, objective.totals([row]))
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
 
 
@@ -382,11 +382,11 @@ def test_what_an_evaluation_logs(backbone_folder: Folder, tmp_path: Path, capsys
     last = outcome.training["evaluations"][-1]
     from src.model.load import load_run
 
-    examples = training_examples(wanted, encoder("qwen2"), DEV)
+    examples = make_objective(wanted).examples(encoder("qwen2"), DEV)
     network = load_run(tmp_path, wanted, CPU)
     best = outcome.training["evaluations"][trainer.best_of(outcome.training["evaluations"])]
     for layout in LAYOUTS.values():
-        for key, value in preference.measure(network, examples, layout, wanted).items():
+        for key, value in make_objective(wanted).measure(network, examples, layout).items():
             assert best[f"eval_{key}"] == pytest.approx(value, abs=1e-5), key
     assert last["eval_loss"] == pytest.approx(last["eval_nll"] + wanted.orpo_beta * last["eval_odds_ratio"])
     assert 0 <= last["eval_reward_accuracy"] <= 1 and {"eval_accuracy", "eval_log_loss"} <= last.keys()
@@ -402,12 +402,12 @@ def test_the_guard_compares_and_falls_back(
     wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", **keys)
     guard = train(wanted, tmp_path / "sound").training["rows"]["guard"]
     assert guard["agree"] and guard["letter_logits_gap"] < 1e-4 and guard["gradient_norm"][0] > 0
-    merged = preference._merged
+    merged = pair_rows._merged
 
     def wrong(row: Any) -> Any:
         return {**merged(row), "depth": row["depth"].clamp(max=3)}
 
-    monkeypatch.setattr(preference, "_merged", wrong)
+    monkeypatch.setattr(pair_rows, "_merged", wrong)
     rows_of = train(wanted, tmp_path / "wrong").training["rows"]
     assert not rows_of["guard"]["agree"] and rows_of["kind"] == "padded"
     assert "WARNING" in capsys.readouterr().out
@@ -450,11 +450,12 @@ def test_wrong_answers_are_checked_as_right_ones_are() -> None:
     from src.console.cli import UserError
 
     items = toys.items(2, inference_3="화자1은 이 모든 일을 아주 오래전부터 하나도 빠짐없이 알고 있었다.")
-    short = Encoder(toys.tokenizer("qwen2"), encoder("qwen2").prompt, name="qwen2", context=1)
-    longest = max(len(ids) for one in training_examples(recipe(), encoder("qwen2"), items) for ids in one.sequences)
+    short = toys.encoder("qwen2", encoder("qwen2").prompt, context=1)
+    objective = make_objective(recipe())
+    longest = max(len(ids) for one in objective.examples(encoder("qwen2"), items) for ids in one.sequences)
     alone = max(len(one.ids) for one in encoder("qwen2").for_training(items))
     assert longest > alone
     short.context = alone
     short.for_training(items)
     with pytest.raises(UserError, match=rf"longer than the model's context .*\({longest} tokens\).*Nothing is cut"):
-        training_examples(recipe(), short, items)
+        objective.examples(short, items)

@@ -20,24 +20,22 @@ from transformers import Qwen2ForCausalLM, TrainerCallback
 from src.console.cli import UserError
 from src.console.progress import PIPE
 from src.data import Item
-from src.model.backbones import backbones
 from src.model.load import add_adapter, load_base
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
 from src.score.item_scores import ItemScores
-from src.score.letters import score
+from src.score.letters import LetterScorer, Scored
 from src.train import guard as guard_room
 from src.train import trainer
+from src.train.objectives import TokenObjective, make_objective
 from src.train.trainer import (
     CHECKPOINTS,
     Outcome,
     best_of,
-    collate,
     dev_metrics,
     fine_tune,
     last_checkpoint,
-    objective_of,
     sample_weights,
     share_moved,
 )
@@ -62,7 +60,7 @@ def stay_eager(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def encoder(short: str) -> Encoder:
-    return Encoder(toys.tokenizer(short), SHORT, name=short, chat_template=backbones()[short].chat_template)
+    return toys.encoder(short, SHORT)
 
 
 def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
@@ -293,14 +291,15 @@ def test_the_last_step_of_an_epoch_may_be_smaller(
     assert total / 8 == pytest.approx(each.item(), abs=1e-4)
 
 
-def test_collate_by_hand() -> None:
+def test_collate_by_hand(backbone_folder: Folder) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2")
     examples = [Example("a", "012", (5, 6, 7, 8), 2, 0), Example("b", "012", (5, 9), 1, 1)]
-    (row,) = collate(examples, Layout("padded", 100, 0), "item")["rows"]
+    (row,) = make_objective(recipe).collate(examples, Layout("padded", 100, 0))
     assert row["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
     # A token is predicted at the place in front of it.
     assert row["source"].tolist() == [[False, True, True, False], [True, False, False, False]]
     assert (row["target"].tolist(), row["weight"].tolist()) == ([7, 8, 9], [0.5, 0.5, 1])
-    (row,) = collate(examples, Layout("tree", 100, 0), "token")["rows"]
+    (row,) = make_objective(recipe.replace(loss_per="token")).collate(examples, Layout("tree", 100, 0))
     assert row["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert (row["source"].tolist(), row["target"].tolist(), row["weight"].tolist()) == ([1, 2, 0], [7, 8, 9], [1, 1, 1])
 
@@ -309,9 +308,9 @@ def test_what_each_objective_supervises(backbone_folder: Folder) -> None:
     one = encoder("bllossom")
     examples = one.for_training(TRAIN)
     recipe = toys.recipe(backbone_folder("bllossom"), "bllossom")
-    assert objective_of(recipe, examples) == examples
+    assert make_objective(recipe).examples(one, TRAIN) == examples
     for objective in ("letter", "letters"):
-        cut = objective_of(recipe.replace(objective=objective), examples)
+        cut = make_objective(recipe.replace(objective=objective)).examples(one, TRAIN)
         assert [len(short.ids) - short.answer_start for short in cut] == [1] * len(cut)
         assert one.letter_ids is not None
         assert [short.ids[-1] for short in cut] == [one.letter_ids[item.label or 0] for item in TRAIN]
@@ -398,9 +397,9 @@ def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, 
     outcome = train(recipe, tmp_path)
     one = encoder("kogemma")
     examples = one.for_scoring(DEV)
-    rows = score(load_run(tmp_path, recipe, CPU), examples, one.letter_ids or (), one.pad_id)
+    found = LetterScorer(load_run(tmp_path, recipe, CPU), one.letter_ids or (), one.pad_id).score(examples)
     best = outcome.training["evaluations"][best_of(outcome.training["evaluations"])]
-    assert dev_metrics(DEV, rows)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
+    assert dev_metrics(DEV, found.items)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
 
 
 def test_training_learns(backbone_folder: Folder, tmp_path: Path) -> None:
@@ -488,11 +487,11 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
     items = toys.items(9)
     examples = encoder("qwen2").for_training(items)
     drawn: list[list[str]] = []
-    whole = trainer.collate
+    whole = TokenObjective.collate
 
-    def noted(step: Any, *rest: Any) -> Any:
+    def noted(self: Any, step: Any, *rest: Any) -> Any:
         drawn.append([one.id for one in step])
-        return whole(step, *rest)
+        return whole(self, step, *rest)
 
     recipe = toys.recipe(
         backbone_folder("qwen2"),
@@ -506,7 +505,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
         seed=3,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "collate", noted)
+        patch.setattr(TokenObjective, "collate", noted)
         patch.setattr(trainer, "guarded", lambda *trainer: None)  # which draws its own
         straight = train(recipe, tmp_path / "straight", items)
         expected = [
@@ -522,7 +521,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
         with pytest.raises(Killed):
             train(recipe, tmp_path / "halved", items)
     drawn.clear()
-    monkeypatch.setattr(trainer, "collate", noted)
+    monkeypatch.setattr(TokenObjective, "collate", noted)
     monkeypatch.setattr(trainer, "guarded", lambda *trainer: None)
     halved = train(recipe, tmp_path / "halved", items)
     assert str(halved.training["resumed_from"]).endswith("checkpoint-4"), "one step into the second epoch"
@@ -629,11 +628,13 @@ def test_without_shared_prefixes_dev_is_read_without_them(
 ) -> None:
     kinds = []
 
-    def noted(*args: Any, **keys: Any) -> list[ItemScores]:
+    score = LetterScorer.score
+
+    def noted(*args: Any, **keys: Any) -> Scored:
         kinds.append(keys["kind"])
         return score(*args, **keys)
 
-    monkeypatch.setattr(trainer, "score", noted)
+    monkeypatch.setattr(LetterScorer, "score", noted)
     train(shares(backbone_folder("qwen2"), share_prefixes=share), tmp_path)
     assert kinds == [kind, kind]
 
@@ -709,10 +710,13 @@ def in_trees(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[pytest
     """Has `change` happen to the logits of rows of trees."""
 
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = trainer.logits_at
-        monkeypatch.setattr(
-            trainer, "logits_at", lambda model, row: change(whole(model, row)) if "end" in row else whole(model, row)
-        )
+        whole = TokenObjective.outputs
+
+        def changed(self: Any, model: Any, row: rows.Row) -> torch.Tensor:
+            outputs = whole(self, model, row)
+            return change(outputs) if "end" in row else outputs
+
+        monkeypatch.setattr(TokenObjective, "outputs", changed)
 
     return plant
 
@@ -722,13 +726,13 @@ def scaled_gradient(logits: torch.Tensor) -> torch.Tensor:
 
 
 def dearer(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trainer.LetterTrainer.weighted_loss
+    whole = TokenObjective.loss
 
-    def weighed(self: Any, logits: torch.Tensor, row: rows.Row) -> torch.Tensor:
-        loss = whole(self, logits, row)
+    def weighed(self: Any, outputs: torch.Tensor, row: rows.Row, *rest: Any) -> torch.Tensor:
+        loss = whole(self, outputs, row, *rest)
         return loss + 0.01 * loss.detach() if "end" in row else loss
 
-    monkeypatch.setattr(trainer.LetterTrainer, "weighted_loss", weighed)
+    monkeypatch.setattr(TokenObjective, "loss", weighed)
 
 
 @pytest.mark.parametrize(
@@ -910,7 +914,7 @@ def test_compiling_that_fails_costs_no_step_and_is_in_the_record(
         if when == "forward":
             before(Recorder, "training_step", 2)
         if when == "evaluation":
-            before(trainer, "score", 1)
+            before(LetterScorer, "score", 1)
         if when == "backward":
             left, accumulate = [2], trainer.LetterTrainer._accumulate
 
@@ -1219,7 +1223,7 @@ def test_nf4_and_what_it_unpacks_to_learn_the_same(backbone_folder: Folder) -> N
     for dequantised in (False, True):
         network = with_trained_adapters(load_base(recipe, device, dequantised=dequantised), recipe).train()
         assert rows.make_ready(network)
-        (row,) = collate(examples, Layout("tree", 4096, one.pad_id, (1024,)), "item")["rows"]
+        (row,) = make_objective(recipe).collate(examples, Layout("tree", 4096, one.pad_id, (1024,)))
         row = rows.to_device(row, device)
         losses = torch.nn.functional.cross_entropy(
             rows.logits_at(network, row).float(), row["target"], reduction="none"

@@ -1,5 +1,6 @@
 """How a run is laid out, for GPUs that need not be there: 8B shapes, sequences as long as the official ones."""
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from src.model.memory import MemoryPlan, Workload
 from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
+from src.train.objectives import make_objective
 from src.tree import layouts
 from src.tree.layouts import (
     CPU_BATCH,
@@ -82,10 +84,16 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def settled(
-    one: Recipe, examples: Sequence[Example] = CORPUS, shape: Shape = BLLOSSOM, device: torch.device = GPU
+    one: Recipe,
+    examples: Sequence[Example] = CORPUS,
+    shape: Shape = BLLOSSOM,
+    device: torch.device = GPU,
+    compiled: bool = True,
 ) -> tuple[Layout, float, MemoryPlan]:
     steps = epoch_steps(examples, one)
-    return training_layout(one, shape, examples, steps, PAD, device, compiled=device.type == "cuda")
+    positions = functools.partial(make_objective(one).logit_positions, examples)
+    work = layouts.TrainingSteps(one, shape, examples, steps, PAD, positions)
+    return training_layout(work, device, compiled=compiled and device.type == "cuda")
 
 
 def steps_of(one: Recipe, epoch: int = 0, examples: Sequence[Example] = CORPUS) -> list[list[tuple[int, ...]]]:
@@ -375,7 +383,7 @@ def test_a_gpu_without_a_compiler_pads(share: str, card: Card) -> None:
     one = recipe(batch_size=2, method="qlora", share_prefixes=share)
     for gib, checkpointing in ((141, False), (16, True)):
         card(gib)
-        layout, saved, way = training_layout(one, BLLOSSOM, CORPUS, epoch_steps(CORPUS, one), PAD, GPU, compiled=False)
+        layout, saved, way = settled(one, compiled=False)
         assert layout == Layout("padded", 2 * LONGEST, PAD, sequences=2) and saved == 1
         assert way.checkpointing == checkpointing and not way.dequantised
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.console.cli import UserError
-from src.vote.voting import OPTIONS, Ballot, agreement, hard_vote
+from src.vote.voting import Ballot, agreement, hard_vote
 
 IDS = [f"made-{number}" for number in range(6)]
-Logprobs = tuple[float, float, float]
+OPTIONS = (0, 1, 2)
+Logprobs = tuple[float, ...]
 
 answers = st.fixed_dictionaries({item_id: st.sampled_from(OPTIONS) for item_id in IDS})
 logprob = st.floats(-20, 0).map(lambda value: round(value, 3))
@@ -44,7 +45,7 @@ def test_order_of_the_ballots_never_matters(ballots: list[Ballot], random: objec
 
 
 @given(some_ballots(), st.sampled_from(list(permutations(OPTIONS))))
-def test_renaming_the_options_renames_the_answers(ballots: list[Ballot], new: tuple[int, int, int]) -> None:
+def test_renaming_the_options_renames_the_answers(ballots: list[Ballot], new: tuple[int, ...]) -> None:
     """Everything but a draw, which knows the item's id and nothing else."""
     old = [new.index(option) for option in OPTIONS]
     renamed = [
@@ -52,7 +53,7 @@ def test_renaming_the_options_renames_the_answers(ballots: list[Ballot], new: tu
             one.run,
             {item_id: new[answer] for item_id, answer in one.answers.items()},
             one.logprobs
-            and {item_id: (row[old[0]], row[old[1]], row[old[2]]) for item_id, row in one.logprobs.items()},
+            and {item_id: tuple(before[option] for option in old) for item_id, before in one.logprobs.items()},
             one.dev_accuracy,
         )
         for one in ballots
@@ -140,6 +141,20 @@ def test_runs_of_equal_accuracy_vote_among_themselves_then_the_next() -> None:
     top = [ballot(answer, None, 0.9) for answer in (1, 2)]
     rest = [ballot(0, None, 0.8), ballot(0), ballot(2, None, 0.7), ballot(1)]
     assert decide(*top, *rest) == (2, "best run")
+
+
+@pytest.mark.usefixtures("four_options")
+def test_four_options() -> None:
+    def of(answer: int, *logprobs: float) -> Ballot:
+        return ballot(answer, logprobs or None)
+
+    (verdict,) = hard_vote(["x"], [of(3), of(3), of(0)])
+    assert (verdict.answer, verdict.counts, verdict.tied) == (3, (1, 0, 0, 2), ())
+    (verdict,) = hard_vote(["x"], [of(3, -2.0, -3.0, -3.0, -0.4), of(1), of(0, -0.3, -3.0, -3.0, -2.0)])
+    assert (verdict.answer, verdict.counts, verdict.tied) == (0, (1, 1, 0, 1), (0, 1, 3))
+    assert decide(of(3, -2.0, -3.0, -3.0, -0.1), of(0, -0.3, -3.0, -3.0, -2.0)) == (3, "log-probability")
+    with pytest.raises(AssertionError):
+        of(4)
 
 
 def test_draw_is_fixed_by_the_id_and_fair() -> None:

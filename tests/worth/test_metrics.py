@@ -2,10 +2,12 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from src.data import CATEGORIES, Item, parse_items
+from src.data import Item, parse_items
+from src.task import Task
 from src.worth.metrics import Share, chance_range, compare_pairs, evaluate, floor_answers, holm, mcnemar, wilson
 from tests.conftest import make_item
 
@@ -57,11 +59,30 @@ def test_evaluate_by_hand() -> None:
     assert result.missed == [items[3].id, items[5].id]
 
 
+def with_four(options: tuple[str, ...], label: int, category: str) -> Item:
+    (item,) = made_items({})
+    return replace(item, options=options, label=label, category=category)
+
+
+def test_four_options(four_options: Task) -> None:
+    options = ("비가 온다.", "그는 우산을 들고 집을 나섰다.", "그는 우산을 샀다.", "해")
+    items = [with_four(options, label, four_options.categories[label % 2]) for label in (0, 3, 3)]
+    result = evaluate(items, [2, 3, 1])
+    assert result.confusion == ((0, 0, 1, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 1, 0, 1))
+    assert {category: share[:2] for category, share in result.per_category.items()} == {"까닭": (0, 1), "결과": (1, 2)}
+    assert list(result.as_json()["per_label"]) == ["choice_1", "choice_4"]
+    assert floor_answers(items[:1]) == {"longest option": [1], "shortest option": [3], "most alike option": [2]}
+    low, high = (round(share * 100) for share in chance_range(100))
+    probability = [math.comb(100, k) * 3 ** (100 - k) / 4**100 for k in range(101)]
+    assert sum(probability[:low]) <= 0.025 < sum(probability[: low + 1])
+    assert sum(probability[high + 1 :]) <= 0.025 < sum(probability[high:])
+
+
 def test_evaluate_leaves_out_what_does_not_occur() -> None:
     items = made_items({"output": "inference_2"}, {"output": "inference_2", "category": "동기"})
     result = evaluate(items, [1, 0])
     assert list(result.per_label) == [1]
-    assert list(result.per_category) == [category for category in CATEGORIES if category in ("원인", "동기")]
+    assert list(result.per_category) == ["원인", "동기"]
     assert result.confusion == ((0, 0, 0), (1, 1, 0), (0, 0, 0))
 
 

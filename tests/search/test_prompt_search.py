@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
+from src import task
 from src.console.cli import UserError
-from src.data import CATEGORIES, Item
+from src.data import Item
 from src.prompt.prompts import Prompt, load_prompt, make_prompt
 from src.score.item_scores import ItemScores
-from src.search import textgrad as prompt_search
-from src.search.critics import Calls
-from src.search.textgrad import Search, Step, describe, plot, read_steps, search, split
+from src.search.calls import Calls
+from src.search.folder import Step, check_folder, draw_accuracy, read_steps
+from src.search.prompt_search import run_search, split
+from src.search.settings import Search, SearchSettings
+from src.search.textgrad import SYSTEM, constraints, describe, purpose, text_roles
 from tests import toys
 
 ITEMS = toys.items(60)
-SETTINGS = Search(steps=3, max_calls=100)
+SETTINGS = SearchSettings(steps=3, max_calls=100)
 LEARN, HELD = split(ITEMS, SETTINGS)
 START = dataclasses.replace(load_prompt("korean"), system="대화를 읽고 기호로 답하세요.")
 WORSE, BETTER, BLIND = "아무렇게나 고르세요.", "앞뒤의 말을 견주어 고르세요.", "배운 것만 외우세요."
@@ -32,15 +35,15 @@ def scorer(prompt: Prompt, items: Sequence[Item]) -> list[ItemScores]:
     """A model under test whose share of right answers depends on the system text alone; BLIND helps on what the critic
     reads, not on what is held out.
     """
-    rows = []
+    scores = []
     for item in items:
         of_ten = RIGHT_OF_TEN.get(prompt.system, 4)
         if prompt.system == BLIND:
             of_ten = 4 if item.id in HELD_IDS else 10
         hit = sum(item.id.encode()) % 10 < of_ten
         answer = ((item.label or 0) + (0 if hit else 1)) % 3
-        rows.append(ItemScores(item.id, ("012",), (tuple(float(place == answer) for place in range(3)),)))  # type: ignore[arg-type]
-    return rows
+        scores.append(ItemScores(item.id, ("012",), (tuple(float(place == answer) for place in range(3)),)))  # type: ignore[arg-type]
+    return scores
 
 
 class Scripted:
@@ -62,7 +65,7 @@ def searched(
 ) -> tuple[list[Step], str]:
     settings = dataclasses.replace(SETTINGS, **changes)
     calls = Calls(critic, folder / "calls.jsonl", settings.max_calls)
-    return search(start, LEARN, HELD, scorer, calls, settings, folder, len)
+    return run_search(Search(settings, start, LEARN, HELD, scorer, calls, len, folder))
 
 
 def test_the_two_parts_share_no_dialogue() -> None:
@@ -137,7 +140,7 @@ def test_a_prompt_that_cannot_be_scored_is_refused(tmp_path: Path) -> None:
 
     calls = Calls(Scripted(BETTER), tmp_path / "calls.jsonl", 9)
     settings = dataclasses.replace(SETTINGS, steps=1)
-    (_, step), _ = search(START, LEARN, HELD, short, calls, settings, tmp_path, len)
+    (_, step), _ = run_search(Search(settings, START, LEARN, HELD, short, calls, len, tmp_path))
     assert not step.kept and step.reason == "longer than the model's context"
     with pytest.raises(UserError, match="allowed: --max_tokens, now 3"):
         searched(tmp_path / "long", Scripted(), max_tokens=3)
@@ -150,12 +153,12 @@ class ByRole(Scripted):
         self.heard.append((message, system))
         if "gradient" in system:
             return "피드백"
-        text = self.texts[0] if prompt_search.SYSTEM in message.split("</ROLE>")[0] else self.texts[1]
+        text = self.texts[0] if SYSTEM in message.split("</ROLE>")[0] else self.texts[1]
         return f"<IMPROVED_VARIABLE>{text}</IMPROVED_VARIABLE>"
 
 
 def test_the_sentences_of_the_categories(tmp_path: Path) -> None:
-    new = {category: f"{category}을 물어요: 무엇입니까?" for category in CATEGORIES}
+    new = {category: f"{category}을 물어요: 무엇입니까?" for category in task.current().categories}
     lines = yaml.safe_dump(new, allow_unicode=True)
     critic = ByRole(BETTER, lines)
     (_, step), _ = searched(tmp_path, critic, steps=1, categories=True)
@@ -166,6 +169,31 @@ def test_the_sentences_of_the_categories(tmp_path: Path) -> None:
     ):
         (_, step), _ = searched(tmp_path / f"{number}", ByRole(BETTER, text), steps=1, categories=True)
         assert not step.kept and reason in step.reason
+
+
+def test_the_critic_is_told_what_the_task_is(tmp_path: Path) -> None:
+    critic = ByRole(BETTER, "없음")
+    searched(tmp_path, critic, steps=1, categories=True)
+    heard = "\n".join(message for message, _ in critic.heard)
+    assert "a question and three options" in heard and "each of the five categories" in heard
+    assert "keep their five keys in Korean" in heard and "right letter: C" in heard
+    task.use(task.Task("news", ("cause", "effect"), ("a", "b", "c", "d"), ("1", "2", "3", "4")))
+    try:
+        assert "a question and four options" in purpose()
+        assert "each of the two categories" in text_roles()["categories"]
+        told = constraints(START, dataclasses.replace(SETTINGS, categories=True))[-1]
+        assert told == "Texts in YAML keep their two keys, each with one line of text."
+    finally:
+        task.use(None)
+
+
+def test_another_task_is_another_search(tmp_path: Path) -> None:
+    asked = {"engine": "m", "start": "s", "task": task.current().sha256}
+    (tmp_path / "search.json").write_text(json.dumps({"engine": "m", "start": "s"}), encoding="utf-8")
+    check_folder(tmp_path, asked, free=())  # a search of an older version
+    other = dataclasses.replace(task.current(), letters=("1", "2", "3"))
+    with pytest.raises(UserError, match="holds another search: task was"):
+        check_folder(tmp_path, asked | {"task": other.sha256}, free=())
 
 
 def test_the_critic_reads_the_whole_text_and_the_items(tmp_path: Path) -> None:
@@ -227,7 +255,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> No
 )
 def test_settings_are_checked(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(changes))}: found"):
-        Search(**changes)
+        SearchSettings(**changes)
 
 
 def test_answers_with_thoughts_and_odd_line_ends(tmp_path: Path) -> None:
@@ -251,7 +279,7 @@ def test_answers_with_thoughts_and_odd_line_ends(tmp_path: Path) -> None:
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     steps, _ = searched(tmp_path, Scripted(WORSE, BETTER, BLIND))
-    plot(steps, tmp_path / "accuracy.png")
+    draw_accuracy(steps, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob(".*"))
 
 

@@ -1,0 +1,1 @@
+"""The terminal: flags, messages, tables, progress, child processes, and the environment of a command."""

@@ -1,0 +1,1 @@
+"""The questions that the notebooks ask of a corpus, by what they are about."""

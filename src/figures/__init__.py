@@ -1,0 +1,1 @@
+"""How pictures look, and where matplotlib draws them."""

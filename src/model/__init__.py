@@ -1,0 +1,1 @@
+"""A backbone: what it is, what it weighs, how it is loaded and adapted."""

@@ -1,0 +1,1 @@
+"""The official download becomes the three splits."""

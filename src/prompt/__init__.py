@@ -1,0 +1,1 @@
+"""An item becomes messages, and messages become tokens."""

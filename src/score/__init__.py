@@ -1,0 +1,1 @@
+"""Tokens become the letters' logits, and these an item's scores."""

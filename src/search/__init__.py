@@ -1,0 +1,1 @@
+"""Better prompts are searched for."""

@@ -1,0 +1,186 @@
+"""Our own cases of `run.bench`: the training of `run.train` and the scoring of `run.test`, timed."""
+
+import functools
+import itertools
+import json
+import tempfile
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from src import task
+from src.data import parse_items
+from src.model.load import add_adapter
+from src.model.recipes import Recipe, make_recipe
+from src.prompt.encode import Example
+from src.score.letters import LetterScorer
+from src.toy import corpus
+from src.toy.bench_cases import LORA, Case
+from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
+from src.toy.bench_inputs import SEED, lengthened
+from src.toy.bench_setting import Setting
+from src.train.guard import guarded
+from src.train.objectives import make_objective
+from src.train.trainer import LetterTrainer, make_trainer, mixed
+from src.tree import layouts
+from src.tree.rows import Layout, rows_on_gpu, sizes
+
+SCORED_ON_CPU = 24
+"""Items of the scoring cases on a CPU; a GPU gets the whole test split."""
+GROWTH = (1, 2, 4, 8, 16)
+"""Numbers of test splits that the case `growth` scores."""
+ROW_ON_CPU = 4096
+"""Tokens of its rows on a CPU."""
+MOST_WARM = 40
+"""Steps of warm-up at most, in case rows of some length never come up."""
+
+
+def recipe_of(case: Case, setting: Setting) -> Recipe:
+    """The recipe that a case stands for."""
+    values = {
+        "backbone": setting.short,
+        "method": case.method,
+        "lora_dropout": case.dropout,
+        "batch_size": case.items,
+        "order": "dialogue",
+        "objective": case.objective,
+        "epoch": 8,
+        "seed": SEED,
+        **LORA,
+        **({"orpo_nll": "prompt", "loss_per": "token"} if case.name == "orpo-16-trl-loss" else {}),
+    }
+    return make_recipe(values, "bench")
+
+
+class CountedSteps(TrainerCallback):
+    """Tells the clock what each of our steps computes, in the order in which they are laid out. The clock warms up
+    until rows of all lengths have been compiled.
+    """
+
+    def __init__(self, clock: Clock, trainer: LetterTrainer) -> None:
+        self.clock, self.lengths = clock, set(trainer.layout.lengths)
+        self.steps: deque[tuple[int, int, int, set[int]]] = deque()
+        collate: Any = trainer.data_collator
+
+        def watched(examples: list[Example]) -> Any:
+            batch = collate(examples)
+            rows = batch["rows"]
+            # A pair is two sequences, though the right answer's is in both of an item's.
+            pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
+            raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
+            # Where rows begin with one token, the first one's subtree is all of the row but its padding.
+            computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
+            lengths = {row["input_ids"].shape[1] for row in rows}
+            self.steps.append((len(pairs) or len(examples), raw, computed, lengths))
+            return batch
+
+        trainer.data_collator = watched
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        items, raw, unique, lengths = self.steps.popleft()
+        self.lengths -= lengths
+        if self.lengths and self.clock.laps + 1 < MOST_WARM:
+            self.clock.warm = max(self.clock.warm, self.clock.laps + 2)
+        self.clock.count(items, raw, unique)
+        control.should_training_stop = self.clock.lap()
+
+
+def our_training(case: Case, setting: Setting, clock: Clock) -> str:
+    """`case.items` items a step, with the layout, memory plan, guard and loop of `run.train`."""
+    recipe, device = recipe_of(case, setting), setting.device
+    objective = make_objective(recipe)
+    examples = objective.examples(setting.encoder, setting.train)
+    steps = layouts.epoch_steps(examples, recipe)
+    positions = functools.partial(objective.logit_positions, examples)
+    work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
+    layout, _, way = layouts.training_layout(work, device, rows_on_gpu(device))
+    # Dequantised once, NF4 is weights in bf16: any will do.
+    nf4 = setting.dtype if case.method == "qlora" and not way.dequantised else None
+    network = setting.model(
+        torch.float32 if mixed(recipe, way) else setting.dtype, setting.attention, nf4=nf4, double=True
+    )
+    if case.method != "full":
+        network = add_adapter(network, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(network, recipe, setting.encoder, examples, [], [], Path(folder), layout, way)
+        for name, value in endless_arguments(device).items():
+            if name != "bf16":
+                setattr(trainer.args, name, value)
+        clock.guard = guard = guarded(trainer, way.checkpointing)
+        train_by_clock(trainer, clock, CountedSteps(clock, trainer))
+    notes = [
+        f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
+        way.optimizer if case.method == "full" else "",
+        "dequantised once" if way.dequantised else "",
+        "checkpointing" if way.checkpointing else "",
+        "" if guard is None or guard["agree"] else f"guard failed: {guard}",
+    ]
+    return ", ".join(text for text in notes if text)
+
+
+def our_scoring(case: Case, setting: Setting, clock: Clock) -> str:
+    """The test split in `case.orders` orders; a step is one pass over it."""
+    network = setting.model_for_scoring()
+    items = setting.test if setting.device.type == "cuda" else setting.test[:SCORED_ON_CPU]
+    examples = setting.encoder.for_scoring(items, task.current().orders(case.orders))
+    prompts = [one.ids for one in examples]
+    ready = rows_on_gpu(setting.device)
+    layout = layouts.scoring_layout(prompts, setting.shape, setting.encoder.pad_id, setting.device, ready)
+    raw = sum(map(len, prompts))
+    unique = raw if layout.kind == "padded" else sum(sizes(prompts, layout))
+    scorer = LetterScorer(network, setting.encoder.letter_ids or (), setting.encoder.pad_id)
+    clock.begin()
+    for _ in itertools.count():
+        how = scorer.score(examples).how
+        clock.count(len(items), raw, raw if how.kind == "padded" else unique, len(examples))
+        if clock.lap():
+            break
+    clock.guard = how.as_record()["guard"]
+    notes = [f"{len(items)} items, {how.kind} rows{_lengths(layout)}", setting.scored_in]
+    return ", ".join(text for text in notes if text)
+
+
+def our_growth(case: Case, setting: Setting, clock: Clock) -> str:
+    """Trees of more and more test splits, each of other dialogues, scored twice and timed the second time.
+
+    Fills `clock.points`. A CPU takes the first `SCORED_ON_CPU` items of each split, and trees even where it would be
+    quicker without them.
+    """
+    network, cuda = setting.model_for_scoring(), setting.device.type == "cuda"
+    shape, pad_id = setting.shape, setting.encoder.pad_id
+    asked: dict[str, Any] = {} if cuda else {"kind": "tree", "batch_tokens": ROW_ON_CPU}
+    scorer = LetterScorer(network, setting.encoder.letter_ids or (), pad_id)
+    prompts: list[Example] = []
+    clock.warm, clock.least, clock.limit = 1, len(GROWTH), 0.0
+    clock.begin()
+    clock.lap()
+    for times in range(1, GROWTH[-1] + 1):
+        raw = lengthened(corpus.make_corpus(SEED + times)["test"], "test", SEED + times)
+        items = [replace(item, id=f"{times}-{item.id}") for item in parse_items(json.dumps(raw).encode(), "made")[0]]
+        prompts += setting.encoder.for_scoring(items if cuda else items[:SCORED_ON_CPU])
+        if times not in GROWTH:
+            continue
+        ids = [one.ids for one in prompts]
+        layout = Layout("tree", ROW_ON_CPU, pad_id)
+        if cuda:
+            layout = layouts.scoring_layout(ids, shape, pad_id, setting.device, rows_on_gpu(setting.device))
+        unique = sum(sizes(ids, layout))
+        for _ in range(2):
+            started = time.monotonic()
+            how = scorer.score(prompts, **asked).how
+        clock.points.append((unique, time.monotonic() - started))
+        clock.count(len(prompts), sum(map(len, ids)), unique)
+        clock.lap()
+    clock.seconds = sum(seconds for _, seconds in clock.points)
+    clock.guard = how.as_record()["guard"]
+    return ", ".join(f"{tokens:,} tokens {seconds:.1f} s" for tokens, seconds in clock.points)
+
+
+def _lengths(layout: Layout) -> str:
+    """The rows' lengths, as words behind `rows`."""
+    return f" of {'/'.join(map(str, layout.lengths))}" if layout.lengths else ""

@@ -1,0 +1,1 @@
+"""Training: objectives, the loop, and what is kept of it."""

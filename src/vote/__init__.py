@@ -1,0 +1,1 @@
+"""Many runs become one answer, and a file that can be handed in."""

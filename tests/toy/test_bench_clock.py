@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from src.toy.bench_clock import COUNTS, Clock
+
+CPU = torch.device("cpu")
+
+
+def test_the_clock_leaves_the_warm_up_out() -> None:
+    clock = Clock(CPU, seconds=0.0, warm=2, least=3)
+    clock.begin()
+    for last in (False, False, False, False, True):
+        clock.count(1, torch.tensor(10), unique=4, sequences=6)
+        assert clock.lap() == last
+    found = clock.result()
+    assert [found[name] for name in ("steps", *COUNTS)] == [3, 3, 18, 30, 12]
+    assert found["seconds"] > 0 and found["peak_memory_bytes"] > 2**20
+
+
+def test_the_clock_goes_on_until_the_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("src.toy.bench_clock.time.monotonic", lambda: now)
+    clock = Clock(CPU, seconds=5.0, warm=1, least=2)
+    clock.begin()
+    ended = []
+    for _ in range(6):
+        now += 2.0
+        clock.count(1, 10)
+        ended.append(clock.lap())
+    # The first 2 s are warm-up; 6 s of steps are the first that are not below 5 s.
+    assert ended == [False, False, False, True, True, True]
+
+
+def test_what_goes_into_a_network_is_counted_without_its_padding() -> None:
+    class Network(torch.nn.Module):
+        def forward(self, **inputs: torch.Tensor) -> None:
+            pass
+
+    network = Network()
+    clock = Clock(CPU, seconds=0.0)
+    clock.watch(network)
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    network(input_ids=ids, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
+    assert {name: int(count) for name, count in clock.counts.items()} == {
+        **{"items": 2, "sequences": 2, "raw_tokens": 6, "unique_tokens": 6}
+    }
+    network(input_ids=ids[:1], position_ids=torch.tensor([[0, 1, 2, 0]]))
+    assert (int(clock.counts["items"]), int(clock.counts["raw_tokens"])) == (4, 10)
