@@ -220,7 +220,7 @@ def splits_in(data: Path) -> dict[str, list[Item]]:
 
 
 def print_lengths(gauges: Mapping[str, lengths.Gauge], splits: Iterable[str], prompt: str, console: "Console") -> None:
-    found = {name: [gauge.whole(split) for split in splits] for name, gauge in gauges.items()}
+    found = {name: [gauge.whole_split(split) for split in splits] for name, gauge in gauges.items()}
     console.print(lengths.table(gauges, found, f"Tokens of an item with prompt {prompt}"))
     if any(one.too_long for some in found.values() for one in some):
         console.print(lengths.ADVICE, soft_wrap=True)
