@@ -285,12 +285,12 @@ def comparison(result: dict[str, Any]) -> "Fitted":
 
     title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
     table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)
-    for place, row in enumerate(result["prompts"]):
-        low, high = row["interval"]
-        p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
-        against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
-        costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
-        table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
+    for place, one in enumerate(result["prompts"]):
+        low, high = one["interval"]
+        p = f"{one['p']:.3f}" if one["p"] >= 0.001 else "< 0.001"
+        against = ["–", "–"] if place == 0 else [f"+{one['gained']} −{one['lost']}", p]
+        costs = [f"{one['tokens']:.0f}, {one['shared']:.0%}", f"{one['seconds']:.1f}"]
+        table.add_row(one["prompt"], f"{one['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
     return Fitted(table)
 
 

@@ -14,7 +14,7 @@ from src.console.progress import PIPE
 from src.console.start import ROOT
 
 COMMAND = "$ "
-"""What begins a log's line that holds the command."""
+"""Begins the line of a log that has the command."""
 
 
 def run_job(
@@ -24,13 +24,13 @@ def run_job(
     update: Callable[[dict[str, Any]], None],
     stop: threading.Event,
 ) -> str:
-    """Runs `command` to its end and returns why it failed, or "". `stop` ends it before.
+    """Runs `command` to its end, or until `stop` is set, and returns why it failed, or "".
 
-    `update` gets {"stage", "done", "total", "note"} as it goes on. Each command is a process of its own: its memory is
-    given back whatever happens, and one that is killed takes nothing along.
+    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is a process of its own, so its memory
+    is always freed, and if it is killed, nothing else dies.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # `python -m run.train` has to find it from any folder.
+    # `python -m run.train` must find the repository from any folder.
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     reading, writing = os.pipe()
     with log.open("a", encoding="utf-8") as output:
@@ -42,7 +42,7 @@ def run_job(
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
-            # A log is UTF-8, whatever the terminal is.
+            # A log is UTF-8, whatever the terminal's encoding is.
             env={
                 **os.environ,
                 **found,
@@ -70,7 +70,7 @@ def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _reason(log: Path, code: int) -> str:
-    """The last message of the last command in `log`, which ended with `code`."""
+    """Why the last command in `log` ended with `code`: its last error message, or its last line."""
     if code == -signal.SIGKILL:
         return f"killed by the system, most often because memory ran out (see {log})"
     if code in (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED):
