@@ -46,7 +46,7 @@ from src.plan.estimates import gpus
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
 from src.runs.record import git_commit, versions
-from src.toy.bench_cases import CASES
+from src.toy.bench_cases import CASES, GROWTH
 from src.toy.bench_table import add_ratios, table, title, with_rates
 
 PROMPT = "entry"
@@ -133,7 +133,8 @@ def compare(arguments: argparse.Namespace) -> int:
     if points := record["rows"].get("growth", {}).get("points"):
         from src.figures import plots
 
-        plots.save_png(plots.growth(points, title(record)[0]), path.with_suffix(".png"))
+        label = f"{', '.join(map(str, GROWTH))} test splits"
+        plots.save_png(plots.growth(points, title(record)[0], label), path.with_suffix(".png"))
     console.print(table(record), width=min(console.width, WIDTH))
     console.print(f"The numbers lie in {path}.", soft_wrap=True)
     reasons = [found["failed"] for found in record["rows"].values() if "failed" in found]
