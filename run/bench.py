@@ -38,13 +38,14 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, nearest, new_file, run_main
 from src.console.jobs import run_job
 from src.data import dump_items, load_items
+from src.files.paths import RESULTS
 from src.files.writing import write_json, write_text
 from src.model import shapes
 from src.model.recipes import backbones
 from src.plan import estimates as plan
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
-from src.runs.record import RESULTS, git_commit, versions
+from src.runs.versions import git_commit, versions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

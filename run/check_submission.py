@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, run_main
 from src.data import DATA, OUTPUTS, load_items, problem_lines, sha256
-from src.runs import record as records
+from src.files.paths import record_path
 from src.runs.inputs import load_own
 from src.vote.submission import OFFICIAL_ITEMS, submission_problems
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.file.is_file():
         raise UserError(f"{args.file}: no such file. Allowed: a predictions file, as run.test and run.vote write them.")
     place = args.file.parent
-    items, data, notes = load_own(args.data, "test", [place] if records.record_path(place).is_file() else [])
+    items, data, notes = load_own(args.data, "test", [place] if record_path(place).is_file() else [])
     if problems := submission_problems(args.file.read_bytes(), items):
         raise UserError(problem_lines(f"{args.file} is not ready to be handed in, held against {data}", problems))
     counts = Counter(item.label for item in load_items(args.file, labelled=True))

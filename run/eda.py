@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA
-from src.runs.record import RESULTS
+from src.files.paths import RESULTS
 
 
 def make_parser() -> Parser:

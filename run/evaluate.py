@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
 from src.files import writing
-from src.runs import record as records
+from src.files.paths import RESULTS
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
 from src.worth.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
     own = f"folder or file; default: what the runs' records name, else {DATA}"
     parser.add_argument("--data", type=Path, help=own)
     parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; as run.vote has it")
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
     )

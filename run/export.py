@@ -17,13 +17,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.console.cli import Parser, UserError, new_folder, run_main
+from src.console.words import counted
 from src.data import SPLITS, Item, load_items, sha256
 from src.files import writing
+from src.files.paths import RESULTS, predictions_path, run_folder
 from src.runs import record as records
 from src.runs.inputs import load_own
 from src.runs.samples import as_csv, as_jsonl, sample_row
 from src.score import item_scores
-from src.vote.ballots import read_sources, run_folder, scored_orders
+from src.vote.ballots import read_sources, scored_orders
 
 
 def make_parser() -> Parser:
@@ -32,9 +34,9 @@ def make_parser() -> Parser:
     parser.add_argument("--split", nargs="+", choices=SPLITS, help="default: all that a run was scored on")
     parser.add_argument("--data", type=Path, help="folder, or with one --split a file; default: each run's own data")
     parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; default: 1 where it is there")
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
-        "--out", type=new_folder, default=records.RESULTS / "export", metavar="DIR", help="default: %(default)s"
+        "--out", type=new_folder, default=RESULTS / "export", metavar="DIR", help="default: %(default)s"
     )
     return parser
 
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in dict.fromkeys(args.runs):
         folder = run_folder(name, args.results)
         record = records.read_record(folder)
-        splits = args.split or [split for split in SPLITS if records.predictions_path(folder, split).is_file()]
+        splits = args.split or [split for split in SPLITS if predictions_path(folder, split).is_file()]
         if not splits:
             raise UserError(f"{folder} was scored on no split. Score it: python -m run.test --model_id {folder}")
         for split in dict.fromkeys(splits):
@@ -73,7 +75,7 @@ def rows_of(
         raise UserError(f"{folder} has answers alone and no scores, so leave out --orders.")
     if args.orders and args.orders not in scored:
         raise UserError(
-            f"{folder} has no scores of {records.orders_words(args.orders)} on {split}. Score it: python -m run.test "
+            f"{folder} has no scores of {counted(args.orders, 'order')} on {split}. Score it: python -m run.test "
             f"--model_id {folder} --split {split} --orders {args.orders}"
         )
     if not scored:

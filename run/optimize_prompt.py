@@ -22,11 +22,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.console.cli import Parser, UserError, announced, new_folder, run_main
+from src.console.words import counted
 from src.data import DATA, Item, load_data, sha256
+from src.files.paths import RESULTS, find_run
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import RESULTS, counted, find_run, git_commit, versions
+from src.runs.versions import git_commit, versions
 from src.search.addresses import Address, is_local, looks_like_address, masked
 from src.worth.metrics import wilson
 

@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, announced, new_file, run_main
 from src.console.start import ours
+from src.console.words import counted
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
+from src.files.paths import find_run
 from src.files.writing import write_json
 from src.model.recipes import backbones, make_recipe, template_text
 from src.plan import lengths
 from src.prompt.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import find_run, orders_words
 from src.worth.metrics import evaluate, mcnemar
 
 SAMPLE = ours("resource/data/sample.json")
@@ -275,7 +276,7 @@ def compare(arguments: Namespace, console: Any) -> None:
         for given, _, recipe, folder in chosen
     }
     refuse_too_long(encoders, items, ORDERS[: arguments.orders])
-    console.print(f"{len(items)} items of {path}, {orders_words(arguments.orders)} of the options")
+    console.print(f"{len(items)} items of {path}, {counted(arguments.orders, 'order')} of the options")
     results = []
     for given, name, recipe, folder in chosen:
         network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)

@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job
 from src.data import DATA, load_split, sha256, split_path
+from src.files.paths import RESULTS, record_path
 from src.model.recipes import CHOICES, ORPO, RECIPES, Recipe, differing_settings, load_recipes
 from src.plan import estimates as plan
 from src.plan import lengths, ready
 from src.prompt.prompts import load_prompt
-from src.runs.record import RESULTS, read_record, record_path
+from src.runs.record import read_record
 from src.worth.metrics import wilson
 
 OFFICIAL_SIZES = {"train": 758, "dev": 151, "test": 605}

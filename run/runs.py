@@ -14,13 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.console.cli import Parser, UserError, run_main
-from src.runs import record as records
+from src.files.paths import RESULTS
 from src.runs.run_list import as_csv, as_markdown, cells, differing, list_runs
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.runs")
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print comma-separated values")
     forms.add_argument("--markdown", action="store_true", help="print a Markdown table")

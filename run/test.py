@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
+from src.files.paths import ADAPTER, RESULTS, find_run, record_path
 from src.files.writing import write_json, write_text
 from src.model import hub
 from src.model.recipes import FIELDS, Recipe, add_flags, add_recipe_flag, read_recipe
 from src.prompt.prompts import ORDERS, load_prompt
 from src.runs.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
-from src.runs.record import ADAPTER, RESULTS, find_run, read_record, record_path, results_key
+from src.runs.record import read_record, results_key
 
 UNTRAINED = (
     *("backbone", "name", "tokenizer", "revision", "licence", "trust_remote_code", "chat_template", "system_turn"),

@@ -17,10 +17,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src.console.cli import Parser, UserError, new_folder, run_main
+from src.console.words import counted
 from src.data import DATA, OUTPUTS, SPLITS, Item, dump_items, predictions, sha256
 from src.files import writing
+from src.files.paths import RESULTS, predictions_path, record_path, run_names
 from src.runs import record as records
 from src.runs.inputs import load_own
+from src.runs.versions import git_commit, versions
 from src.vote.ballots import (
     Source,
     absence,
@@ -29,7 +32,6 @@ from src.vote.ballots import (
     partly_scored,
     read_sources,
     run_folders,
-    started_runs,
 )
 from src.vote.voting import RULE, Agreement, Verdict, agreement, hard_vote
 from src.worth.metrics import evaluate
@@ -44,7 +46,7 @@ def make_parser() -> Parser:
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     own = f"folder or file; default: what the runs' records name, else {DATA}"
     parser.add_argument("--data", type=Path, help=own)
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the runs' folder; default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument("--out", type=new_folder, help="default: the folder vote in --results")
     parser.add_argument("--orders", type=int, choices=(1, 6), help=ORDERS_HELP)
     expect = "runs that ought to vote: says who is missing; without RUN_OR_FILE, those of them that are there vote"
@@ -64,13 +66,13 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # Who votes
-    given = args.runs or [name for name in args.expect or started_runs(args.results) if not absence_of(name, args)]
+    given = args.runs or [name for name in args.expect or run_names(args.results) if not absence_of(name, args)]
     if not given:
         choose(args, [])  # says why nobody can
     items, data, notes = load_own(args.data, args.split, run_folders(given, args.results))
     arguments, left_out = choose(args, items)
     sources = join_experts(read_sources(arguments, items, data, args.split, args.results, args.orders), items)
-    predicted, votes = records.predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
+    predicted, votes = predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
     if any(source.file.resolve() == predicted.resolve() for source in sources):
         raise UserError(f"{predicted} cannot vote: it is what this vote writes. Name another folder with --out.")
     ballots = [source.ballot for source in sources]
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     missing = {
         name: absence_of(name, args) or left_out.get(name) or "not named" for name in args.expect if name not in voters
     }
-    earlier = records.read_record(out).get("splits", {}) if records.record_path(out).is_file() else {}
+    earlier = records.read_record(out).get("splits", {}) if record_path(out).is_file() else {}
     orders = {source.orders for source in sources if source.orders}
     notes += [source.note for source in sources if source.note] + mixture(args.split, sources, earlier)
 
@@ -101,10 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     result |= {"voters": rows, "missing": missing, "unanimous": alike.unanimous}
     result |= {"pairs": [{"runs": pair, "agreement": share} for pair, share in alike.pairs.items()]}
     result |= {"decided_by": Counter(verdict.decided_by for verdict in verdicts)}
-    result |= {"versions": records.versions(), "git_commit": records.git_commit()}
+    result |= {"versions": versions(), "git_commit": git_commit()}
     writing.write_text(predicted, dump_items(predictions(items, answers)))
     writing.write_jsonl(votes, (vote_row(verdict, sources) for verdict in verdicts))
-    writing.write_json(records.record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
+    writing.write_json(record_path(out), {"run": out.name, "splits": earlier | {args.split: result}})
 
     # Said once it is safe: whoever reads the output may go away
     console.print(f"{args.split}: {len(items)} items of {data}; voters: {len(voters)}\n\n{RULE}\n")
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     if result["interval"]:
         low, high = result["interval"]
         console.print(f"accuracy of the vote: {result['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%})")
-    console.print(f"\nwritten: {predicted}\n         {votes}\n         {records.record_path(out)}", soft_wrap=True)
+    console.print(f"\nwritten: {predicted}\n         {votes}\n         {record_path(out)}", soft_wrap=True)
     evaluation = f"python -m run.evaluate {predicted} --data {data}"
     submission = "hand in the first; the same command with --split dev shows what such a vote is worth"
     console.print(f"next: {evaluation if result['interval'] else submission}", soft_wrap=True)
@@ -132,7 +134,7 @@ def choose(args: Namespace, items: Sequence[Item]) -> tuple[list[str], dict[str,
         return list(args.runs), {}
     reasons = {
         name: absence_of(name, args) or other_items(args.results / name, args.split, items)
-        for name in args.expect or started_runs(args.results)
+        for name in args.expect or run_names(args.results)
     }
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if able := [args.results / name for name in reasons if name not in left_out]:
@@ -156,15 +158,15 @@ def mixture(split: str, sources: Sequence[Source], earlier: Mapping[str, Any]) -
         if source.orders:
             by_orders.setdefault(source.orders, []).append(source.ballot.run)
     if len(by_orders) > 1:
-        told = ", ".join(f"{records.orders_words(count)} of {', '.join(runs)}" for count, runs in by_orders.items())
+        told = ", ".join(f"{counted(count, 'order')} of {', '.join(runs)}" for count, runs in by_orders.items())
         notes.append(f"scores of one order and of six vote together: {told}")
     for other, result in earlier.items():
         before = result.get("orders") or 1
         if other != split and len(by_orders) == 1 and before not in by_orders:
             (now,) = by_orders
             notes.append(
-                f"this vote on {split} is by {records.orders_words(now)} of the options, that on {other} in the same "
-                f"folder by {records.orders_words(before)}; --orders makes them alike"
+                f"this vote on {split} is by {counted(now, 'order')} of the options, that on {other} in the same "
+                f"folder by {counted(before, 'order')}; --orders makes them alike"
             )
     return notes
 

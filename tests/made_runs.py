@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data import Item, dump_items, load_items, predictions, sha256, split_path
+from src.files.paths import predictions_path, record_path, scores_path
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import ORDERS
-from src.runs.record import predictions_path, read_record, record_path, results_key, scores_path
+from src.runs.record import read_record, results_key
 from src.score.item_scores import ItemScores, write_scores
 from tests.conftest import make_item
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from src.console.cli import UserError, nearest
 from src.console.start import find
+from src.files.paths import RESULTS, run_names
 from src.model.recipes import Recipe
-from src.runs.record import RESULTS
 
 SECONDS = 6
 """How long the hub has to answer at all."""
@@ -303,5 +303,5 @@ def _not_here(source: str, revision: str | None, reason: str) -> str:
 
 def _runs_like(name: str) -> str:
     """Which trained runs there are, for a name that may have been meant as one's."""
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
+    runs = run_names(RESULTS) if "/" not in name else []
     return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

@@ -21,13 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from src.console.cli import UserError
 from src.console.start import find
+from src.files.paths import ADAPTER, MODEL
 from src.model import hub, weights
 from src.model.adapters import quicken
 from src.model.recipes import Recipe, backbones
 from src.model.weights import class_of
 from src.plan import estimates as plan
 from src.prompt.prompts import LETTERS
-from src.runs.record import ADAPTER, MODEL
 from src.tree.rows import usual_attention
 
 if not sys.stderr.isatty():  # bars of a second or two would fill a log

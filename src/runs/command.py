@@ -5,11 +5,12 @@ from pathlib import Path
 from src.console.cli import Parser, UserError, announced, new_folder
 from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
+from src.files.paths import RESULTS
 from src.files.writing import lock_folder
 from src.model import hub
 from src.model.recipes import add_flags, read_recipe
 from src.runs.inputs import gather, refuse_bare_name
-from src.runs.record import RESULTS, began_with
+from src.runs.record import began_with
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:

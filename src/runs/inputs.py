@@ -10,13 +10,13 @@ from src import data
 from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
+from src.files import paths
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RECIPE, find_run, record_path, run_names
 from src.model.hub import is_cached
 from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
 from src.runs import record as records
-from src.runs.record import ADAPTER, CHECKPOINTS, MODEL
 
-RECIPE, INPUTS = "recipe.yaml", "inputs.json"
 HASH_SHOWN = 12
 
 
@@ -78,7 +78,7 @@ def _of_category(items: Sequence[Item], category: str, folder: Path) -> list[Ite
 
 
 def _refuse_finished(folder: Path) -> None:
-    if records.record_path(folder).is_file():
+    if record_path(folder).is_file():
         raise UserError(
             f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
             f"or score it: python -m run.test --model_id {folder}"
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     record = records.read_record(folder)
     if "recipe" not in record:
         raise UserError(f"{folder} is a vote, or another folder of answers alone: there is no model to use in it.")
-    path = records.record_path(folder)
+    path = record_path(folder)
     needed = [("prompt", "name"), ("prompt", "text"), ("prompt", "sha256"), ("template", "sha256")]
     missing = [f"{part}.{key}" for part, key in needed if key not in record.get(part, {})]
     missing += [key for key in ("training", "splits") if key not in record]
@@ -142,7 +142,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def check_models(names: Sequence[str]) -> None:
     """UserError for the first that is neither a finished run, nor a recipe's file, nor a model that there can be."""
     for name in names:
-        run = records.find_run(name)
+        run = find_run(name)
         if run:
             read_run(run)
         elif name.endswith((".yaml", ".yml")):
@@ -159,8 +159,8 @@ def refuse_bare_name(name: str) -> None:
         return
     if is_cached(name):
         return
-    runs = sorted(path.parent.name for path in records.RESULTS.glob("*/recipe.yaml"))
-    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {records.RESULTS}"
+    runs = run_names(paths.RESULTS)
+    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {paths.RESULTS}"
     raise UserError(
         f"{name} is neither a folder nor a model of the hub, which is called OWNER/NAME. "
         f"There is no run {name} either; {there}.{nearest(name, runs)}"
@@ -201,7 +201,7 @@ def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list
 def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
     """(file, digest) of the items of `split` that the record of a run or vote names; None without either."""
     try:
-        record = records.parse_record(records.record_path(run))
+        record = records.parse_record(record_path(run))
         result = record.get("splits", {}).get(split) or {}
         trained = record.get("data") or {}
         if result.get("data"):  # what it was last scored on

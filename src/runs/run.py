@@ -13,8 +13,10 @@ import torch
 from src import data
 from src.console import progress
 from src.console.cli import UserError
+from src.console.words import counted
 from src.data import DATA, Item
-from src.files import writing
+from src.files import paths, writing
+from src.files.paths import INPUTS, RECIPE, find_run, record_path
 from src.model import hub
 from src.model import load as models
 from src.model.recipes import Recipe, backbones, differing_settings, load_recipe, make_recipe
@@ -23,7 +25,8 @@ from src.prompt.encode import Encoder
 from src.prompt.fewshot import Library
 from src.prompt.prompts import ORDERS, Prompt, load_prompt, parse_prompt
 from src.runs import record as records
-from src.runs.inputs import INPUTS, RECIPE, gather, read_run
+from src.runs.inputs import gather, read_run
+from src.runs.versions import made_with
 from src.score import item_scores
 from src.score.item_scores import ItemScores
 from src.score.letters import announce, how_read, score
@@ -88,7 +91,7 @@ def train_run(
         items, data_record = given.splits[split]
         score_run(folder, record, split, items, data_record, encoder, network)
         record |= {"peak_memory_bytes": _peak_memory(device), "seconds": time.monotonic() - started}
-        writing.write_json(records.record_path(folder), record)
+        writing.write_json(record_path(folder), record)
     return record
 
 
@@ -101,7 +104,7 @@ def untrained_run(
     finds the training split.
     """
     prompt = load_prompt(recipe.prompt)
-    there = records.read_record(folder) if records.record_path(folder).is_file() else None
+    there = records.read_record(folder) if record_path(folder).is_file() else None
     pinned = hub.pin(recipe, there)
     frozen = frozen_of(there["template"]) if there else None
     library = find_library(prompt, data_folder, recipe.reasoning)
@@ -157,7 +160,7 @@ def other_run(
     made |= {"run": there.name, "recipe": dataclasses.asdict(recipe), "weights": weights.name, "splits": {}}
     facts = _facts(pinned, encoder, data_folder)
     made |= {"prompt": facts["prompt"], "template": facts["template"]}
-    if records.record_path(there).is_file():
+    if record_path(there).is_file():
         earlier = records.read_record(there)
         if earlier["prompt"]["sha256"] != prompt.sha256:
             raise UserError(f"{there} holds scores under another text of prompt {prompt.name}. Delete it or rename it.")
@@ -216,16 +219,16 @@ def score_run(
         assert encoder.reasoning
         with progress.stage(f"reason {split}", len(examples) * sampling.samples) as bar:
             rows, chains = reason(network, encoder, items, orders, sampling, bar.update)
-        writing.write_jsonl(records.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
+        writing.write_jsonl(paths.reasoning_path(folder, split, len(orders)), map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split}", len(examples)) as bar:
             share = Recipe(**record["recipe"]).share_prefixes
             rows = score(network, examples, encoder.letter_ids, encoder.pad_id, update=bar.update, share=share)
     answers = [row.prediction for row in rows]
     _make_way(folder, record, split, len(orders))
-    item_scores.write_scores(records.scores_path(folder, split, len(orders)), rows)
+    item_scores.write_scores(paths.scores_path(folder, split, len(orders)), rows)
     predicted = data.dump_items(data.predictions(items, answers))
-    writing.write_text(records.predictions_path(folder, split, len(orders)), predicted)
+    writing.write_text(paths.predictions_path(folder, split, len(orders)), predicted)
     result = {
         "items": len(items),
         "orders": len(orders),
@@ -252,7 +255,7 @@ def _make_way(folder: Path, record: dict[str, Any], split: str, orders: int) -> 
     before = there.get("orders", 1)
     if orders > 1 or before == 1:
         return
-    for path in (records.scores_path, records.predictions_path, records.reasoning_path):
+    for path in (paths.scores_path, paths.predictions_path, paths.reasoning_path):
         if path(folder, split).is_file():
             path(folder, split).replace(path(folder, split, before))
     record.setdefault(records.results_key(before), {})[split] = record["splits"].pop(split)
@@ -262,7 +265,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     """(name, recipe, folder) of what can be scored: a trained run by name or folder, else, and without a folder, an
     untrained model by its recipe's file, a backbone's short name, a hub id or its own folder.
     """
-    folder = records.find_run(name)
+    folder = find_run(name)
     if folder is not None:
         record = read_run(folder)
         trained = weights_of(folder, record) if record["training"] is not None else None
@@ -309,7 +312,7 @@ def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -
     """The encoder that a finished run was trained with: prompt and template come from its record, examples from the
     same training split.
     """
-    prompt = parse_prompt(record["prompt"]["text"], f"{records.record_path(folder)}: prompt")
+    prompt = parse_prompt(record["prompt"]["text"], f"{record_path(folder)}: prompt")
     recipe = hub.recorded(record)
     library = find_library(prompt, data_folder, recipe.reasoning)
     if library and (now := data.sha256(data.split_path(data_folder, "train"))) != record["prompt"]["examples_sha256"]:
@@ -323,7 +326,7 @@ def encoder_of(folder: Path, record: dict[str, Any], data_folder: Path = DATA) -
 
 def frozen_in(folder: Path | None) -> Frozen | None:
     """What the finished run in `folder` keeps of rendering; None for a folder without record, or for none."""
-    if folder is None or not records.record_path(folder).is_file():
+    if folder is None or not record_path(folder).is_file():
         return None
     return frozen_of(records.read_record(folder)["template"])
 
@@ -355,7 +358,7 @@ def compare_merged(encoder: Encoder, network: Any, items: Sequence[Item]) -> tup
 
 def result_line(name: str, split: str, result: dict[str, Any]) -> str:
     """One line of a scored split for the terminal."""
-    many = f"{records.counted(result['items'], 'item')}, {records.orders_words(result['orders'])}"
+    many = f"{counted(result['items'], 'item')}, {counted(result['orders'], 'order')}"
     head = f"{name}, {split}: {many}, {result['seconds']:.1f} s"
     if result["accuracy"] is None:
         return f"{head}; no labels, so no accuracy"
@@ -375,8 +378,7 @@ def _facts(recipe: Recipe, encoder: Encoder, data_folder: Path) -> dict[str, Any
         "prompt": {"name": prompt.name, "sha256": prompt.sha256, "text": prompt.text, **shown},
         "template": _template_record(encoder),
         **hub.commits(recipe),
-        "versions": records.versions(),
-        "commit": records.git_commit(),
+        **made_with(),
     }
 
 

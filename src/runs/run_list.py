@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from src.runs.record import parse_record, record_path, results_key
+from src.files.paths import record_path
+from src.runs.record import parse_record, results_key
 from src.worth.metrics import wilson
 
 SHOWN_SPLITS = ("dev", "test")

@@ -26,11 +26,11 @@ import jinja2.sandbox
 import yaml
 
 from src.console.cli import UserError
+from src.console.words import counted
 from src.data import CATEGORIES, Item
 from src.files.writing import write_json, write_text
 from src.files.yaml_files import load_yaml
 from src.prompt.prompts import LETTERS, ORDERS, Prompt, make_prompt
-from src.runs.record import counted
 from src.score.item_scores import ItemScores
 from src.search.critics import Calls, Spent
 from src.worth.metrics import mcnemar, wilson

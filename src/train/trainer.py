@@ -27,13 +27,14 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from src.console import progress
 from src.console.cli import UserError
+from src.console.words import counted
 from src.data import Item
+from src.files.paths import CHECKPOINTS
 from src.model import load as models
 from src.model import shapes
 from src.model.recipes import ORPO, Recipe
 from src.plan import estimates as plan
 from src.prompt.encode import Encoder, Example
-from src.runs.record import CHECKPOINTS, counted
 from src.score.item_scores import ItemScores
 from src.score.letters import score
 from src.train import orpo as preference

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
+from src.console.words import counted, some
 from src.data import Item, load_items, sha256
+from src.files.paths import predictions_path, record_path, run_folder, scores_path
 from src.prompt.prompts import ORDERS
-from src.runs.record import orders_words, predictions_path, read_record, record_path, results_key, scores_path
+from src.runs.record import read_record, results_key
 from src.score.item_scores import ItemScores, read_scores
-from src.vote.voting import IDS_SHOWN, Ballot, id_problem
+from src.vote.voting import Ballot, id_problem
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
     return f"scored on {len(largest)} of the {len(wanted)} items only" if largest < wanted else "scored on other items"
 
 
-def started_runs(results: Path) -> list[str]:
-    """Names of the run folders, sorted; other folders there (a vote's, say) have no resolved recipe."""
-    return sorted(recipe.parent.name for recipe in results.glob("*/recipe.yaml"))
-
-
 def scored_orders(run: Path, split: str, record: dict[str, Any] | None = None) -> dict[int, Path]:
     """How many orders of the options the run has scores of on `split`, and the file of each.
 
@@ -67,20 +64,6 @@ def scored_orders(run: Path, split: str, record: dict[str, Any] | None = None) -
         if file.is_file():
             found.setdefault(told, file)
     return found
-
-
-def run_folder(argument: str, results: Path) -> Path:
-    """The folder that a run's name, its path, or a file in it stands for; it need not be there. UserError for a file
-    that is not.
-    """
-    path = Path(argument)
-    if path.is_file():
-        return path.parent
-    if path.suffix in (".json", ".jsonl"):
-        raise UserError(f"{path}: no such file. Allowed: a run's name or folder, or a file of predictions or scores.")
-    # A run's name may also be that of some folder here ("orpo"): the run is meant.
-    named = results / argument
-    return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == argument else path)
 
 
 def run_folders(arguments: Sequence[str], results: Path) -> list[Path]:
@@ -108,23 +91,30 @@ def common_orders(
     common = set.intersection(*map(set, found.values()))
     wanted = asked or min(common, default=max(max(there) for there in found.values()))
     lacking = [run for run, there in found.items() if wanted not in there]
+    by_wanted = counted(wanted, "order")
     if lacking:
-        told = "; ".join(f"{run.name}: {' and '.join(map(orders_words, sorted(found[run])))}" for run in found)
+        told = "; ".join(
+            f"{run.name}: {' and '.join(counted(count, 'order') for count in sorted(found[run]))}" for run in found
+        )
         commands = [f"python -m run.test --model_id {run} --split {split} --orders {wanted}" for run in lacking]
         raise UserError(
-            f"{len(lacking)} of {len(found)} runs have no scores of {orders_words(wanted)} on {split}, and answers of "
+            f"{len(lacking)} of {len(found)} runs have no scores of {by_wanted} on {split}, and answers of "
             f"one order and of six are not mixed. Found {told}. Score what is missing:\n  " + "\n  ".join(commands)
         )
     several = max(common)
+    by_several = counted(several, "order")
     other = "dev" if split == "test" else "test"
     elsewhere = {run.name: scored_orders(run, other) for run in found}
     if asked or several == wanted:
         unlike = [name for name, there in elsewhere.items() if there and wanted not in there]
-        told = f"these are scores of {orders_words(wanted)}, but on {other} there are none such of {', '.join(unlike)}"
+        told = f"these are scores of {by_wanted}, but on {other} there are none such of {', '.join(unlike)}"
         return wanted, told if unlike else ""
     if all(several in there for there in elsewhere.values()):
-        return several, f"taken are the scores of {orders_words(several)}, which all have on dev and test"
-    return wanted, f"all have scores of {orders_words(several)} on {split}, too, but not on {other}: --orders {several}"
+        return several, f"taken are the scores of {by_several}, which all have on dev and test"
+    return (
+        wanted,
+        f"all have scores of {by_several} on {split}, too, but not on {other}: --orders {several}",
+    )
 
 
 def whole_orders(run: Path, split: str, items: Sequence[Item]) -> dict[int, Path]:
@@ -147,7 +137,7 @@ def partly_scored(runs: Sequence[Path], split: str, items: Sequence[Item], asked
     if not shared or (not asked and set.intersection(*whole)):
         return {}
     wanted = min(shared)
-    reason = f"by {orders_words(wanted)} scored on some of the {len(items)} items only"
+    reason = f"by {counted(wanted, 'order')} scored on some of the {len(items)} items only"
     lacking = [wanted in some and wanted not in all_items for some, all_items in zip(there, whole, strict=True)]
     return {run.name: reason for run, lacks in zip(runs, lacking, strict=True) if lacks}
 
@@ -276,7 +266,7 @@ def _read_predictions(name: str, path: Path, items: Sequence[Item], dev_accuracy
     empty = [item.id for item in found if item.label is None]
     if empty:
         raise UserError(
-            f"{path}: {len(empty)} of {len(found)} items have no answer (output is empty): {_first(empty)}. "
+            f"{path}: {len(empty)} of {len(found)} items have no answer (output is empty): {some(empty)}. "
             "Allowed: predictions, with output filled in every item."
         )
     # Options in another order would make every answer mean another sentence.
@@ -284,10 +274,6 @@ def _read_predictions(name: str, path: Path, items: Sequence[Item], dev_accuracy
     other = [item.id for item in found if item.id in options and item.options != options[item.id]]
     if other:
         raise UserError(
-            f"{path}: {len(other)} items have other options, or in another order, than the data file: {_first(other)}."
+            f"{path}: {len(other)} items have other options, or in another order, than the data file: {some(other)}."
         )
     return Ballot(name, answers, dev_accuracy=dev_accuracy)
-
-
-def _first(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:IDS_SHOWN]) + (" …" if len(ids) > IDS_SHOWN else "")

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from src.console.cli import UserError
+from src.files.paths import scores_path
 from src.model import hub
 from src.model.recipes import make_recipe
-from src.runs.record import read_record, scores_path
+from src.runs.record import read_record
 from src.score.item_scores import read_scores
 from tests.made_runs import make_split
 from tests.small_hub import Repository, SmallHub, small_hub

@@ -18,9 +18,10 @@ import run.reproduce as reproduce
 from src.console.cli import UserError
 from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
+from src.files.paths import record_path
 from src.files.writing import write_json
 from src.model.recipes import load_recipe
-from src.runs.record import read_record, record_path
+from src.runs.record import read_record
 from tests.made_runs import make_run, make_split
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from run.test import find_run, main
+from run.test import main
 from run.train import main as train
 from src.console.cli import UserError, run_main
 from src.data import dump_items
+from src.files.paths import record_path
 from src.files.writing import write_json
 from src.prompt.prompts import ORDERS
-from src.runs import record as records
 from src.runs.record import read_record
 from src.score.item_scores import read_scores
 from tests.conftest import make_item, odd_items
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change: the runs are found by name."""
     shutil.copytree(trained, tmp_path / "place")
-    for module in ("run.test", "src.runs.record"):
+    for module in ("run.test", "src.files.paths"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "place" / "results")
     return tmp_path / "place"
 
@@ -133,7 +133,7 @@ def test_six_orders_of_a_run_of_before_make_way_for_one(place: Path) -> None:
     scored(place, "full", "--split", "dev", "--orders", "6")
     record = read_record(run)
     record["splits"]["dev"] = record.pop("splits_6orders")["dev"]
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     for name in ("scores_dev{}.jsonl", "predictions_dev{}.json"):
         (run / name.format(".6orders")).replace(run / name.format(""))
     six = (run / "scores_dev.jsonl").read_bytes()
@@ -211,7 +211,7 @@ def test_a_run_is_read_at_the_tokens_it_was_trained_at(
     run = place / "results" / "lora"
     record = read_record(run)
     change(record)
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     before = (run / "scores_dev.jsonl").read_bytes()
     assert message in problem_of(place, "lora", "--split", "dev")
     assert (run / "scores_dev.jsonl").read_bytes() == before
@@ -226,7 +226,7 @@ def test_a_template_that_changed_in_the_run(place: Path) -> None:
     assert (run / "scores_dev.jsonl").read_bytes() == before
     record = read_record(run)
     record["template"]["source"] = "tokenizer"
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     assert "the chat template changed" in problem_of(place, "lora", "--split", "dev")
 
 
@@ -237,11 +237,11 @@ def test_what_is_rendered_is_what_was_rendered_in_training(place: Path) -> None:
         record["template"]
     )
     for key, words in (("text_sha256", "the text that prompt and chat"), ("ids_sha256", "the token ids of that text")):
-        write_json(records.record_path(run), {**record, "template": {**record["template"], key: "0" * 64}})
+        write_json(record_path(run), {**record, "template": {**record["template"], key: "0" * 64}})
         assert f"{words}" in problem_of(place, "lora", "--split", "dev")
     # Older records hold neither.
     older = {key: record["template"][key] for key in ("source", "system_turn", "sha256")}
-    write_json(records.record_path(run), {**record, "template": older})
+    write_json(record_path(run), {**record, "template": older})
     scored(place, "lora", "--split", "dev")
 
 
@@ -296,12 +296,6 @@ def test_merging(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -
         assert one.logits[0] == pytest.approx(other.logits[0], abs=1e-3)
     assert "merged exists already; give a new folder" in problem_of(place, method, "--merge", str(place / "merged"))
     assert "full has no adapter; its method is full" in problem_of(place, "full", "--merge", str(place / "x"))
-
-
-def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
-    assert find_run("lora") == place / "results" / "lora" == find_run(str(place / "results" / "lora"))
-    assert find_run("Qwen/Qwen2-7B") is None and find_run(None) is None and find_run("") is None
-    assert find_run(str(tmp_path)) is None
 
 
 def test_a_mistyped_run_is_named_with_the_nearest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +416,7 @@ def test_the_data_of_the_run_is_the_default(
     for split in ("train", "dev"):  # the copy's own
         record["data"][split]["path"] = str(place / "data" / f"data_{split}.json")
     record["splits"] = {}
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     main(["--model_id", "lora", "--split", "dev", "test", "--device", "cpu"])
     said = capsys.readouterr().out
     assert f"test: the items are those of {place / 'data' / 'data_test.json'}\n" in said

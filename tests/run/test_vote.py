@@ -10,8 +10,9 @@ import pytest
 from run.vote import main
 from src.console.cli import UserError
 from src.data import load_items, sha256
+from src.files.paths import record_path
 from src.files.writing import write_json
-from src.runs.record import read_record, record_path
+from src.runs.record import read_record
 from src.vote.voting import RULE
 from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
@@ -185,7 +186,7 @@ def test_the_record_comes_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def full_disk(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("run.vote.records.write_jsonl", full_disk)
+    monkeypatch.setattr("run.vote.writing.write_jsonl", full_disk)
     with pytest.raises(OSError, match="no space"):
         vote(place)
     assert not (place / "results" / "vote" / "record.json").exists()

@@ -25,7 +25,11 @@ RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")
 OWN_RESULTS = (
-    "src.runs.record",
+    "src.files.paths",
+    "run.vote",
+    "run.evaluate",
+    "run.export",
+    "run.runs",
     "src.model.hub",
     "src.runs.command",
     "run.test",

@@ -7,6 +7,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import load_items, sha256, split_path
+from src.files.paths import record_path
 from src.files.writing import lock_folder, write_json, write_text
 from src.model.recipes import make_recipe
 from src.runs import inputs
@@ -20,7 +21,7 @@ from src.runs.inputs import (
     refuse_bare_name,
     sample_items,
 )
-from src.runs.record import read_record, record_path
+from src.runs.record import read_record
 from tests.made_runs import make_run, make_split, name_data
 
 SCORABLE = {
@@ -40,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = make_run(tmp_path / "results" / "alpha", tmp_path / "data", "dev", [0] * 5, dev_accuracy=0.5)
     write_json(record_path(run), read_record(run) | SCORABLE | {"splits": read_record(run)["splits"]})
     monkeypatch.setattr("src.data.DATA", tmp_path / "default")
-    monkeypatch.setattr("src.runs.record.RESULTS", tmp_path / "results")
+    monkeypatch.setattr("src.files.paths.RESULTS", tmp_path / "results")
     return tmp_path
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from src.console.cli import UserError
 from src.data import CATEGORIES, Item, dump_items, load_data, predictions, sha256, split_path
+from src.files.paths import record_path, scores_path
 from src.files.writing import write_json, write_text
-from src.runs.record import read_record, record_path, scores_path
+from src.runs.record import read_record
 from src.vote.ballots import (
     Source,
     absence,
@@ -14,9 +15,7 @@ from src.vote.ballots import (
     join_experts,
     other_items,
     read_sources,
-    run_folder,
     scored_orders,
-    started_runs,
 )
 from tests.made_runs import add_orders, make_predictions, make_run, make_split
 
@@ -151,7 +150,6 @@ def test_runs_that_cannot_answer(data: Path, results: Path) -> None:
     with pytest.raises(UserError, match="given more than once"):
         read(["alpha", results / "alpha"], data, results)
 
-    assert started_runs(results) == ["alpha", "beta", "gamma"]
     reasons = [absence(results / name, "test") for name in ("alpha", "beta", "gamma", "delta")]
     assert reasons == ["", "not finished", "not scored on test", "no such run"]
     record_path(gamma).unlink()
@@ -274,12 +272,6 @@ def test_six_orders_in_the_place_of_one_are_known_by_the_record(
 
 
 # Who may not have been meant
-
-
-def test_the_folder_that_a_word_stands_for(data: Path, results: Path, tmp_path: Path) -> None:
-    run = make_run(results / "alpha", data, "test", [0] * 8)
-    assert run_folder("alpha", results) == run_folder(str(run / "predictions_test.json"), results) == run
-    assert run_folder(str(run), results) == run and run_folder("nobody", results) == results / "nobody"
 
 
 def test_a_run_of_some_items_and_one_of_others(data: Path, results: Path, tmp_path: Path) -> None:
