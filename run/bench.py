@@ -45,7 +45,7 @@ from src.model.recipes import backbones
 from src.plan import estimates as plan
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
-from src.runs.versions import git_commit, versions
+from src.runs.versions import made_with
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -147,8 +147,7 @@ def compare(arguments: argparse.Namespace) -> int:
             "cap_gib": arguments.cap,
             "seconds": arguments.seconds or SECONDS[kind],
             "corpus": facts,
-            "versions": versions(),
-            "commit": git_commit(),
+            **made_with(),
             "rows": {},
         }
         console.print("\n".join(title(record)))

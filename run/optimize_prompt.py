@@ -27,8 +27,8 @@ from src.data import DATA, Item, load_data, sha256
 from src.files.paths import RESULTS, find_run
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import Prompt, load_prompt, parse_prompt
-from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.versions import git_commit, versions
+from src.runs.inputs import check_limit, check_models, named_model, read_run, refuse_unlabelled, sample_items
+from src.runs.versions import made_with
 from src.search.addresses import Address, is_local, looks_like_address, masked
 from src.worth.metrics import wilson
 
@@ -126,22 +126,18 @@ def main(argv: list[str] | None = None) -> None:
     settings = searching.Search(**{name: getattr(arguments, name) for name in fields})
     check_engine(arguments)
     items, path = load_data(arguments.data, arguments.split)
-    if missing := [item.id for item in items if item.label is None]:
-        raise UserError(
-            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
-        )
-
+    refuse_unlabelled(items, path)
     check_models([arguments.run])
     if arguments.prompt:
         load_prompt(arguments.prompt)
-    sample_items(items, arguments.limit, settings.seed)
+    check_limit(arguments.limit)
     with announced("loading torch and transformers"):
         from src.model import load as models
-        from src.runs import run as runs
+        from src.runs import encoder as encoders
 
     items = sample_items(items, arguments.limit, settings.seed)
     learn, held = searching.split(items, settings)
-    name, recipe, weights = runs.named_model(arguments.run)
+    name, recipe, weights = named_model(arguments.run)
     start = start_prompt(arguments, recipe)
     out = arguments.out or RESULTS / f"optimized-{Path(name.split()[0]).name}-{start.name}"
     asked = {
@@ -168,15 +164,15 @@ def main(argv: list[str] | None = None) -> None:
     device = models.pick_device(arguments.device)
     network = models.load_run(weights or Path(), recipe, device, trained=weights is not None)
     kept = models.weights_folder(weights) if weights else None
-    library = runs.find_library(start, arguments.data)
+    library = encoders.find_library(start, arguments.data)
     plain = recipe.replace(reasoning=False)
-    frozen = runs.frozen_in(weights)
-    tokenizer = runs.make_encoder(plain, start, kept, library, frozen).tokenizer
+    frozen = encoders.frozen_in(weights)
+    tokenizer = encoders.make_encoder(plain, start, kept, library, frozen).tokenizer
 
     def scorer(prompt: Prompt, some: Any) -> Any:
         from src.score.letters import score
 
-        encoder = runs.make_encoder(plain, prompt, kept, library, frozen)
+        encoder = encoders.make_encoder(plain, prompt, kept, library, frozen)
         examples = encoder.for_scoring(some)
         return score(network, examples, encoder.letter_ids or (), encoder.pad_id)
 
@@ -218,8 +214,7 @@ def main(argv: list[str] | None = None) -> None:
         "kept": [step.number for step in steps if step.kept and step.number],
         "calls": calls.count,
         "ended": ended,
-        "versions": versions(),
-        "commit": git_commit(),
+        **made_with(),
     }
     write_json(out / "search_record.json", record)
     console.print(f"\nended: {ended}; {counted(calls.count, 'call')}\n")
@@ -295,7 +290,7 @@ def start_prompt(arguments: Namespace, recipe: Any) -> Prompt:
         return load_prompt(arguments.prompt)
     folder = find_run(arguments.run)
     if folder:
-        return parse_prompt(read_run(folder)["prompt"]["text"], f"{folder}: prompt")
+        return parse_prompt(read_run(folder).prompt.text, f"{folder}: prompt")
     return load_prompt(recipe.prompt)
 
 

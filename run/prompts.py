@@ -29,7 +29,7 @@ from src.files.writing import write_json
 from src.model.recipes import backbones, make_recipe, template_text
 from src.plan import lengths
 from src.prompt.prompts import MARKS, ORDERS, Prompt, available, combinations, load_prompt
-from src.runs.inputs import check_models, read_run, sample_items
+from src.runs.inputs import check_limit, check_models, named_model, read_run, refuse_unlabelled, sample_items
 from src.worth.metrics import evaluate, mcnemar
 
 SAMPLE = ours("resource/data/sample.json")
@@ -132,13 +132,14 @@ def show(arguments: Namespace, console: Any) -> None:
 
     check_models(arguments.runs)
     with announced("loading transformers"):
-        from src.runs import run as runs
+        from src.model import load as models
+        from src.runs.encoder import find_library, frozen_in, make_encoder
 
     name, recipe, folder = named(arguments.runs[0], arguments.chat_template)
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
-    library = runs.find_library(prompt, arguments.data, arguments.reasoning)
-    weights = runs.models.weights_folder(folder) if folder else None
-    encoder = runs.make_encoder(recipe, prompt, weights, library, runs.frozen_in(folder))
+    library = find_library(prompt, arguments.data, arguments.reasoning)
+    weights = models.weights_folder(folder) if folder else None
+    encoder = make_encoder(recipe, prompt, weights, library, frozen_in(folder))
     for line in encoder.notes([item]):
         console.print(line, soft_wrap=True)
     (example,) = encoder.for_scoring([item])
@@ -207,10 +208,8 @@ def part_tokens(encoder: Any, item: Item) -> dict[str, int]:
 
 
 def named(given: str, chat_template: str | None) -> tuple[str, Any, Path | None]:
-    """`runs.named_model`, an untrained model under another chat template when one is given."""
-    from src.runs import run as runs
-
-    name, recipe, folder = runs.named_model(given)
+    """`named_model`, an untrained model under another chat template when one is given."""
+    name, recipe, folder = named_model(given)
     if chat_template is None:
         return name, recipe, folder
     if folder is not None:
@@ -257,13 +256,9 @@ def compare(arguments: Namespace, console: Any) -> None:
         raise UserError("--compare: a prompt is named twice.")
     prompts = [load_prompt(name) for name in arguments.compare]
     items, path = load_data(arguments.data, arguments.split)
-    if missing := [item.id for item in items if item.label is None]:
-        raise UserError(
-            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
-        )
-
+    refuse_unlabelled(items, path)
     check_models(arguments.runs)
-    sample_items(items, arguments.limit, seed=0)
+    check_limit(arguments.limit)
     with announced("loading torch and transformers"):
         from src.model import load as models
 
@@ -303,11 +298,11 @@ def compare(arguments: Namespace, console: Any) -> None:
 
 def encoder_for(prompt: Prompt, recipe: Any, folder: Path | None, data: Path) -> Any:
     from src.model import load as model
-    from src.runs import run as runs
+    from src.runs.encoder import find_library, frozen_in, make_encoder
 
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
     weights = model.weights_folder(folder) if folder else None
-    return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data), runs.frozen_in(folder))
+    return make_encoder(recipe, prompt, weights, find_library(prompt, data), frozen_in(folder))
 
 
 def refuse_too_long(encoders: Mapping[str, Sequence[Any]], items: Sequence[Item], orders: Sequence[str]) -> None:
@@ -360,7 +355,7 @@ def score_prompt(network: Any, encoder: Any, items: Sequence[Item], orders: Sequ
 
 def trained_with(given: str) -> str | None:
     folder = find_run(given)
-    return read_run(folder)["prompt"]["name"] if folder else None
+    return read_run(folder).prompt.name if folder else None
 
 
 def comparison(result: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The hub and its cache on this machine: which commit is meant, whether the hub answers, what is said if it does not.
 
 A name like `main` moves. It is made a commit once, before anything is loaded (`pin`); the record keeps the commit, and
-all later loads of the run ask for it (`recorded`). Neither torch nor transformers is needed here.
+all later loads of the run ask for it. Neither torch nor transformers is needed here.
 """
 
 import contextlib
@@ -50,16 +50,6 @@ def pin(recipe: Recipe, began: Mapping[str, Any] | None = None) -> Recipe:
         commits[key] = then or find_commit(source, asked) or asked
         if then and (now := _commit_now(source, asked)) not in (None, then):
             print(f"{source}: {asked or 'main'} is commit {now} now; this goes on with {then}, which it began with")
-    return recipe.replace(**commits)
-
-
-def recorded(record: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run's record, with the commits that were loaded; as it is where an older record names none."""
-    recipe = Recipe(**record["recipe"])
-    commits = {
-        "revision": record.get("base_revision") or recipe.revision,
-        "tokenizer_revision": record.get("tokenizer_revision") or recipe.tokenizer_revision,
-    }
     return recipe.replace(**commits)
 
 

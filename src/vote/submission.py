@@ -5,20 +5,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from src import task
 from src.console.cli import nearest
 from src.console.words import IDS_SHOWN, some
-from src.data import CATEGORIES, OUTPUTS, Item, parse_items
+from src.data import Item, parse_items
 from src.items.json_files import read_json
 from src.items.oddities import KINDS
-
-OFFICIAL_ITEMS = 605
-"""Of the test split of the competition."""
 
 
 def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
     """What keeps a file with this content from being handed in as the answers to `items`, a line each."""
     _, faults = parse_items(content, "the file")
-    read = read_json(content, "the file", CATEGORIES)
+    read = read_json(content, "the file", task.current().categories)
     raw = read.value
     if not isinstance(raw, list) or not raw:
         return faults
@@ -87,12 +85,12 @@ def _changes(entry: Any, source: Any, where: str = "") -> list[str]:
 
 
 def _label_problems(entry: dict[str, Any]) -> list[str]:
-    label = entry.get("output")
-    if isinstance(label, str) and label in OUTPUTS:
+    label, options = entry.get("output"), task.current().options
+    if isinstance(label, str) and label in options:
         return []
     found = "none" if label in (None, "") else _told(label)
-    hint = nearest(label, OUTPUTS) if isinstance(label, str) else ""
-    return [f"output: found {found}; allowed: {', '.join(OUTPUTS)}.{hint}"]
+    hint = nearest(label, options) if isinstance(label, str) else ""
+    return [f"output: found {found}; allowed: {', '.join(options)}.{hint}"]
 
 
 def _told(value: Any) -> str:
