@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     items = load_split(arguments.data, arguments.split, labelled=True)[: arguments.limit]
     render, end = plainly, ""
     if arguments.form != "plain":
-        from src.runs.run import make_encoder
+        from src.runs.encoder import make_encoder
 
         folded = {"system_turn": "folded"} if arguments.form == "merged" else {}
         encoder = make_encoder(recipe.replace(**folded), prompt)

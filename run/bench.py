@@ -45,7 +45,7 @@ from src.model.shapes import GIB
 from src.plan.estimates import gpus
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
-from src.runs.record import git_commit, versions
+from src.runs.versions import made_with
 from src.toy.bench_cases import CASES, GROWTH
 from src.toy.bench_table import add_ratios, table, title, with_rates
 
@@ -181,8 +181,7 @@ def begin_record(arguments: argparse.Namespace, device: str, words: str, folder:
         "cap_gib": arguments.cap,
         "seconds": arguments.seconds or SECONDS[kind],
         "corpus": write_corpus(folder, kind_for(arguments.backbone)),
-        "versions": versions(),
-        "commit": git_commit(),
+        **made_with(),
         "rows": {},
     }
 

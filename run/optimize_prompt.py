@@ -23,13 +23,14 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, UserError, announced, new_folder, run_main
+from src.console.words import counted
 from src.data import DATA, Item, load_data, sha256
-from src.files.paths import RESULTS
+from src.files.paths import RESULTS, find_run
 from src.files.writing import write_json, write_text
 from src.model.recipes import Recipe
 from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import counted, find_run, git_commit, versions
+from src.runs.versions import made_with
 from src.score.item_scores import ItemScores
 from src.search.addresses import masked
 from src.search.calls import AnswerSettings, Ask, Calls
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         load_prompt(arguments.prompt)
     with announced("loading torch and transformers"):
         from src.model.load import pick_device
-        from src.runs.run import named_model
+        from src.runs.inputs import named_model
         from src.search.prompt_search import run_search, split
 
     learn, held = split(items, settings)
@@ -192,7 +193,7 @@ def start_prompt(arguments: Namespace, recipe: Recipe) -> Prompt:
         return load_prompt(arguments.prompt)
     folder = find_run(arguments.run)
     if folder:
-        return parse_prompt(read_run(folder)["prompt"]["text"], f"{folder}: prompt")
+        return parse_prompt(read_run(folder).prompt.text, f"{folder}: prompt")
     return load_prompt(recipe.prompt)
 
 
@@ -226,7 +227,7 @@ def model_under_test(
 ) -> tuple[Scorer, Callable[[str], int]]:
     """(scores items with a prompt, counts the tokens of a text)."""
     from src.model.load import load_run, weights_folder
-    from src.runs.run import find_library, frozen_in, make_encoder
+    from src.runs.encoder import find_library, frozen_in, make_encoder
     from src.score.letters import LetterScorer
 
     network = load_run(weights or Path(), recipe, device, trained=weights is not None)
@@ -276,8 +277,7 @@ def write_record(search: Search, steps: Sequence[Step], ended: str, asked: dict[
         "kept": [step.number for step in steps if step.kept and step.number],
         "calls": calls.count,
         "ended": ended,
-        "versions": versions(),
-        "commit": git_commit(),
+        **made_with(),
     }
     write_json(search.folder / "search_record.json", record)
 

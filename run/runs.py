@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src.console.cli import Parser, UserError, run_main
 from src.files.paths import RESULTS
-from src.runs.run_list import as_csv, as_markdown, cells, differing, list_runs
+from src.files.tables import as_csv, as_markdown
+from src.runs.run_list import list_runs, table_rows
 
 
 def make_parser() -> Parser:
@@ -32,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     entries = list_runs(args.results)
     if not entries:
         raise UserError(f"{args.results}: there are no runs there. Train one: python -m run.train --help")
-    settings = differing(entries)
-    rows = [cells(entry, settings) for entry in entries]
+    rows = table_rows(entries)
     if args.csv or args.markdown:
         print((as_csv if args.csv else as_markdown)(rows), end="")
         return

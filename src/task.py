@@ -156,16 +156,19 @@ def _official_problems(official: Any) -> list[str]:
 _chosen: Task | None = None
 
 
+@functools.cache
+def official() -> Task:
+    """The task of `resource/task.yaml`."""
+    return load_task(Path(find(str(FILE))))
+
+
 def current() -> Task:
-    """The task that this process works on: the one of `--task`, else that of `resource/task.yaml`."""
-    global _chosen
-    if _chosen is None:
-        _chosen = load_task(FILE)
-    return _chosen
+    """The task that this process works on: the one of `--task`, else the official one."""
+    return _chosen or official()
 
 
 def use(task: Task | None) -> None:
-    """From here on `task` is the current one; None stands for that of `resource/task.yaml`."""
+    """From here on `task` is the current one; None stands for the official one."""
     global _chosen
     _chosen = task
 

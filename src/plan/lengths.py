@@ -132,14 +132,14 @@ class Gauge:
         folder = tokenizer_folder(self.recipe)
         if folder is None and self.trained is None:
             return None
-        from src.runs import run as runs
+        from src.runs.encoder import frozen_in, make_encoder
 
         prompt = load_prompt(self.recipe.prompt)
         library = self.texts.library(prompt, self.recipe.reasoning)
         if self.trained is not None:
             folder = weights_folder(self.trained)
         try:
-            return runs.make_encoder(self.recipe, prompt, folder, library, runs.frozen_in(self.trained))
+            return make_encoder(self.recipe, prompt, folder, library, frozen_in(self.trained))
         except (UserError, OSError, ValueError):  # the run will say what is wrong with it
             return None
 

@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from src.console import progress
 from src.console.cli import UserError
+from src.console.words import counted
 from src.data import Item
 from src.files.paths import ADAPTER, CHECKPOINTS, MODEL
 from src.model import load as models
@@ -36,7 +37,6 @@ from src.model.disk import check_disk
 from src.model.memory import MemoryPlan, run_folder_bytes
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, Recipe
 from src.prompt.encode import Encoder, Example
-from src.runs.record import counted
 from src.score.item_scores import ItemScores
 from src.score.letters import LetterScorer
 from src.train.guard import CHECKPOINTING, guarded, one_by_one

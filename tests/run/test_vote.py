@@ -10,10 +10,10 @@ import pytest
 from run.vote import main
 from src.console.cli import UserError
 from src.data import load_items, sha256
+from src.files.paths import record_path
 from src.files.writing import write_json
-from src.runs.record import read_record, record_path
 from src.vote.voting import RULE
-from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
+from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data, stored
 
 
 @pytest.fixture
@@ -287,9 +287,9 @@ def test_what_is_hardly_a_vote_is_said(place: Path, capsys: pytest.CaptureFixtur
 def test_orders_are_not_mixed_without_a_word(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = place / "results"
     for run in ("alpha", "beta"):
-        before = read_record(results / run)
+        before = stored(results / run)
         make_run(results / run, place / "data", "dev", [0, 1, 2, 1], dev_accuracy=0.75)
-        after = read_record(results / run)
+        after = stored(results / run)
         after["splits"] = before["splits"] | after["splits"]
         write_json(record_path(results / run), after)
         add_orders(results / run, place / "data", "dev", [0, 1, 2, 0], accuracy=1.0)
@@ -303,4 +303,4 @@ def test_orders_are_not_mixed_without_a_word(place: Path, capsys: pytest.Capture
         vote(place, "--orders", "6")
     # A file of scores is a voter as it is.
     vote(place, str(results / "alpha" / "scores_dev.6orders.jsonl"), "beta", "--split", "dev", "--orders", "1")
-    assert "scores of one order and of six vote together: " in capsys.readouterr().out
+    assert "scores by different numbers of orders vote together: " in capsys.readouterr().out

@@ -16,16 +16,20 @@ import yaml
 from src.console.cli import run_main
 from src.data import dump_items, load_items
 from src.prompt.prompts import load_prompt
-from src.runs.record import read_record
 from src.score.item_scores import read_scores
 from tests.made_endpoint import Server, completion
+from tests.made_runs import stored
 from tests.official_shape import SMALL, official_splits, write_official_zip
 
 RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")
 OWN_RESULTS = (
-    "src.runs.record",
+    "src.files.paths",
+    "run.vote",
+    "run.evaluate",
+    "run.export",
+    "run.runs",
     "src.model.hub",
     "src.runs.command",
     "src.runs.inputs",
@@ -110,7 +114,7 @@ def test_the_plan_knows_the_lengths_of_the_corpus(walk: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_training_left_a_run_with_both_splits(walk: Path, name: str) -> None:
     run, printed = walk / "results" / name, (walk / f"{name}.txt").read_text(encoding="utf-8")
-    record = read_record(run)
+    record = stored(run)
     assert record["data"]["train"]["items"] == SMALL["train"] and f"{SMALL['train']} train items of " in printed
     assert {split: told["items"] for split, told in record["splits"].items()} == {"dev": 20, "test": 30}
     assert record["splits"]["test"]["accuracy"] is None, "the answers are hidden"
@@ -131,7 +135,7 @@ def test_six_orders_an_untrained_model_and_another_prompt(walk: Path) -> None:
     assert "base-untrained, dev: 20 items" in start("run.test", *base, "--prompt", "korean+1shots", "--split", "dev")
     assert_handed_back(walk / "results" / "base-untrained" / "predictions_dev.json", "dev")
     start("run.test", "--model_id", "two", "--other_prompt", "english+persona", "--split", "dev", "--device", "cpu")
-    assert read_record(walk / "results" / "two-english+persona")["splits"]["dev"]["items"] == SMALL["dev"]
+    assert stored(walk / "results" / "two-english+persona")["splits"]["dev"]["items"] == SMALL["dev"]
 
 
 def test_reasoning_is_written_for_every_item(walk: Path) -> None:
@@ -140,7 +144,7 @@ def test_reasoning_is_written_for_every_item(walk: Path) -> None:
     run = walk / "results" / "one-korean+cot-reasoning"
     lines = [json.loads(line) for line in (run / "reasoning_dev.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == [item["id"] for item in official_inputs("dev")]
-    assert read_record(run)["splits"]["dev"]["reasoning"]["chains"] == SMALL["dev"]
+    assert stored(run)["splits"]["dev"]["reasoning"]["chains"] == SMALL["dev"]
     assert_handed_back(run / "predictions_dev.json", "dev")
 
 
