@@ -29,9 +29,7 @@ from src.items.oddities import Oddity, counts
 from src.task import SPLITS
 
 __all__ = [
-    "CATEGORIES",
     "DATA",
-    "OUTPUTS",
     "SPLITS",
     "Item",
     "Reading",
@@ -50,8 +48,6 @@ __all__ = [
     "split_path",
 ]
 
-CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
-OUTPUTS = ("inference_1", "inference_2", "inference_3")
 
 DATA = ours("resource/data")
 """Default folder of the corpus."""

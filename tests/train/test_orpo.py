@@ -16,7 +16,6 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
 from src.prompt.encode import Example
-from src.prompt.prompts import LETTERS
 from src.train import orpo, pair_rows, trainer
 from src.train.objectives import make_objective
 from src.train.trainer import fine_tune
@@ -25,6 +24,7 @@ from src.tree import rows
 from src.tree.layouts import training_layout
 from src.tree.rows import Layout, logprobs_at, sizes
 from tests import toys
+from tests.conftest import LETTERS
 from tests.train.test_trainer import DEV, TRAIN, Killed, Recorder, encoder, equal, kill_after, weights
 
 CPU = torch.device("cpu")
