@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, load_split
 from src.files.writing import write_text
@@ -35,6 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument("--form", default="chat", choices=FORMS, help="of the prompts (default: %(default)s)")
     parser.add_argument("--out", type=new_file, metavar="FILE", help="write them there instead of printing them")
     parser.add_argument("--limit", type=int, metavar="N", help="only the pairs of the first N items")
+    task.add_flag(parser)
     add_flags(parser)
     return parser
 

@@ -2,9 +2,6 @@
 corpus goes through all that a user types, up to the file that is handed in.
 """
 
-import contextlib
-import importlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from src.console.cli import run_main
 from src.data import dump_items, load_items
 from src.prompt.prompts import load_prompt
 from src.score.item_scores import read_scores
+from tests import commands
 from tests.made_endpoint import Server, completion
 from tests.made_runs import stored
 from tests.official_shape import SMALL, official_splits, write_official_zip
@@ -24,34 +21,13 @@ from tests.official_shape import SMALL, official_splits, write_official_zip
 RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")
-OWN_RESULTS = (
-    "src.files.paths",
-    "run.vote",
-    "run.evaluate",
-    "run.export",
-    "run.runs",
-    "src.model.hub",
-    "src.runs.command",
-    "src.runs.inputs",
-    "run.test",
-    "run.vote",
-    "run.evaluate",
-    "run.export",
-    "run.runs",
-    "run.optimize_prompt",
-    "run.reproduce",
-)
 
 
 def start(command: str, *words: str | Path) -> str:
-    """What the command prints; it has to end well, with one line at most on stderr for each that it has to say."""
-    out, err = io.StringIO(), io.StringIO()
-    main = importlib.import_module(command).main
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_main(lambda: main([str(word) for word in words]))
-    assert code == 0, f"{command} {words}: {err.getvalue()}"
-    assert "Traceback" not in err.getvalue() and "Warning" not in err.getvalue(), err.getvalue()
-    return out.getvalue()
+    """What the command prints; it has to end well, and with no warning."""
+    out, err = commands.start(command, *words)
+    assert "Warning" not in err, err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +38,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("walk")
     zipped = write_official_zip(place / "대화맥락추론_데이터.zip", small=True)
     with pytest.MonkeyPatch.context() as patch:
-        for module in OWN_RESULTS:
-            patch.setattr(f"{module}.RESULTS", place / "results")
+        commands.put_runs_into(place / "results", patch)
         (place / "prepared.txt").write_text(start("run.prepare_data", zipped, "--out", place / "data"), "utf-8")
         models = {
             name: toys.save(short, place / "models" / name, max_position_embeddings=8192)
