@@ -30,6 +30,7 @@ from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from src.runs.inputs import check_limit, check_models, named_model, read_run, refuse_unlabelled, sample_items
 from src.runs.versions import made_with
 from src.search.addresses import Address, is_local, looks_like_address, masked
+from src.search.record import SearchRecord
 from src.worth.metrics import wilson
 
 NOT_FIXED = ("steps", "max_calls")
@@ -205,18 +206,17 @@ def main(argv: list[str] | None = None) -> None:
     difference = "".join(difflib.unified_diff(old, new, f"{start.name}.yaml", "prompt.yaml"))
     write_text(out / "prompt.diff", difference)
     searching.plot(steps, out / "accuracy.png")
-    record = {
-        "search": asked | {"steps": settings.steps, "max_calls": settings.max_calls},
-        "data": {"path": path, "learned_from": ids(learn), "held_out": ids(held)},
-        "start": {"name": start.name, "sha256": start.sha256, "accuracy": steps[0].accuracy},
-        "prompt": {"step": last.number, "sha256": best.sha256, "accuracy": last.accuracy},
-        "steps": len(steps) - 1,
-        "kept": [step.number for step in steps if step.kept and step.number],
-        "calls": calls.count,
-        "ended": ended,
+    SearchRecord(
+        search=asked | {"steps": settings.steps, "max_calls": settings.max_calls},
+        data={"path": path, "learned_from": ids(learn), "held_out": ids(held)},
+        start={"name": start.name, "sha256": start.sha256, "accuracy": steps[0].accuracy},
+        prompt={"step": last.number, "sha256": best.sha256, "accuracy": last.accuracy},
+        steps=len(steps) - 1,
+        kept=[step.number for step in steps if step.kept and step.number],
+        calls=calls.count,
+        ended=ended,
         **made_with(),
-    }
-    write_json(out / "search_record.json", record)
+    ).save(out)
     console.print(f"\nended: {ended}; {counted(calls.count, 'call')}\n")
     console.print(difference or "No new prompt was kept.\n")
     console.print(f"{accuracy_words('the start', steps[0])}\n{accuracy_words('the end', last)}")
