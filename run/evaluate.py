@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, new_file, run_main
 from src.console.words import counted
-from src.data import DATA, SPLITS
+from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
 from src.files.writing import write_json
-from src.runs.inputs import load_own, refuse_unlabelled
+from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
 from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range

@@ -236,16 +236,6 @@ def refuse_bare_name(name: str) -> None:
 # Items of a run
 
 
-def refuse_unlabelled(items: Sequence[Item], path: Path) -> None:
-    """UserError when an item of `path` has no label."""
-    missing = [item.id for item in items if item.label is None]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, so there is "
-            "nothing to hold answers against. Allowed: a split with a label for every item, such as --split dev."
-        )
-
-
 def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list[Item], Path, list[str]]:
     """(items, their file, what the user should know): `given` by the user, else what the records of `runs` name, else
     `data.DATA`.

@@ -10,7 +10,7 @@ from src.data import sha256, split_path
 from src.files.writing import write_json
 from src.model.recipes import Recipe, make_recipe
 from src.plan import ready
-from src.plan.estimates import plan_rows
+from src.plan.estimates import estimate_runs
 from src.plan.work import Place, command_left, jobs_left
 from src.runs.facts import DataFile, Result
 from src.runs.record import Record
@@ -73,7 +73,7 @@ def test_a_run_of_other_settings_or_data_is_not_this_one(place: Place) -> None:
 
 def test_what_cannot_be_done_here_is_named_and_the_rest_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {FILE: RECIPE, Path("eeve.yaml"): make_recipe({"backbone": "eeve", "method": "lora"}, "here")}
-    rows = plan_rows(list(recipes.values()), {"train": 6, "dev": 6, "test": 4})
+    rows = estimate_runs(list(recipes.values()), {"train": 6, "dev": 6, "test": 4})
     monkeypatch.setattr(ready, "check_room", lambda *given: None)
     monkeypatch.setattr(ready, "obstacles", lambda *given: {"eeve": "too large"})
     jobs, failures = jobs_left(recipes, rows, [], place)
@@ -86,5 +86,5 @@ def test_what_cannot_be_done_here_is_named_and_the_rest_goes_on(place: Place, mo
 
 def test_a_damaged_run_is_a_failure_of_its_own(place: Place) -> None:
     write_json(place.results / "polar" / "record.json", [])
-    jobs, failures = jobs_left({FILE: RECIPE}, plan_rows([RECIPE], {}), [], place)
+    jobs, failures = jobs_left({FILE: RECIPE}, estimate_runs([RECIPE], {}), [], place)
     assert jobs == [] and "is damaged: not an object" in failures["polar"]
