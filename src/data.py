@@ -120,8 +120,9 @@ def refuse_unlabelled(items: Sequence[Item], path: Path) -> None:
     missing = [item.id for item in items if item.label is None]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, so there is "
-            "nothing to hold answers against. Allowed: a split with a label for every item, such as --split dev."
+            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, "
+            "so there is nothing to hold answers against. "
+            "Allowed: a split with a label for every item, such as --split dev."
         )
 
 
