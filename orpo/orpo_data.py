@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, new_file, run_main
 from src.data import DATA, load_split
 from src.files.writing import write_text
@@ -35,6 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument("--form", default="chat", choices=FORMS, help="of the prompts (default: %(default)s)")
     parser.add_argument("--out", type=new_file, metavar="FILE", help="write them there instead of printing them")
     parser.add_argument("--limit", type=int, metavar="N", help="only the pairs of the first N items")
+    task.add_flag(parser)
     add_flags(parser)
     return parser
 
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     items = load_split(arguments.data, arguments.split, labelled=True)[: arguments.limit]
     render, end = plainly, ""
     if arguments.form != "plain":
-        from src.runs.run import make_encoder
+        from src.runs.encoder import make_encoder
 
         folded = {"system_turn": "folded"} if arguments.form == "merged" else {}
         encoder = make_encoder(recipe.replace(**folded), prompt)

@@ -7,6 +7,7 @@
 #     bash orpo/run_orpo.bash --recipes DIR        those in another folder
 #     bash orpo/run_orpo.bash --data DIR           another corpus than resource/data
 #     bash orpo/run_orpo.bash --jobs N             so many at a time
+#     bash orpo/run_orpo.bash --task FILE          another task than resource/task.yaml
 #     bash orpo/run_orpo.bash --dry_run            prints what it needs, and stops
 #     bash orpo/run_orpo.bash --miniature          at toy size, on any machine (made by bash run/quickstart.bash)
 #
@@ -22,10 +23,10 @@ data=resource/data name=orpo needs_gpu=yes detach=
 names=() more=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    --recipes | --data | --jobs) [ $# -gt 1 ] || refuse "$1 needs a value." ;;&
+    --recipes | --data | --jobs | --task) [ $# -gt 1 ] || refuse "$1 needs a value." ;;&
     --recipes) recipes=("$2") name="orpo-$(basename "$2")" needs_gpu= && shift ;;
     --data) data="$2" && shift ;;
-    --jobs) more+=(--jobs "$2") && shift ;;
+    --jobs | --task) more+=("$1" "$2") && shift ;;
     --dry_run) more+=(--dry_run) needs_gpu= ;;
     --miniature) recipes=(resource/miniature/recipes) data=resource/miniature/data name=orpo-miniature needs_gpu= ;;
     --detach) detach=yes ;;

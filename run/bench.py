@@ -45,8 +45,8 @@ from src.model.devices import gpus
 from src.model.shapes import GIB
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
-from src.runs.record import git_commit, versions
-from src.toy.bench_cases import CASES
+from src.runs.versions import made_with
+from src.toy.bench_cases import CASES, GROWTH
 from src.toy.bench_table import add_ratios, table, title, with_rates
 
 PROMPT = "entry"
@@ -133,7 +133,8 @@ def compare(arguments: argparse.Namespace) -> int:
     if points := record["rows"].get("growth", {}).get("points"):
         from src.figures import plots
 
-        plots.save_png(plots.growth(points, title(record)[0]), path.with_suffix(".png"))
+        label = f"{', '.join(map(str, GROWTH))} test splits"
+        plots.save_png(plots.growth(points, title(record)[0], label), path.with_suffix(".png"))
     console.print(table(record), width=min(console.width, WIDTH))
     console.print(f"The numbers lie in {path}.", soft_wrap=True)
     reasons = [found["failed"] for found in record["rows"].values() if "failed" in found]
@@ -180,8 +181,7 @@ def begin_record(arguments: argparse.Namespace, device: str, words: str, folder:
         "cap_gib": arguments.cap,
         "seconds": arguments.seconds or SECONDS[kind],
         "corpus": write_corpus(folder, kind_for(arguments.backbone)),
-        "versions": versions(),
-        "commit": git_commit(),
+        **made_with(),
         "rows": {},
     }
 

@@ -10,20 +10,27 @@ the items that only one of the two gets right (McNemar's exact test, corrected a
 intervals that overlap say nothing about it. The test split has no labels outside NIKL, so it cannot be evaluated here.
 """
 
+import argparse
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.console.cli import Parser, UserError, new_file, run_main
-from src.data import DATA, OUTPUTS, SPLITS, Item, sha256
-from src.files import writing
+from src import task
+from src.console.cli import Parser, new_file, run_main
+from src.console.words import counted
+from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
+from src.files.writing import write_json
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
-from src.worth.metrics import SIGNIFICANT, Evaluation, Pair, Share, chance_range, compare_pairs, evaluate, floor_answers
+from src.vote.comparison import Comparison, compare
+from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_FOR_ALL_PAIRS = 4
 """With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
@@ -37,7 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument("--split", choices=SPLITS, default="dev", help="default: %(default)s")
     own = f"folder or file; default: what the runs' records name, else {DATA}"
     parser.add_argument("--data", type=Path, help=own)
-    parser.add_argument("--orders", type=int, choices=(1, 6), help="of the options; as run.vote has it")
+    parser.add_argument("--orders", type=int, metavar="N", help="orders of the options; as run.vote has it")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
         "--missed", type=int, default=10, metavar="N", help="missed items to print; default: %(default)s"
@@ -49,6 +56,7 @@ def make_parser() -> Parser:
         help=f"which pairs to print: all, or those with the best; default: all of up to {MOST_FOR_ALL_PAIRS} inputs",
     )
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
+    task.add_flag(parser)
     return parser
 
 
@@ -57,113 +65,75 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = make_parser()
     args = parser.parse_args(argv)
+    check(parser, args)
+    console = make_console()
+    items, data, notes = load_own(args.data, args.split, run_folders(args.inputs, args.results))
+    refuse_unlabelled(items, data)
+    sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
+    against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
+    found = compare(items, data, sources, against)
+
+    console.print(f"{len(items)} items of {data}")
+    show_accuracy(console, found)
+    for note in [*notes, *(source.note for source in sources if source.note)]:
+        console.print(f"note: {note}")
+    if found.pairs:
+        show_pairs(console, found, args.pairs, against)
+    if len(found.results) == 1:
+        (name,) = found.results
+        show_parts(console, found.results[name])
+        show_missed(console, found.missed(name), args.missed)
+    if args.json:
+        write_json(args.json, found.as_json())
+        console.print(f"\nwritten: {args.json}")
+
+
+def check(parser: Parser, args: argparse.Namespace) -> None:
     if args.missed < 0:
         parser.error(f"--missed {args.missed}: allowed: 0 or more")
-    console = make_console()
-
     if args.against and args.against not in args.inputs:
         parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
     if args.against and args.pairs:
         parser.error("--against and --pairs: give one of them")
-    items, data, notes = load_own(args.data, args.split, run_folders(args.inputs, args.results))
-    refuse_unlabelled(items, data)
-    sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
-    answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
-    results = {name: evaluate(items, given) for name, given in answers.items()}
-    floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
-
-    console.print(f"{len(items)} items of {data}")
-    show_accuracy(console, results, floors, len(items))
-    for note in [*notes, *(source.note for source in sources if source.note)]:
-        console.print(f"note: {note}")
-    right = {
-        name: [item.label == answer for item, answer in zip(items, given, strict=True)]
-        for name, given in answers.items()
-    }
-    against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
-    pairs = compare_pairs(right, against)
-    if pairs:
-        show_pairs(console, pairs, len(results), len(items), args.pairs, against)
-    if len(results) == 1:
-        (name,) = results
-        show_parts(console, results[name])
-        show_missed(console, missed_rows(items, answers[name]), args.missed)
-    if args.json:
-        chance = {"accuracy": 1 / len(OUTPUTS), "range": chance_range(len(items))}
-        writing.write_json(
-            args.json,
-            {
-                "data": {"path": data, "sha256": sha256(data), "items": len(items)},
-                "floors": {"chance": chance} | {name: floor.as_json() for name, floor in floors.items()},
-                "pairs": [asdict(pair) | {"better": pair.better} for pair in pairs],
-                "inputs": [
-                    {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
-                    | results[source.ballot.run].as_json()
-                    | {"missed": missed_rows(items, answers[source.ballot.run])}
-                    for source in sources
-                ],
-            },
-        )
-        console.print(f"\nwritten: {args.json}")
+    if args.orders:
+        task.current().orders(args.orders)
 
 
-def refuse_unlabelled(items: list[Item], data: Path) -> None:
-    missing = [item.id for item in items if item.label is None]
-    if missing:
-        raise UserError(
-            f"{data}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, so there is "
-            "nothing to hold answers against. Allowed: a split with a label for every item, such as --split dev."
-        )
-
-
-def missed_rows(items: list[Item], answers: list[int]) -> list[dict[str, str]]:
-    return [
-        {"id": item.id, "category": item.category, "label": OUTPUTS[item.label], "answer": OUTPUTS[answer]}
-        for item, answer in zip(items, answers, strict=True)
-        if item.label is not None and item.label != answer
-    ]
-
-
-def show_accuracy(console: Any, results: dict[str, Evaluation], floors: dict[str, Evaluation], total: int) -> None:
+def show_accuracy(console: "Console", found: Comparison) -> None:
     """One row per input, then the floors."""
     from rich.table import Table
 
     from src.console.tables import Fitted
 
     table = Table("answers", "correct", "accuracy", "95 % interval", "mean of categories")
-    for name, result in results.items():
+    for name, result in found.results.items():
         table.add_row(*accuracy_cells(name, result))
     table.add_section()
-    low, high = chance_range(total)
-    table.add_row("chance", "–", f"{1 / len(OUTPUTS):.2%}", f"{low:.1%} to {high:.1%}", "–")
-    for name, result in floors.items():
+    low, high = chance_range(len(found.items))
+    table.add_row("chance", "–", f"{1 / len(task.current().options):.2%}", f"{low:.1%} to {high:.1%}", "–")
+    for name, result in found.floors.items():
         table.add_row(*accuracy_cells(name, result))
     console.print(Fitted(table))
     console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
-    if len(results) > 1:
-        table = Table("answers", *next(iter(results.values())).per_category)
-        for name, result in results.items():
+    if len(found.results) > 1:
+        table = Table("answers", *next(iter(found.results.values())).per_category)
+        for name, result in found.results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(Fitted(table))
 
 
-def show_pairs(
-    console: Any, pairs: list[Pair], answers: int, items: int, asked: str | None, against: str | None
-) -> None:
+def show_pairs(console: "Console", found: Comparison, asked: str | None, against: str | None) -> None:
     """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed: which
     one is the best is known from the same items.
     """
+    pairs, answers = found.pairs, len(found.results)
     few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)
     shown = [pair for pair in pairs if pair.one == pairs[0].one] if few and against is None else pairs
     which = f"those with {against}" if against else f"all of {answers} answers"
+    rest = f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
     console.print(
-        f"Who is better? Tested on the same {items} items: McNemar's exact test, p corrected after Holm for "
-        f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} ({which})"
-        + (
-            f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
-            if len(shown) < len(pairs)
-            else ""
-        ),
+        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, "
+        f"p corrected after Holm for {counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
         soft_wrap=True,
     )
     for pair in shown:
@@ -193,7 +163,7 @@ def share_text(share: Share, separator: str = ", ") -> str:
     return separator.join([f"{share.correct}/{share.total}", f"{share.accuracy:.1%}", f"{low:.0%} to {high:.0%}"])
 
 
-def show_parts(console: Any, result: Evaluation) -> None:
+def show_parts(console: "Console", result: Evaluation) -> None:
     """Per category, and label against answer."""
     from rich.table import Table
 
@@ -204,17 +174,19 @@ def show_parts(console: Any, result: Evaluation) -> None:
         table.add_row(category, share_text(share))
     console.print(Fitted(table))
 
-    table = Table("label", "answer 1", "answer 2", "answer 3", "correct, accuracy, interval")
-    for label, row in enumerate(result.confusion):
+    options = task.current().options
+    numbers = [f"answer {number}" for number, _ in enumerate(options, start=1)]
+    table = Table("label", *numbers, "correct, accuracy, interval")
+    for label, counts in enumerate(result.confusion):
         right = share_text(result.per_label[label]) if label in result.per_label else "–"
-        table.add_row(OUTPUTS[label], *map(str, row), right)
+        table.add_row(options[label], *map(str, counts), right)
     table.add_section()
     answered = [sum(column) / result.items for column in zip(*result.confusion, strict=True)]
     table.add_row("share of answers", *(f"{share:.1%}" for share in answered), "")
     console.print(Fitted(table))
 
 
-def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
+def show_missed(console: "Console", missed: Sequence[Mapping[str, str]], shown: int) -> None:
     from rich.table import Table
 
     from src.console.tables import Fitted
@@ -222,8 +194,8 @@ def show_missed(console: Any, missed: list[dict[str, str]], shown: int) -> None:
     console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
     if missed and shown:
         table = Table("item", "category", "label", "answer")
-        for row in missed[:shown]:
-            table.add_row(*row.values())
+        for item in missed[:shown]:
+            table.add_row(*item.values())
         console.print(Fitted(table))
 
 

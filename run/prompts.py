@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, UserError, announced, new_file, run_main
 from src.console.start import ours
+from src.console.words import counted
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
+from src.files.paths import find_run, weights_folder
 from src.files.writing import write_json
 from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe, template_text
@@ -31,7 +33,6 @@ from src.plan import lengths
 from src.prompt.parts import token_parts
 from src.prompt.prompts import available, combinations, load_prompt
 from src.runs.inputs import check_models, read_run, sample_items
-from src.runs.record import find_run, orders_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,13 +140,13 @@ def show(arguments: Namespace, console: "Console") -> None:
 
     check_models(arguments.runs)
     with announced("loading transformers"):
-        from src.runs import run as runs
+        from src.runs.encoder import find_library, frozen_in, make_encoder
 
     name, recipe, folder = named(arguments.runs[0], arguments.chat_template)
     recipe = recipe.replace(prompt=arguments.prompt, reasoning=arguments.reasoning)
-    library = runs.find_library(prompt, arguments.data, arguments.reasoning)
-    weights = runs.models.weights_folder(folder) if folder else None
-    encoder = runs.make_encoder(recipe, prompt, weights, library, runs.frozen_in(folder))
+    library = find_library(prompt, arguments.data, arguments.reasoning)
+    weights = weights_folder(folder) if folder else None
+    encoder = make_encoder(recipe, prompt, weights, library, frozen_in(folder))
     for line in encoder.notes([item]):
         console.print(line, soft_wrap=True)
     (example,) = encoder.for_scoring([item])
@@ -185,10 +186,10 @@ def parts_table(encoder: "Encoder", item: Item) -> "Fitted":
 
 
 def named(given: str, chat_template: str | None) -> tuple[str, Recipe, Path | None]:
-    """`runs.named_model`, for an untrained model with another chat template if one is given."""
-    from src.runs import run as runs
+    """`named_model`, for an untrained model with another chat template if one is given."""
+    from src.runs.inputs import named_model
 
-    name, recipe, folder = runs.named_model(given)
+    name, recipe, folder = named_model(given)
     if chat_template is None:
         return name, recipe, folder
     if folder is not None:
@@ -220,7 +221,7 @@ def splits_in(data: Path) -> dict[str, list[Item]]:
 
 
 def print_lengths(gauges: Mapping[str, lengths.Gauge], splits: Iterable[str], prompt: str, console: "Console") -> None:
-    found = {name: [gauge.whole(split) for split in splits] for name, gauge in gauges.items()}
+    found = {name: [gauge.whole_split(split) for split in splits] for name, gauge in gauges.items()}
     console.print(lengths.table(gauges, found, f"Tokens of an item with prompt {prompt}"))
     if any(one.too_long for some in found.values() for one in some):
         console.print(lengths.ADVICE, soft_wrap=True)
@@ -250,7 +251,7 @@ def compare(arguments: Namespace, orders: Sequence[str], console: "Console") -> 
         for given, _, recipe, folder in chosen
     }
     refuse_too_long(encoders, items, orders)
-    console.print(f"{len(items)} items of {path}, {orders_words(arguments.orders)} of the options")
+    console.print(f"{len(items)} items of {path}, {counted(arguments.orders, 'order')} of the options")
     runs = []
     for given, name, recipe, folder in chosen:
         network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)
@@ -275,7 +276,7 @@ def compare(arguments: Namespace, orders: Sequence[str], console: "Console") -> 
 
 def trained_with(given: str) -> str | None:
     folder = find_run(given)
-    return read_run(folder)["prompt"]["name"] if folder else None
+    return read_run(folder).prompt.name if folder else None
 
 
 def comparison(result: dict[str, Any]) -> "Fitted":
@@ -285,12 +286,12 @@ def comparison(result: dict[str, Any]) -> "Fitted":
 
     title = result["run"] + (f", trained with {result['trained_with']}" if result["trained_with"] else "")
     table = Table("prompt", "accuracy", "95 %", "against first", "p", "tokens", "seconds", title=title)
-    for place, row in enumerate(result["prompts"]):
-        low, high = row["interval"]
-        p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
-        against = ["–", "–"] if place == 0 else [f"+{row['gained']} −{row['lost']}", p]
-        costs = [f"{row['tokens']:.0f}, {row['shared']:.0%}", f"{row['seconds']:.1f}"]
-        table.add_row(row["prompt"], f"{row['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
+    for place, one in enumerate(result["prompts"]):
+        low, high = one["interval"]
+        p = f"{one['p']:.3f}" if one["p"] >= 0.001 else "< 0.001"
+        against = ["–", "–"] if place == 0 else [f"+{one['gained']} −{one['lost']}", p]
+        costs = [f"{one['tokens']:.0f}, {one['shared']:.0%}", f"{one['seconds']:.1f}"]
+        table.add_row(one["prompt"], f"{one['accuracy']:.1%}", f"{100 * low:.0f}–{100 * high:.0f}", *against, *costs)
     return Fitted(table)
 
 

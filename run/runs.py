@@ -13,9 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, run_main
 from src.files.paths import RESULTS
-from src.runs.run_list import as_csv, as_markdown, cells, differing, list_runs
+from src.files.tables import as_csv, as_markdown
+from src.runs.run_list import list_runs, table_rows
 
 
 def make_parser() -> Parser:
@@ -24,6 +26,7 @@ def make_parser() -> Parser:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print comma-separated values")
     forms.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    task.add_flag(parser)
     return parser
 
 
@@ -32,8 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     entries = list_runs(args.results)
     if not entries:
         raise UserError(f"{args.results}: there are no runs there. Train one: python -m run.train --help")
-    settings = differing(entries)
-    rows = [cells(entry, settings) for entry in entries]
+    rows = table_rows(entries)
     if args.csv or args.markdown:
         print((as_csv if args.csv else as_markdown)(rows), end="")
         return

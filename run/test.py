@@ -10,28 +10,45 @@ The first two take a trained run with the prompt and template of its record; the
 the hub or a folder (the zero-shot row), which becomes a run NAME-untrained. Writes scores_SPLIT.jsonl and
 predictions_SPLIT.json into the run's folder.
 
-With --reasoning the model writes its grounds first, and the letters are read behind them; of several sampled chains
-the letters' probabilities are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that
-is scored with reasoning or with a prompt it was not trained for becomes a run beside it, by a name that says so.
+With --reasoning the model writes its reasoning first, and the letters are read after it; the letters' probabilities of
+several sampled chains are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that is
+scored with reasoning or with a prompt it was not trained for becomes a run beside it, by a name that says so.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
-from src.data import DATA, SPLITS, dump_items, oddity_note, predictions
-from src.files.paths import ADAPTER, RESULTS
-from src.files.writing import write_json, write_text
+from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
+from src.files.paths import ADAPTER, RESULTS, find_run, record_path
+from src.files.writing import write_text
 from src.model import hub
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
-from src.prompt.prompts import ORDERS, load_prompt
-from src.runs.inputs import changed_note, data_record, load_own, named_data, read_run, refuse_bare_name, sample_items
-from src.runs.record import find_run, read_record, record_path, results_key
+from src.prompt.prompts import load_prompt
+from src.runs.facts import DataFile
+from src.runs.inputs import (
+    Split,
+    changed_note,
+    check_limit,
+    load_own,
+    named_data,
+    read_run,
+    refuse_bare_name,
+    sample_items,
+)
+from src.runs.record import Record
+
+if TYPE_CHECKING:
+    from src.runs.scoring import OpenRun
+    from src.score.reasoning import Sampling
 
 UNTRAINED = (
     *("backbone", "name", "tokenizer", "revision", "licence", "trust_remote_code", "chat_template", "system_turn"),
@@ -50,13 +67,8 @@ def make_parser() -> Parser:
     parser.add_argument("--data", type=Path, help=own)
     parser.add_argument("--output", type=new_file, metavar="FILE", help="also write the predictions here")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
-    parser.add_argument(
-        "--orders",
-        type=int,
-        default=1,
-        choices=(1, 6),
-        help="orders of the options to average over; the scores of six lie beside those of one (default: 1)",
-    )
+    orders = "orders of the options to average over: 1, all, or a multiple of their number (default: 1)"
+    parser.add_argument("--orders", type=int, default=1, metavar="N", help=orders)
     parser.add_argument(
         "--other_prompt", metavar="NAME", help="score a trained run with a prompt that it was not trained with"
     )
@@ -81,77 +93,56 @@ def make_parser() -> Parser:
     untrained.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
     training = [name for name in FIELDS if name not in ("model_id", "reasoning", *UNTRAINED)]
     parser.elsewhere = {f"--{name}": " It is a setting of training: python -m run.train." for name in training}
+    task.add_flag(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
+    orders = task.current().orders(arguments.orders)
     folder = find_run(arguments.model_id)
     recipe = None if folder else read_recipe(arguments, method="lora")
     check(arguments, folder, recipe)
-    own = folder if folder else RESULTS / f"{recipe.name}-untrained" if recipe else None
-    splits = {split: load_own(arguments.data, split, [own] if own else []) for split in arguments.split}
-    examples = examples_folder(arguments, own, next(path for _, path, _ in splits.values()))
-    for _, path, _ in splits.values():
+    own = folder or (RESULTS / f"{recipe.name}-untrained" if recipe else Path())
+    found = {split: load_own(arguments.data, split, [own]) for split in arguments.split}
+    examples = examples_folder(arguments, own, next(path for _, path, _ in found.values()))
+    for _, path, _ in found.values():
         if note := oddity_note(path):
             print(note)
-
     if recipe is not None:
-        assert own is not None
-        hub.check_there(recipe, read_record(own) if record_path(own).is_file() else None)
+        hub.check_there(recipe, Record.load(own).commits if record_path(own).is_file() else None)
+
     with announced("loading torch and transformers"):
-        from src.model import load as model
-        from src.runs import run as runs
+        from src.model.load import pick_device
+        from src.runs.scoring import open_run, result_line, score_run
 
-    device = model.pick_device(arguments.device)
-    if recipe is not None:
-        sampling = find_sampling(arguments, recipe.reasoning, recipe.seed)
-        words = [recipe.name, "untrained", *([suffix(sampling)] if sampling else [])]
-        folder = RESULTS / "-".join(words)
-        record = runs.untrained_run(recipe, folder, arguments.device, examples)
-    else:
-        assert folder is not None
-        record = read_run(folder)
-        trained_on = record["recipe"].get("reasoning", False)
-        reasons = trained_on if arguments.reasoning is None else arguments.reasoning
-        sampling = find_sampling(arguments, reasons, record["recipe"]["seed"])
-        if arguments.other_prompt or reasons != trained_on:
-            word = suffix(sampling) if sampling else "at-once" if trained_on else ""
-            folder, record = runs.other_run(folder, record, arguments.other_prompt, reasons, examples, word)
+    device = pick_device(arguments.device)
+    folder, record, sampling = pick_run(arguments, folder, recipe, examples)
     if arguments.merge and not (folder / ADAPTER).is_dir():
-        raise UserError(f"--merge: {folder} has no adapter; its method is {record['recipe']['method']}.")
-    seed = record["recipe"]["seed"]
-    kept = {split: sample_items(items, arguments.limit, seed) for split, (items, _, _) in splits.items()}
-    orders = ORDERS[: arguments.orders]
-    encoder, scorer = runs.open_run(folder, record, list(kept.values()), device, orders, examples)
-    for split, items in kept.items():
-        _, path, notes = splits[split]
-        if arguments.data is None:
-            notes = [*notes, f"the items are those of {path}"] if path.parent != DATA else notes
-            notes += filter(None, [changed_note(own, split, path) if own else ""])
-        file = data_record(path, items)
-        before = record.get(results_key(len(orders)), {}).get(split, {})
-        if before.get("data_sha256", file["sha256"]) != file["sha256"]:
-            notes.append(f"the scores of {before['items']} items of another file in {folder} are replaced")
-        for note in notes:
-            print(f"{split}: {note}")
-        rows = runs.score_run(folder, record, split, items, file, encoder, scorer, orders, sampling)
-        write_json(record_path(folder), record)
-        print(runs.result_line(record["run"], split, record[results_key(len(orders))][split]))
+        raise UserError(f"--merge: {folder} has no adapter; its method is {record.recipe.method}.")
+    splits = []
+    for name, (items, path, _) in found.items():
+        kept = sample_items(items, arguments.limit, record.recipe.seed)
+        splits.append(Split(name, kept, DataFile.of(path, kept)))
+    run = open_run(folder, record, [split.items for split in splits], device, orders, examples)
+    for split in splits:
+        notes = [*found[split.name][2], *([] if arguments.data else notes_on_own(own, split))]
+        for note in [*notes, *notes_on_replaced(run, split, len(orders))]:
+            print(f"{split.name}: {note}")
+        record, scores = score_run(run, split, orders, sampling)
+        record.save(folder)
+        run = replace(run, record=record)
+        print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
         if arguments.output:
-            write_text(arguments.output, dump_items(predictions(items, [row.prediction for row in rows])))
+            write_text(arguments.output, dump_items(predictions(split.items, [one.prediction for one in scores])))
     if arguments.merge:
-        merged, changed, gap = runs.compare_merged(encoder, scorer, items)
-        print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
-        merged.save_pretrained(arguments.merge)
-        encoder.tokenizer.chat_template = encoder.chat.dated_template  # the merged model stands alone
-        encoder.tokenizer.save_pretrained(arguments.merge)
+        save_merged(run, splits[-1].items, arguments.merge)
     flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""
     print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}")
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
-    """Refuses what can be refused before anything dear is imported. folder: of a trained run, else None."""
+    """UserError for what can be known before torch is imported. folder: of a trained run, else None."""
     if folder:
         refuse_settings(arguments, folder)
         read_run(folder)
@@ -167,21 +158,70 @@ def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | N
     file = arguments.data is not None and arguments.data.suffix == ".json"
     if len(arguments.split) > 1 and (arguments.output or file):
         raise UserError("--output and a --data file go with one --split; found " + ", ".join(arguments.split) + ".")
-    sample_items([], arguments.limit, 0)
+    check_limit(arguments.limit)
     if arguments.merge and arguments.merge.exists():
         raise UserError(f"--merge: {arguments.merge} exists already; give a new folder.")
 
 
-def examples_folder(arguments: argparse.Namespace, own: Path | None, path: Path) -> Path:
+def examples_folder(arguments: argparse.Namespace, own: Path, path: Path) -> Path:
     """Where a prompt with examples finds the training split. path: of the items that are scored."""
     if arguments.data is not None:
         return arguments.data if arguments.data.is_dir() else arguments.data.parent
-    named = named_data(own, "train") if own else None
+    named = named_data(own, "train")
     return named[0].parent if named and named[0].is_file() else path.parent
 
 
-def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> Any:
-    """How chains are generated (`reasoning.Sampling`), None without reasoning."""
+def pick_run(
+    arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None, examples: Path
+) -> tuple[Path, Record, "Sampling | None"]:
+    """(folder, record, how chains are generated) of the run that is scored: an untrained model's, a trained one, or
+    one beside that for another prompt or for reasoning. folder: of a trained run, else None.
+    """
+    from src.runs.variants import rerun_with_prompt, untrained_run
+
+    if recipe is not None:
+        sampling = find_sampling(arguments, recipe.reasoning, recipe.seed)
+        words = [recipe.name, "untrained", *([suffix(sampling)] if sampling else [])]
+        folder = RESULTS / "-".join(words)
+        return folder, untrained_run(recipe, folder, arguments.device, examples), sampling
+    assert folder is not None
+    record = read_run(folder)
+    trained_on = record.recipe.reasoning
+    reasons = trained_on if arguments.reasoning is None else arguments.reasoning
+    sampling = find_sampling(arguments, reasons, record.recipe.seed)
+    if arguments.other_prompt or reasons != trained_on:
+        word = suffix(sampling) if sampling else "at-once" if trained_on else ""
+        folder, record = rerun_with_prompt(folder, record, arguments.other_prompt, reasons, examples, word)
+    return folder, record, sampling
+
+
+def notes_on_own(own: Path, split: Split) -> list[str]:
+    """What to say of data that the user did not name. own: the run whose record may name it."""
+    path = Path(split.file.path or "")
+    notes = [] if path.parent == DATA else [f"the items are those of {path}"]
+    return notes + list(filter(None, [changed_note(own, split.name, path)]))
+
+
+def notes_on_replaced(run: "OpenRun", split: Split, orders: int) -> list[str]:
+    before = run.record.results(orders).get(split.name)
+    if before is None or before.data_sha256 in (None, split.file.sha256):
+        return []
+    return [f"the scores of {before.items} items of another file in {run.folder} are replaced"]
+
+
+def save_merged(run: "OpenRun", items: Sequence[Item], folder: Path) -> None:
+    """The adapter merged into its base, with all that the merged model needs to stand alone."""
+    from src.runs.merging import compare_merged
+
+    merged, changed, gap = compare_merged(run.encoder, run.scorer, items)
+    print(f"merged: {changed} of {len(items)} answers changed, log-probabilities by at most {gap:.4f}")
+    merged.save_pretrained(folder)
+    run.encoder.tokenizer.chat_template = run.encoder.chat.dated_template
+    run.encoder.tokenizer.save_pretrained(folder)
+
+
+def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> "Sampling | None":
+    """How chains are generated, None without reasoning."""
     names = ("samples", "temperature", "top_p", "max_new_tokens")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if not reasons:
@@ -196,13 +236,13 @@ def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> An
     return Sampling(**given, seed=seed if arguments.sampling_seed is None else arguments.sampling_seed)
 
 
-def suffix(sampling: Any) -> str:
+def suffix(sampling: "Sampling") -> str:
     """What the name of a run with reasoning ends with."""
     return "reasoning" + (f"{sampling.samples}" if sampling.samples > 1 else "")
 
 
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:
-    """A trained run is scored with the prompt, template and base of its record."""
+    """UserError for settings of a trained run, which is scored with the prompt, template and base of its record."""
     fixed = [name for name in (*FIELDS, "recipe", "limit") if name not in ("model_id", "reasoning")]
     given = [name for name in fixed if getattr(arguments, name, None) is not None]
     if given:

@@ -29,9 +29,7 @@ from src.items.oddities import Oddity, counts
 from src.task import SPLITS
 
 __all__ = [
-    "CATEGORIES",
     "DATA",
-    "OUTPUTS",
     "SPLITS",
     "Item",
     "Reading",
@@ -50,8 +48,6 @@ __all__ = [
     "split_path",
 ]
 
-CATEGORIES = ("원인", "후행사건", "전제", "동기", "반응")
-OUTPUTS = ("inference_1", "inference_2", "inference_3")
 
 DATA = ours("resource/data")
 """Default folder of the corpus."""
@@ -114,11 +110,20 @@ def load_data(data: Path, split: str, all_labelled: bool = False) -> tuple[list[
     """
     path = data if data.suffix == ".json" else split_path(data, split)
     items = load_items(path) if path == data else load_split(data, split)
-    if all_labelled and (missing := [item.id for item in items if item.label is None]):
-        raise UserError(
-            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
-        )
+    if all_labelled:
+        refuse_unlabelled(items, path)
     return items, path
+
+
+def refuse_unlabelled(items: Sequence[Item], path: Path) -> None:
+    """UserError when an item of `path` has no label."""
+    missing = [item.id for item in items if item.label is None]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, "
+            "so there is nothing to hold answers against. "
+            "Allowed: a split with a label for every item, such as --split dev."
+        )
 
 
 def split_path(folder: str | Path, split: str) -> Path:

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,7 +116,10 @@ def load_task(path: Path) -> Task:
     official = raw.get("official", {})
     spans = {key: (float(official[key][0]), float(official[key][1])) for key in ("turns", "words") if key in official}
     known_of_it = Official(dict(official.get("items", {})), spans.get("turns"), spans.get("words"))
-    categories, options, letters = (tuple(raw[key]) for key in ("categories", "options", "letters"))
+    # As the texts of items are read: a file written on a Mac may hold decomposed syllables.
+    categories, options, letters = (
+        tuple(unicodedata.normalize("NFC", text) for text in raw[key]) for key in ("categories", "options", "letters")
+    )
     return Task(raw["name"], categories, options, letters, known_of_it)
 
 
@@ -156,16 +160,19 @@ def _official_problems(official: Any) -> list[str]:
 _chosen: Task | None = None
 
 
+@functools.cache
+def official() -> Task:
+    """The task of `resource/task.yaml`."""
+    return load_task(Path(find(str(FILE))))
+
+
 def current() -> Task:
-    """The task that this process works on: the one of `--task`, else that of `resource/task.yaml`."""
-    global _chosen
-    if _chosen is None:
-        _chosen = load_task(FILE)
-    return _chosen
+    """The task that this process works on: the one of `--task`, else the official one."""
+    return _chosen or official()
 
 
 def use(task: Task | None) -> None:
-    """From here on `task` is the current one; None stands for that of `resource/task.yaml`."""
+    """From here on `task` is the current one; None stands for the official one."""
     global _chosen
     _chosen = task
 

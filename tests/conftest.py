@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from src import task
-from src.data import CATEGORIES, OUTPUTS
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +25,9 @@ def four_options() -> Iterator[task.Task]:
     yield made
     task.use(None)
 
+
+OFFICIAL = task.load_task(task.FILE)
+CATEGORIES, OUTPUTS, LETTERS, ORDERS = OFFICIAL.categories, OFFICIAL.options, OFFICIAL.letters, OFFICIAL.all_orders
 
 # Per dialogue: the turns of speakers 1 and 2 by turns, and three things one may say of them.
 DIALOGUES = (

@@ -1,12 +1,15 @@
 """Run folders for tests of what comes after training: invented data, invented scores, the real file formats."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from src import task
 from src.data import Item, dump_items, load_items, predictions, sha256, split_path
+from src.files.paths import predictions_path, record_path, scores_path
 from src.files.writing import write_json, write_text
-from src.prompt.prompts import ORDERS
-from src.runs.record import predictions_path, read_record, record_path, results_key, scores_path
+from src.runs.record import results_key
 from src.score.item_scores import ItemScores, write_scores
 from tests.conftest import make_item
 
@@ -51,25 +54,34 @@ def make_run(
     return run
 
 
-def add_orders(run: Path, data: Path, split: str, answers: Sequence[int], accuracy: float | None = None) -> None:
-    """Scores by six orders of the options, beside those of one that the finished `run` has."""
+def stored(run: str | Path) -> dict[str, Any]:
+    """What the record of `run` holds, to be changed and written again."""
+    found = json.loads(record_path(run).read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def add_orders(
+    run: Path, data: Path, split: str, answers: Sequence[int], accuracy: float | None = None, count: int = 6
+) -> None:
+    """Scores by `count` orders of the options, beside those of one that the finished `run` has."""
     path = split_path(data, split)
     items = load_items(path)
-    rows = []
+    rows, orders = [], task.current().orders(count)
     for item, answer in zip(items, answers, strict=True):
-        logits = [tuple(float(int(option) == answer) for option in order) for order in ORDERS]
-        rows.append(ItemScores(item.id, ORDERS, tuple((a, b, c) for a, b, c in logits)))
-    write_scores(scores_path(run, split, 6), rows)
-    make_predictions(predictions_path(run, split, 6), items, answers)
-    record = read_record(run)
-    result = {"orders": 6, "items": len(items), "data_sha256": sha256(path), "accuracy": accuracy}
-    record.setdefault(results_key(6), {})[split] = result
+        logits = [tuple(float(int(option) == answer) for option in order) for order in orders]
+        rows.append(ItemScores(item.id, orders, tuple((a, b, c) for a, b, c in logits)))
+    write_scores(scores_path(run, split, count), rows)
+    make_predictions(predictions_path(run, split, count), items, answers)
+    record = stored(run)
+    result = {"orders": count, "items": len(items), "data_sha256": sha256(path), "accuracy": accuracy}
+    record.setdefault(results_key(count), {})[split] = result
     write_json(record_path(run), record)
 
 
 def name_data(run: Path, **files: Path | str) -> None:
     """Has the record of `run` say that its splits are these files."""
-    record = read_record(run)
+    record = stored(run)
     record["data"] = {
         split: {"path": str(path), "sha256": sha256(path) if Path(path).is_file() else "0"}
         for split, path in files.items()

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.data import OUTPUTS, SPLITS, dump_items
+from src.data import SPLITS, dump_items
 from src.toy.corpus import make_corpus
+from tests.conftest import OUTPUTS
 
 NAME = "대화맥락추론_{}.json"
 SMALL = {"train": 60, "dev": 20, "test": 30}

@@ -1,5 +1,6 @@
 """The task file, and the orders of its options."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,11 @@ def test_four_options_have_orders_by_the_dozen(tmp_path: Path) -> None:
 def test_other_counts_of_orders_are_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(UserError, match=r"--orders: found .* allowed for 4 options: 1, 4, 8"):
         load_task(written(tmp_path)).orders(count)
+
+
+def test_decomposed_syllables_are_composed(tmp_path: Path) -> None:
+    found = load_task(written(tmp_path, unicodedata.normalize("NFD", FOUR)))
+    assert found.categories == ("까닭", "결과")
 
 
 def test_what_is_known_of_the_official_corpus_changes_no_answer(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every command shares: a parser that names the nearest flag, and one way to tell users of their mistakes."""
+"""What every command shares: a parser that names the nearest flag, and one way to report users' mistakes."""
 
 import argparse
 import contextlib
@@ -17,17 +17,17 @@ from src.console.start import find
 from src.console.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, the same as a shell's."""
 
 
 class UserError(ValueError):
-    """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do; it is all
-    they see.
+    """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do. Users see
+    nothing else.
     """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
+    """` Did you mean 'x'?` with the known word closest to `word`, or an empty string if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.elsewhere: dict[str, str] = {}
-        """What to say of flags that other commands have."""
+        """What to say about flags that only other commands have."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's own overloads
         known, unknown = self.parse_known_intermixed_args(args, namespace)
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         return self.elsewhere.get(word) or hint(word, known) or nearest(word, known)
 
     def _found(self, known: argparse.Namespace) -> argparse.Namespace:
-        """Files and folders to read that are not where the command was started, but in the repository, are those."""
+        """Replaces paths to read that do not exist in the working directory, but do in the repository."""
         for action in self._actions:
             value = getattr(known, action.dest, None)
             if action.type is Path and isinstance(value, Path):
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def announced(words: str, after_seconds: float = 0.7) -> Iterator[None]:
-    """Within, `words` come up on the terminal when it takes long, and go away at the end; a log does not have them."""
+    """Within the block, `words` appear on a terminal if it takes long, and vanish at the end. Logs do not get them."""
     shown = threading.Event()
 
     def show() -> None:
@@ -94,7 +94,7 @@ def announced(words: str, after_seconds: float = 0.7) -> Iterator[None]:
 
 
 def new_folder(text: str) -> Path:
-    """A folder that will be written to, as the `type` of an argument: what cannot be is known before all work."""
+    """argparse type: a writable folder, checked before any work."""
     path = Path(text)
     there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
     if not there.is_dir():
@@ -105,7 +105,7 @@ def new_folder(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """A file that will be written, as the `type` of an argument."""
+    """argparse type: a writable file, checked before any work."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, where a file is needed; give another path")
@@ -114,11 +114,12 @@ def new_file(text: str) -> Path:
 
 
 def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
-    """Exit code of a command: 0, or 2 after one line on stderr when the user made a mistake, 130 after Ctrl-C, or 141
-    when nobody reads the output any more.
+    """Exit code of a command: 0, or 2 after one line on stderr if the user made a mistake, 130 after Ctrl-C, or 141 if
+    nobody reads the output any more.
 
-    What could change a result is taken out of the environment first, and any terminal will do. resumes: whether the
-    command, given again, goes on where it was interrupted.
+    Variables that could change a result are first removed from the environment. Any terminal will do.
+
+    resumes  whether the same command continues where it was interrupted
     """
     with on_any_terminal():
         try:
@@ -130,7 +131,7 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
                 return _exit_code(main, resumes)
             finally:
                 flush()
-        except (Unread, BrokenPipeError):  # also the pipe of a `run.reproduce` that is gone
+        except (Unread, BrokenPipeError):  # the latter also when `run.reproduce`, which reads a pipe, has ended
             drop_unread()
             return NO_READER
 
@@ -154,11 +155,12 @@ def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
         print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class; torch is not imported just to compare it
             raise
         print(
-            "error: the GPU's memory does not suffice. An untrained model takes about a third of it with --method "
-            f"qlora; else a larger GPU is needed. ({str(error).splitlines()[0]})",
+            "error: the GPU's memory does not suffice. "
+            "An untrained model takes about a third of it with --method qlora; else a larger GPU is needed. "
+            f"({str(error).splitlines()[0]})",
             file=sys.stderr,
         )
         return 2

@@ -1,9 +1,9 @@
-"""What the shell hands over besides the command: no variable of it changes what is trained or scored.
+"""Environment variables: none of them may change what is trained or scored.
 
-The libraries below us read some hundred variables, many of which change numbers: another precision, other kernels,
-another order of summation. A result depends on recipe, flags, data and versions alone, so whole families of names are
-taken out before torch is imported (`clear`). What stays says where things lie, what is logged, how memory is kept, or
-how many threads there are (which the record notes).
+The libraries that we use read some hundred variables, many of which change numbers: another precision, other kernels,
+another order of summation. A result may depend only on recipe, flags, data and versions, so whole families of names are
+removed before torch is imported (`clear`). Variables that stay say where things are, what is logged, how memory is
+managed, or how many threads there are (which the record notes).
 """
 
 import os
@@ -11,7 +11,7 @@ import re
 from collections.abc import MutableMapping
 
 FAMILIES = (
-    # accelerate, and what it hands its plugins
+    # accelerate and its plugins
     "ACCELERATE_",
     "FSDP_",
     "MEGATRON_LM_",
@@ -32,7 +32,7 @@ FAMILIES = (
     "TORCHELASTIC_",
     "TORCHINDUCTOR_",
     "TRITON_",
-    # the libraries that multiply
+    # the libraries for linear algebra
     "CUBLAS_",
     "CUBLASLT_",
     "CUDNN_",
@@ -40,7 +40,7 @@ FAMILIES = (
     "MKL_",
     "ONEDNN_",
 )
-"""Beginnings of names that are taken out, but for those that match `KEPT`."""
+"""Names that begin so are removed, except those that match `KEPT`."""
 SINGLE = (
     "CUTLASS_EPILOGUE_FUSION",
     "DISABLE_ADDMM_CUDA_LT",
@@ -58,18 +58,18 @@ SINGLE = (
     "USE_HUB_KERNELS",
     "USE_TORCH_XLA",
 )
-"""Names of no family that are taken out."""
+"""Other names that are removed."""
 KEPT = re.compile(
-    # Where things lie and what they are
+    # Where things are and which versions
     r"\w+_(VERSION|HOME|PATH|DIR|CACHE|ROOT|OFFLINE|ARCH_LIST)"
-    # What is said
+    # What is logged
     r"|\w*_(LOGS?|TRACE|TRACEBACKS|STACKTRACES|VERBOSE|VERBOSITY|WARNINGS|PRINT_AUTOTUNING)(_\w+)?"
     r"|\w+_LOG_LEVEL|TORCH_DISABLE_ADDR2LINE|ACCELERATE_ENABLE_RICH"
-    # How memory is kept, how a GPU is found, how many threads compile
+    # How memory is managed, how a GPU is found, how many threads compile
     r"|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|PYTORCH_NVML_BASED_CUDA_CHECK"
     r"|TORCH_(DEVICE_BACKEND_AUTOLOAD|USE_RTLD_GLOBAL|NCCL_\w+|DISTRIBUTED_DEBUG)|TORCHAO_FORCE_SKIP_LOADING_SO_FILES"
     r"|TORCHINDUCTOR_COMPILE_THREADS"
-    # The number of threads is in the record; the others are needed to load the library at all
+    # The number of threads is in the record; the library cannot be loaded without the others
     r"|MKL_(NUM_THREADS|THREADING_LAYER|SERVICE_FORCE_INTEL)"
 )
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -91,20 +91,20 @@ LAUNCHED = (
     "MV2_COMM_WORLD_LOCAL_RANK",
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
-"""What launchers of several processes set. Of a single process it would make torch wait for others."""
+"""Set by launchers of several processes. In a single process they would make torch wait for others."""
 SHOWN = 8
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def processes(environment: MutableMapping[str, str] = os.environ) -> int:
-    """How many processes a launcher (torchrun, mpirun, srun) started of this command; 1 without one."""
+    """How many processes of this command a launcher (torchrun, mpirun, srun) started; 1 without a launcher."""
     return max(int(value) if (value := environment.get(name, "")).isdigit() else 1 for name in SIZES)
 
 
 def clear(environment: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Takes out what could change a result, before torch is imported; the names, sorted.
+    """Removes variables that could change a result, before torch is imported. Returns their names, sorted.
 
-    What a launcher set stays where it started several processes, so that a command can refuse to be one of them.
+    If a launcher started several processes, its variables stay, so that a command can refuse to be one of them.
     """
     names = [name for name in environment if _matters(name)]
     if processes(environment) == 1:
@@ -119,8 +119,8 @@ def _matters(name: str) -> bool:
 
 
 def drop_lost_cache(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Takes out a folder for compiled code that cannot be made, which torch would die of while it is imported; the line
-    that says so, or "". The usual folder takes its place.
+    """Removes the variable that names a folder for compiled code if that folder cannot be made: torch would fail while
+    it is imported. Returns the line that says so, or "". torch then uses its default folder.
     """
     folder = environment.get(CACHE)
     if not folder:
@@ -134,7 +134,7 @@ def drop_lost_cache(environment: MutableMapping[str, str] = os.environ) -> str:
 
 
 def ignored(names: list[str]) -> str:
-    """The line that says which variables were taken out."""
+    """The line that says which variables were removed."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
         f"ignored from the environment: {', '.join(names[:SHOWN])}{more}. "

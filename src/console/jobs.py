@@ -1,20 +1,117 @@
-"""Commands as child processes: their output in a log file, their progress through a pipe, their failure as one line."""
+"""Commands as child processes: their output in a log file, their progress through a pipe, their failure as one line.
+Several run at the same time, each on a GPU of its own, under one bar for all and one for each stage.
+"""
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.console.cli import INTERRUPTED
 from src.console.progress import PIPE
 from src.console.start import ROOT
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 COMMAND = "$ "
-"""What begins a log's line that holds the command."""
+"""Begins the line of a log that has the command."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, where its output goes, and its share of the whole in estimated seconds."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    weight: float
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -> dict[str, str]:
+    """Runs the jobs, so many at once, and returns name → why it failed. Each has a GPU of its own where there are
+    several.
+    """
+    failures: dict[str, str] = {}
+    stop = threading.Event()
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(at_once):
+        slots.put(slot)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    with _bars(jobs, console) as bars, ThreadPoolExecutor(at_once) as pool:
+
+        def work(job: Job) -> None:
+            slot = slots.get()
+            gpu = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
+            started = time.monotonic()
+            with bars.of(job) as update:
+                reason = run_job(job.command, job.log, {**threads, **gpu}, update, stop)
+            slots.put(slot)
+            if reason:
+                failures[job.name] = reason
+            word = "[red]failed[/red]" if reason else "done"
+            bars.progress.console.print(f"{word} {job.name}, {time.monotonic() - started:.0f} s", highlight=False)
+
+        try:
+            list(pool.map(work, jobs))
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or nobody reads the output any more
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures
+
+
+class _Bars:
+    """One bar for all jobs, by their weights, and one for the stage of each job that runs."""
+
+    def __init__(self, progress: "Progress", jobs: Sequence[Job]) -> None:
+        total = sum(job.weight for job in jobs)
+        self.progress = progress
+        self.whole = progress.add_task(f"all {len(jobs)} runs", total=total, visible=bool(jobs))
+
+    @contextmanager
+    def of(self, job: Job) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Within, a bar for `job`; what it gives is the `update` of `run_job`."""
+        bar = self.progress.add_task(f"{job.name}: starting", total=None)
+        counted = 0.0
+
+        def update(event: dict[str, Any]) -> None:
+            nonlocal counted
+            words, total = f"{job.name}: {event['stage']}", event["total"]
+            self.progress.update(bar, description=words, completed=event["done"], total=total)
+            if event["stage"] == "train" and total:  # scoring is short beside it
+                share = job.weight * event["done"] / total
+                self.progress.advance(self.whole, share - counted)
+                counted = share
+
+        yield update
+        self.progress.advance(self.whole, job.weight - counted)
+        self.progress.remove_task(bar)
+
+
+@contextmanager
+def _bars(jobs: Sequence[Job], console: "Console") -> Iterator[_Bars]:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console) as shown:
+        yield _Bars(shown, jobs)
 
 
 def run_job(
@@ -24,13 +121,13 @@ def run_job(
     update: Callable[[dict[str, Any]], None],
     stop: threading.Event,
 ) -> str:
-    """Runs `command` to its end and returns why it failed, or "". `stop` ends it before.
+    """Runs `command` to its end, or until `stop` is set, and returns why it failed, or "".
 
-    `update` gets {"stage", "done", "total", "note"} as it goes on. Each command is a process of its own: its memory is
-    given back whatever happens, and one that is killed takes nothing along.
+    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is a process of its own, so its memory
+    is always freed, and if it is killed, nothing else dies.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # `python -m run.train` has to find it from any folder.
+    # `python -m run.train` must find the repository from any folder.
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     reading, writing = os.pipe()
     with log.open("a", encoding="utf-8") as output:
@@ -42,7 +139,7 @@ def run_job(
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
-            # A log is UTF-8, whatever the terminal is.
+            # A log is UTF-8, whatever the terminal's encoding is.
             env={
                 **os.environ,
                 **found,
@@ -70,7 +167,7 @@ def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _reason(log: Path, code: int) -> str:
-    """The last message of the last command in `log`, which ended with `code`."""
+    """Why the last command in `log` ended with `code`: its last error message, or its last line."""
     if code == -signal.SIGKILL:
         return f"killed by the system, most often because memory ran out (see {log})"
     if code in (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED):

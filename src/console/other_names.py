@@ -1,10 +1,10 @@
-"""What other trainers call a setting: Hugging Face, TRL, LLaMA-Factory, axolotl, unsloth, and what it is here."""
+"""Settings by the names that other trainers use (Hugging Face, TRL, LLaMA-Factory, axolotl, unsloth), and ours."""
 
 import difflib
 from collections.abc import Collection
 
 CLOSE = 0.8
-"""How alike a mistyped word must be to another trainer's name, by difflib."""
+"""How similar a mistyped word must be to another trainer's name, by difflib."""
 
 OURS = {
     "lr": "learning_rate peak_lr lora_lr",
@@ -43,7 +43,7 @@ OURS = {
     "recipe": "config config_file cfg",
     "jobs": "num_gpus n_jobs workers num_workers nproc_per_node num_processes",
 }
-"""Ours → what others call it, separated by blanks."""
+"""Our name → the names that others use, separated by blanks."""
 
 REASONS = {
     "nothing is cut here: an item longer than the model's context stops the run": (
@@ -60,7 +60,7 @@ REASONS = {
     "the same command goes on where it stopped, and a finished run is never overwritten": (
         "resume_from_checkpoint resume overwrite_output_dir overwrite_cache auto_resume"
     ),
-    "the weights that answer most dev items are kept, always": (
+    "the weights that answer most dev items correctly are kept, always": (
         "load_best_model_at_end metric_for_best_model greater_is_better"
     ),
     "nothing leaves the machine; what a run did is in its log.txt and record.json": (
@@ -69,7 +69,7 @@ REASONS = {
     "a run trains on one GPU; several GPUs train several runs: python -m run.reproduce": (
         "deepspeed fsdp fsdp_config ddp_timeout ddp_find_unused_parameters device_map"
     ),
-    "the fastest attention that gives the same numbers is taken by itself": (
+    "the fastest attention that gives the same numbers is chosen automatically": (
         "flash_attn flash_attention attn_implementation use_flash_attention_2 sdp_attention"
     ),
     "rows are as long as the GPU's memory allows": (
@@ -84,16 +84,16 @@ REASONS = {
     ),
     "the splits are files: data_train.json, data_dev.json, data_test.json": ("val_size val_set_size test_size"),
     "worked examples are part of a prompt's name, as in korean+3shots": ("num_fewshot n_shot shots few_shot"),
-    "there is nothing of the kind here": (
+    "there is no such setting here": (
         "neftune_noise_alpha use_rslora use_dora modules_to_save init_lora_weights adam_beta1 adam_beta2 "
         "adam_epsilon label_smoothing_factor preprocessing_num_workers dataloader_num_workers "
         "dataset_num_proc remove_unused_columns"
     ),
 }
-"""Why there is nothing to set → what others call it."""
+"""Why there is no such setting → the names that others use."""
 
 ALSO = {"save_dir": ("out", "output"), "recipe": ("recipes",), "name": ("run",), "model_id": ("runs", "run")}
-"""What the same thing is called where ours does not stand."""
+"""Other names of ours, for commands and files that do not have the first."""
 
 MORE = {
     "warmup_ratio": " Below 1 it is a share of all steps.",
@@ -108,13 +108,13 @@ _WHY = {theirs: reason for reason, names in REASONS.items() for theirs in names.
 
 
 def hint(word: str, known: Collection[str]) -> str:
-    """A sentence about `word`, a flag or a key of a file, for whom another trainer's name came to mind; empty for a
-    word that none has. `known`: the flags, with their dashes, or the keys that may stand here.
+    """A sentence about `word`, a flag or a key of a file, if another trainer has a setting of that name; else empty.
+    `known`: the flags, with their dashes, or the keys that are allowed here.
     """
     dashes = "--" if word.startswith("-") else ""
     theirs = word.lstrip("-").lower().replace("-", "_")
     bare = [one.lstrip("-") for one in known]
-    if theirs not in (*bare, *_NAMES, *_WHY):  # mistyped; where one of ours is closer, there is nothing to say here
+    if theirs not in (*bare, *_NAMES, *_WHY):  # mistyped; if it is closer to one of our names, say nothing
         theirs = next(iter(difflib.get_close_matches(theirs, [*bare, *_NAMES, *_WHY], n=1, cutoff=CLOSE)), "")
         if theirs in bare:
             return ""

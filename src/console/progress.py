@@ -1,8 +1,7 @@
-"""Progress of the long parts: a bar on a terminal, now and then a line in a log, and lines into a pipe when
-`run.reproduce` watches.
+"""Progress of long stages: a bar on a terminal, a line now and then in a log, and lines into a pipe for
+`run.reproduce`.
 
-The pipe's number is in the environment, so that a command started by hand and one started by `run.reproduce` are
-the same command.
+The number of the pipe is in the environment, so that `run.reproduce` starts the same command as users do by hand.
 """
 
 import json
@@ -15,11 +14,11 @@ from typing import Any
 
 PIPE = "CCI_PROGRESS_FD"
 OFTEN, PARTS = 30.0, 50
-"""A log has a line at most so many seconds after the last one, and at most so many lines of a stage."""
+"""A log gets a line at most every so many seconds, and at most so many lines for a stage."""
 
 
 class Progress:
-    """One stage. `update(done)` takes the count so far; `begin` how long the stage is, where it is known late."""
+    """One stage. `update(done)` gets the count so far; `begin` the length of the stage, if it is known only later."""
 
     def __init__(self, stage: str, total: int, bar: Any, pipe: int | None) -> None:
         self.stage, self.total, self._bar, self._pipe = stage, total, bar, pipe
@@ -28,7 +27,7 @@ class Progress:
         self._note = ""
 
     def begin(self, done: int, total: int) -> None:
-        """The stage has `total` steps, of which `done` were done by an earlier command; time counts from now."""
+        """The stage has `total` steps, of which an earlier command did `done`. Time counts from now."""
         self.total, self._first, self._said = total, done, done
         self._started = self._line = time.monotonic()
         if self._bar is not None:
@@ -37,7 +36,7 @@ class Progress:
             self._bar.refresh()
 
     def note(self, note: str) -> None:
-        """What is said beside the count from here on."""
+        """What is shown beside the count from now on."""
         self._note = note
         if self._bar is not None:
             self._bar.set_postfix_str(note)
@@ -60,7 +59,7 @@ class Progress:
 
 
 class Above:
-    """A stream whose lines stand above a bar: the bar is cleared while they are written, and drawn anew."""
+    """A stream whose lines appear above a bar: the bar is cleared before they are written, and then drawn again."""
 
     def __init__(self, stream: Any, bar: Any) -> None:
         self._stream, self._bar, self._open = stream, bar, False
@@ -82,7 +81,7 @@ class Above:
 
 @contextmanager
 def stage(name: str, total: int) -> Iterator[Progress]:
-    """A bar called `name` over `total` steps, below whatever is printed meanwhile."""
+    """Within the block, a bar called `name` with `total` steps, below anything that is printed meanwhile."""
     number = os.environ.get(PIPE)
     if number or not sys.stderr.isatty():
         yield Progress(name, total, None, int(number) if number else None)

@@ -1,6 +1,6 @@
-"""Before all else: is this the Python and the environment, and where does the repository lie.
+"""Checks before anything else: the right Python, its packages, and where the repository is.
 
-Any Python 3 can read this file, with nothing installed: whoever starts a command in the wrong one is told what to type.
+Any Python 3 can run this file, with nothing installed, so that users of the wrong Python are told what to type.
 """
 
 import importlib.util
@@ -11,31 +11,31 @@ from typing import Any, NoReturn
 
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 COMMANDS = ("run", "orpo")
-"""Folders of what is started."""
+"""Folders of the scripts that users start."""
 PYTHONS = ("3.11", "3.12")
 FIRST = ("rich", "yaml")
-"""What every command imports sooner or later, and what is found out about in no time."""
+"""Packages that every command imports sooner or later, and that are quick to look for."""
 
 
 def ours(name: str) -> Path:
-    """A path of the repository's own, as it is seen from the working directory: short in the repository, else whole."""
+    """A path in the repository: relative if the working directory is its root, else absolute."""
     return Path(name) if Path.cwd() == ROOT else ROOT / name
 
 
 def find(name: str) -> str:
-    """`name` of a file, folder or model; where there is no such path, the repository's own of that name if it has one.
-    Recipes and records hold such names.
+    """`name` of a file, folder or model. If there is no such path here, but one in the repository, that one. Recipes
+    and records have such names.
     """
     return name if Path(name).exists() or not (ROOT / name).exists() else str(ROOT / name)
 
 
 def check() -> None:
-    """Ends a command of ours, with one line, where it cannot run. Notebooks, tests and other programs go on."""
+    """Ends one of our commands, with one line, if it cannot run here. Notebooks, tests and other programs continue."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     folder = os.path.dirname(os.path.abspath(file)) if file else ""
     if folder not in [str(ROOT / name) for name in COMMANDS]:
         return
-    # A script's own folder would hide modules of other people behind run/test.py or run/evaluate.py.
+    # Python puts a script's own folder first. There run/test.py or run/evaluate.py would hide other people's modules.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != folder]
     version = ".".join(map(str, sys.version_info[:3]))
     if version.rpartition(".")[0] not in PYTHONS:
@@ -47,7 +47,7 @@ def check() -> None:
 
 
 def _hook(kind: Any, error: BaseException, trace: Any) -> None:
-    """A package that is missing is one line; all else that nobody caught is a bug, and keeps its traceback."""
+    """Reports a missing package in one line. Any other uncaught error is a bug and keeps its traceback."""
     name = str(getattr(error, "name", None) or "").partition(".")[0]
     if not issubclass(kind, ModuleNotFoundError) or name in ("", "src", *COMMANDS):
         sys.__excepthook__(kind, error, trace)
@@ -55,7 +55,7 @@ def _hook(kind: Any, error: BaseException, trace: Any) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"error: {_lacks(name)}\n")
     sys.stderr.flush()
-    os._exit(2)  # a hook cannot choose the exit code otherwise
+    os._exit(2)  # a hook has no other way to choose the exit code
 
 
 def _end(message: str) -> NoReturn:
@@ -68,7 +68,7 @@ def _lacks(package: str) -> str:
 
 
 def _advice(other_python: bool) -> str:
-    """What to type. other_python: whether the Python itself is the wrong one."""
+    """What to type. other_python: whether the Python itself is the wrong version."""
     venv, requirements = ours(".venv"), ours("requirements.txt")
     if (venv / "bin" / "activate").is_file() and Path(sys.prefix) != ROOT / ".venv":
         return f"Activate the environment: . {venv}/bin/activate"
@@ -79,6 +79,6 @@ def _advice(other_python: bool) -> str:
     python = f"python{PYTHONS[0]}"
     choice = f"PYTHON={python} " if other_python else ""
     return (
-        f"Make the environment, and see everything run at toy size: {there}{choice}bash run/quickstart.bash (or by "
-        f"hand: {there}{python} -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt)"
+        f"Make the environment, and see everything run at toy size: {there}{choice}bash run/quickstart.bash "
+        f"(or by hand: {there}{python} -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt)"
     )

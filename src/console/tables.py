@@ -1,4 +1,4 @@
-"""Tables for a terminal of any width, a pipe or a file: what does not fit takes another form, and nothing is cut."""
+"""Tables for a terminal of any width, a pipe or a file. A table that does not fit changes its form; nothing is cut."""
 
 import copy
 import os
@@ -12,18 +12,18 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDE = 10_000
-"""Columns where nobody looks: a file or the next command of a pipe has no edge."""
+"""The width in characters of a file or a pipe, which have no edge."""
 
 
 def make_console(**options: Any) -> Console:
-    """The console of a command. What is printed is plain text unless `markup=True`."""
+    """The console of a command. Text is printed as it is unless `markup=True`."""
     unseen = not sys.stdout.isatty() and not os.environ.get("COLUMNS")
     return Console(**{"markup": False, "highlight": False, "width": WIDE if unseen else None, **options})
 
 
 class Fitted:
-    """A table to print. Where it is too wide it loses its frame, then its cells are broken at blanks, then each row
-    becomes a paragraph; no word, row or column is left out.
+    """A table to print. If it is too wide it loses its frame, then its cells are broken at blanks, then each row
+    becomes a paragraph. No word, row or column is left out.
     """
 
     def __init__(self, table: Table) -> None:
@@ -66,7 +66,9 @@ def _text(cell: Any, console: Console) -> Text:
 
 
 def _narrowed(table: Table, natural: Sequence[int], least: Sequence[int], room: int) -> Table:
-    """`table` with columns of `room` in all: those that lack least are served first, and a long text has the rest."""
+    """`table` with columns that are `room` wide in all. Columns that lack least get their full width first; the
+    longest texts share the rest.
+    """
     widths, left = list(least), room - sum(least)
     for place in sorted(range(len(widths)), key=lambda place: natural[place] - least[place]):
         given = min(natural[place] - least[place], left)
@@ -80,7 +82,7 @@ def _narrowed(table: Table, natural: Sequence[int], least: Sequence[int], room: 
 
 
 def _paragraphs(table: Table, console: Console, room: int) -> Iterator[Any]:
-    """A paragraph for each row: its first cell, below it the others behind the names of their columns."""
+    """A paragraph for each row: its first cell, and below it the others, each after the name of its column."""
     if table.title:
         yield Text(_text(table.title, console).plain, style="bold", overflow="fold")
     names = [" ".join(_text(column.header, console).plain.split()) for column in table.columns]

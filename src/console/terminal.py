@@ -1,7 +1,7 @@
-"""What commands print, on any terminal: signs it lacks are replaced, control characters of texts are shown, not obeyed.
+"""Printing on any terminal: characters that it lacks are replaced, and control characters in texts are spelled out.
 
-A corpus's text, a file's name or an endpoint's answer may hold anything, and an output may be in any encoding, or
-nobody may read it any more (`| head`). None of it ends a command with a traceback.
+The text of a corpus, the name of a file or the answer of an endpoint may contain anything. An output may have any
+encoding, or nobody may read it any more (`| head`). None of this ends a command with a traceback.
 """
 
 import codecs
@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from typing import Any
 
 REPLACING = "cci.replacing"
-"""Our way with signs that an encoding lacks, as the `errors` of a stream."""
+"""The name, as `errors` of a stream, of our replacement of characters that its encoding lacks."""
 NO_READER = 141
-"""Exit code where nobody reads the output any more: 128 + SIGPIPE, as shells have it."""
+"""Exit code if nobody reads the output any more: 128 + SIGPIPE, the same as a shell's."""
 ALIKE = {
     "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "…": "...", "⟦": "[", "⟧": "]", "“": '"', "”": '"', "‘": "'",
     "’": "'", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-", "█": "#", "━": "-", "╸": "-", "╺": "-", "•": "*",
 }  # fmt: skip
-"""Signs that we print ourselves, and what stands for them."""
+"""Characters that we print ourselves, and their replacements."""
 CONTROL = re.compile(
     # What rich and tqdm write: colours, moves to another line, lines cleared, the cursor hidden and shown.
     r"(?P<drawn>\x1b\[(?:[0-9;]*m|[0-9]*[AB]|[0-2]?K|\?25[lh]))"
-    # All else that a terminal obeys; line ends, tabs and the return to the line's start are for the text.
+    # Everything else that a terminal obeys. Line ends, tabs and carriage returns belong to the text.
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
 
@@ -43,17 +43,17 @@ codecs.register_error(REPLACING, _replaced)
 
 
 def harmless(text: str) -> str:
-    """`text` with control characters spelled out (`\\x07`), but for those that draw colours and bars."""
+    """`text` with control characters spelled out (`\\x07`), except those that draw colours and bars."""
     return CONTROL.sub(lambda found: found[0] if found["drawn"] else f"\\x{ord(found[0]):02x}", text)
 
 
 class Unread(SystemExit):
-    """Nobody reads the output any more. No OSError, which argparse and rich would take for theirs."""
+    """Nobody reads the output any more. This is not an OSError, because argparse and rich would catch that."""
 
 
 class Stream:
-    """A text stream whose `write` goes through `harmless`, and that ends the command where nobody reads it; all else is
-    the stream's own.
+    """A text stream whose `write` goes through `harmless`, and which ends the command if nobody reads it. Everything
+    else is left to the stream itself.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -82,10 +82,10 @@ class Stream:
 
 @contextlib.contextmanager
 def on_any_terminal() -> Iterator[None]:
-    """Within, stdout and stderr take any text."""
+    """Within the block, stdout and stderr take any text."""
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
+        if hasattr(stream, "reconfigure"):  # a notebook's stream has none
             stream.reconfigure(errors=REPLACING)
     sys.stdout, sys.stderr = map(Stream, before)
     try:
@@ -95,13 +95,13 @@ def on_any_terminal() -> Iterator[None]:
 
 
 def flush() -> None:
-    """What was printed goes out now, so that a missing reader is known while it can be handled."""
+    """Writes out what was printed, so that a missing reader is noticed while it can be handled."""
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def drop_unread() -> None:
-    """Whatever is still to be printed to a pipe that nobody reads goes nowhere, also when Python ends."""
+    """Discards what is still to be written to a pipe that nobody reads, also when Python exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

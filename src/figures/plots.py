@@ -22,13 +22,13 @@ class Point:
     filled: bool
 
 
-def growth(points: Sequence[tuple[int, float]], heading: str) -> Figure:
-    """Seconds over tokens computed, with the line through the origin that fits the points best."""
+def growth(points: Sequence[tuple[int, float]], heading: str, label: str) -> Figure:
+    """Seconds over tokens computed, with the line through the origin that fits best. label: of the points."""
     tokens, seconds = zip(*points, strict=True)
     slope = sum(x * y for x, y in points) / sum(x * x for x in tokens)
     figure, axes = _figure("tokens computed, shared ones once", "seconds")
     axes.plot([0, max(tokens)], [0, slope * max(tokens)], color=LINE, label=f"{1 / slope:,.0f} tokens a second")
-    axes.plot(tokens, seconds, "o", color=BLUE, label="1, 2, 4, 8 and 16 test splits")
+    axes.plot(tokens, seconds, "o", color=BLUE, label=label)
     axes.set(xlim=0, ylim=0)
     axes.set_title(heading, fontsize=9)
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -1,15 +1,79 @@
-"""Where runs lie, and what the folders in a run's folder are called."""
+"""Where runs lie, which files and folders a run has, and which run is meant by a name."""
 
 from pathlib import Path
 
+from src.console.cli import UserError, nearest
 from src.console.start import ours
 
 RESULTS = ours("resource/results")
 MODEL, ADAPTER = "model", "adapter"
 """The folder of a run's best weights: all of them, or the adapter's."""
 CHECKPOINTS = "checkpoints"
+RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
+
+
+def record_path(run: str | Path) -> Path:
+    """The record is written last: where it is, the run is finished."""
+    return Path(run) / RECORD
+
+
+def scores_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    """Scores by one order of the options; those by more orders lie beside them."""
+    return Path(run) / f"scores_{split}{_suffix(orders)}.jsonl"
+
+
+def predictions_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    return Path(run) / f"predictions_{split}{_suffix(orders)}.json"
+
+
+def reasoning_path(run: str | Path, split: str, orders: int = 1) -> Path:
+    return Path(run) / f"reasoning_{split}{_suffix(orders)}.jsonl"
+
+
+def _suffix(orders: int) -> str:
+    return "" if orders == 1 else f".{orders}orders"
 
 
 def weights_folder(run: Path) -> Path | None:
     """Where a run keeps what it trained; None for an untrained one."""
     return next((run / name for name in (MODEL, ADAPTER) if (run / name).is_dir()), None)
+
+
+def run_names(results: Path) -> list[str]:
+    """Names of the runs in `results`, finished or not, sorted. Other folders there (a vote's, say) have no recipe."""
+    return sorted(recipe.parent.name for recipe in results.glob(f"*/{RECIPE}"))
+
+
+def find_run(name: str | None, results: Path | None = None) -> Path | None:
+    """The folder of the run called `name`, or at that path; None for a model of the hub or a folder of weights."""
+    for folder in _places(name, results or RESULTS) if name else ():
+        if any((folder / file).is_file() for file in (RECORD, RECIPE)):
+            return folder
+    return None
+
+
+def run_folder(word: str, results: Path) -> Path:
+    """The folder that a run's name, its path, or a file in it stands for; it need not be there. UserError for a file
+    that is not there.
+    """
+    path = Path(word)
+    if path.is_file():
+        return path.parent
+    if path.suffix in (".json", ".jsonl"):
+        raise UserError(f"{path}: no such file. Allowed: a run's name or folder, or a file of predictions or scores.")
+    named, path = _places(word, results)
+    return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == word else path)
+
+
+def _places(name: str, results: Path) -> tuple[Path, Path]:
+    """A run's name may also be that of some folder here ("orpo"): then the run is meant."""
+    return results / name, Path(name)
+
+
+def refuse_missing(run: Path) -> None:
+    """UserError when there is no such folder, with the names of those beside it."""
+    if run.is_dir():
+        return
+    names = sorted(entry.name for entry in run.parent.iterdir() if entry.is_dir()) if run.parent.is_dir() else []
+    there = f"runs there: {', '.join(names)}" if names else "there are no runs there"
+    raise UserError(f"{run}: no such run; {there}.{nearest(run.name, names)}")

@@ -2,7 +2,7 @@
 not.
 
 A name like `main` moves, so `pin` turns it into a commit once, before anything is loaded. The record keeps the commit,
-and all later loads of the run ask for it (`recorded`). Neither torch nor transformers is needed here.
+and all later loads of the run ask for it. Neither torch nor transformers is needed here.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from src.console.cli import UserError, nearest
 from src.console.start import find
-from src.files.paths import RESULTS
+from src.files.paths import RESULTS, run_names
 from src.model.recipes import Recipe
 
 SECONDS = 6
@@ -52,18 +52,6 @@ def pin(recipe: Recipe, began: Mapping[str, Any] | None = None) -> Recipe:
         commits[setting] = then or find_commit(source, asked) or asked
         if then and (now := _commit_now(source, asked)) not in (None, then):
             print(f"{source}: {asked or 'main'} is commit {now} now; this goes on with {then}, which it began with")
-    return recipe.replace(**commits)
-
-
-def recorded(record: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run's record, with the commits that were loaded. An older record names none, and its recipe stays
-    as it is.
-    """
-    recipe = Recipe(**record["recipe"])
-    commits = {
-        "revision": record.get("base_revision") or recipe.revision,
-        "tokenizer_revision": record.get("tokenizer_revision") or recipe.tokenizer_revision,
-    }
     return recipe.replace(**commits)
 
 
@@ -315,5 +303,5 @@ def _not_here(source: str, revision: str | None, reason: str) -> str:
 
 def _runs_like(name: str) -> str:
     """Which trained runs there are, for a name that may have been meant as the name of one."""
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml")) if "/" not in name else []
+    runs = run_names(RESULTS) if "/" not in name else []
     return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

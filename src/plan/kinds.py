@@ -1,12 +1,14 @@
 """Kinds of tokenizers: how many tokens each makes of an item, known before the tokenizer is on this machine.
 
-What is known is in resource/tokenizers.yaml: counts on the official corpus, and rates to estimate any other text with.
+The numbers are in resource/tokenizers.yaml: counts on the official corpus, and rates by which any other text is
+estimated.
 """
 
 import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -21,21 +23,30 @@ KINDS = ours("resource/tokenizers.yaml")
 PROMPT = "entry"
 """The prompt with which the counts of the file were made."""
 TURN_TOKENS = 8
-"""What a chat template writes around one turn, about."""
-MOST = "solar"
-"""The kind of a tokenizer that nothing is known of: the one with the most tokens."""
+"""About what a chat template writes around one turn."""
+UNKNOWN = "solar"
+"""The kind of an unknown tokenizer is taken to be the one that makes the most tokens."""
 
 _SYLLABLE = re.compile("[가-힣]")
 _WORD = re.compile("[A-Za-z]+")
 _SIGN = re.compile(r"[^A-Za-z가-힣\s]")
 
 
+class TextCounts(NamedTuple):
+    """What a text consists of: Hangul syllables, words in Latin letters, and other signs but blanks."""
+
+    syllables: int
+    words: int
+    signs: int
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One row of `resource/tokenizers.yaml`, where the numbers are explained. `what`: whose, in words."""
+    """One entry of `resource/tokenizers.yaml`, where the numbers are explained."""
 
     name: str
     what: str
+    """Whose tokenizer it is, in words."""
     mean_tokens: int
     longest_tokens: int
     shared_tokens: int
@@ -47,19 +58,16 @@ class Kind:
     per_sign: float
 
     def estimate(self, text: str) -> float:
-        """Tokens of `text`, about."""
-        return self.tokens(count_signs(text))
+        """About how many tokens `text` has."""
+        return self.tokens(count_text(text))
 
-    def tokens(self, counts: tuple[int, int, int]) -> float:
-        """Tokens, about, of a text with these `count_signs`."""
-        syllables, words, signs = counts
-        return self.per_syllable * syllables + self.per_word * words + self.per_sign * signs
+    def tokens(self, counts: TextCounts) -> float:
+        """About how many tokens a text with these counts has."""
+        return self.per_syllable * counts.syllables + self.per_word * counts.words + self.per_sign * counts.signs
 
 
-def count_signs(text: str) -> tuple[int, int, int]:
-    """(Hangul syllables, words in Latin letters, other signs but blanks) of a text."""
-    syllables, words, signs = (len(pattern.findall(text)) for pattern in (_SYLLABLE, _WORD, _SIGN))
-    return syllables, words, signs
+def count_text(text: str) -> TextCounts:
+    return TextCounts(*(len(pattern.findall(text)) for pattern in (_SYLLABLE, _WORD, _SIGN)))
 
 
 @functools.cache
@@ -69,23 +77,25 @@ def kinds(path: Path = KINDS) -> dict[str, Kind]:
 
 
 def kind_of(recipe: Recipe, shape: Shape | None = None) -> Kind:
-    """The kind of the recipe's tokenizer: its backbone's, else by the model's `shape`, else the one with the most
-    tokens. A miniature counts as its backbone.
+    """The kind of the recipe's tokenizer: that of its backbone, or else a guess by the model's `shape`. A miniature
+    counts as its backbone.
     """
     facts = backbones().get(recipe.backbone)
     if facts is not None and (recipe.model_id == facts.model_id or Path(recipe.model_id).is_dir()):
         return kinds()[facts.tokens_like]
     if shape is None:
-        return kinds()[MOST]
+        return kinds()[UNKNOWN]
     if shape.model_type.startswith(("qwen", "gemma")):
         return kinds()["qwen2" if shape.model_type.startswith("qwen") else "gemma2"]
     # From 100,000 on, a vocabulary has room for Korean.
-    return kinds()["llama3" if shape.vocab >= 100_000 else MOST]
+    return kinds()["llama3" if shape.vocab >= 100_000 else UNKNOWN]
 
 
 def item_tokens(kind: Kind, prompt_name: str) -> tuple[int, int]:
-    """(mean, longest) tokens of a training item of the official corpus with a prompt: counted for `entry`, and for any
-    other one from there on estimated by its system text and its examples.
+    """(mean, longest) tokens of a training item of the official corpus with a prompt.
+
+    They were counted for the prompt `entry`. For any other one, the difference is estimated by its system text and its
+    examples.
     """
     try:
         prompt, counted = load_prompt(prompt_name), load_prompt(PROMPT)

@@ -1,7 +1,7 @@
 """Which items are too long for which backbone, told before an item's length stops a run.
 
-Items are counted with the backbone's tokenizer where that is on this machine, and else estimated from their characters
-(src/plan/kinds.py). The network is not asked.
+Tokens are counted with the backbone's tokenizer where it is on this machine, and else estimated from the characters
+(src/plan/kinds.py). Nothing here uses the network.
 """
 
 import copy
@@ -12,16 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src import task
 from src.console.cli import UserError
 from src.data import Item
 from src.files.paths import weights_folder
 from src.model.backbones import backbones
 from src.model.hub import cached_file
 from src.model.recipes import Recipe
-from src.plan.kinds import TURN_TOKENS, Kind, count_signs, kind_of
+from src.plan.kinds import TURN_TOKENS, Kind, TextCounts, count_text, kind_of
 from src.plan.known import known_base
 from src.prompt.fewshot import Library
-from src.prompt.prompts import ORDERS, Prompt, load_prompt, reasoning_of
+from src.prompt.prompts import Prompt, load_prompt, reasoning_of
 from src.train.objectives import make_objective
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
 
     from src.prompt.encode import Encoder
 
-NEVER = 1.5
-"""Where every item is estimated at less than the context over this, none is counted: estimates are not that far off."""
+WORST = 1.5
+"""Estimates are never this factor too low. So nothing is counted while all of them, times this, fit the context."""
 PROBES, SAFETY = 16, 1.1
-"""So many of the longest are counted to see how far off their estimates are; others may be off by this factor more."""
+"""So many of the longest items are counted to see how far off estimates are; others may be off by this factor more."""
 ADVICE = (
-    "Nothing is cut: a run stops at an item that is too long. What helps: a shorter prompt, fewer examples in it, or "
-    "doing without that backbone (--only)."
+    "Nothing is cut: a run stops at an item that is too long. "
+    "What helps: a shorter prompt, fewer examples in it, or doing without that backbone (--only)."
 )
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one split. `longest` and `too_long` are estimates unless `counted`."""
+    """How long the items of one split are. `longest` and `too_long` are estimates unless `counted`."""
 
     split: str
     items: int
@@ -53,15 +54,15 @@ class Lengths:
 
 
 class Texts:
-    """What models read of the splits, rendered once for all backbones: `train` with answers, the others without."""
+    """What models read of the splits, rendered once for all backbones: `train` with answers, other splits without."""
 
     def __init__(self, splits: Mapping[str, Sequence[Item]]) -> None:
         self.splits = splits
         self._libraries: dict[tuple[str, bool], Library | None] = {}
-        self._signs: dict[tuple[str, str, bool, bool], list[tuple[tuple[int, int, int], int]]] = {}
+        self._counts: dict[tuple[str, str, bool, bool], list[tuple[TextCounts, int]]] = {}
 
     def library(self, prompt: Prompt, reasoning: bool) -> Library | None:
-        """The examples of a prompt that has some. UserError without a training split."""
+        """The examples of a prompt that has some. UserError when there is no training split."""
         if prompt.examples is None:
             return None
         key = prompt.text, reasoning
@@ -70,34 +71,36 @@ class Texts:
         return self._libraries[key]
 
     def items(self, recipe: Recipe, split: str) -> list[Item]:
-        """Those that a run of the recipe reads of the split."""
-        return [item for item in self.splits[split] if _reads(recipe, split, item)]
+        """The items of the split that a run of the recipe reads."""
+        return [item for item in self.splits[split] if _is_read(recipe, split, item)]
 
     def estimates(self, recipe: Recipe, kind: Kind, split: str) -> list[float]:
-        """Tokens of the split's items, about."""
+        """About how many tokens the split's items have, in the order of `items`."""
         prompt, compares = load_prompt(recipe.prompt), make_objective(recipe).compares
         key = split, prompt.text, recipe.reasoning, compares
-        if key not in self._signs:
+        if key not in self._counts:
             library = self.library(prompt, recipe.reasoning)
-            self._signs[key] = [
-                _signs(prompt, item, library, recipe.reasoning, split == "train", compares)
+            self._counts[key] = [
+                _count_item(prompt, item, library, recipe.reasoning, split == "train", compares)
                 for item in self.splits[split]
             ]
         return [
             kind.tokens(counts) + TURN_TOKENS * turns
-            for item, (counts, turns) in zip(self.splits[split], self._signs[key], strict=True)
-            if _reads(recipe, split, item)
+            for item, (counts, turns) in zip(self.splits[split], self._counts[key], strict=True)
+            if _is_read(recipe, split, item)
         ]
 
 
-def _reads(recipe: Recipe, split: str, item: Item) -> bool:
+def _is_read(recipe: Recipe, split: str, item: Item) -> bool:
     return split != "train" or recipe.only_category in (None, item.category)
 
 
-def _signs(
+def _count_item(
     prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, compares: bool
-) -> tuple[tuple[int, int, int], int]:
-    """(signs, turns) of an item as a model reads it; of answers the right one, or, if `compares`, the longest."""
+) -> tuple[TextCounts, int]:
+    """(counts of the text, turns) of an item as a model reads it; of the answers the right one, or, if the objective
+    `compares` answers, the longest.
+    """
     examples = library.choose(item) if library else ()
     rendered = prompt.render(item, reasoning=reasoning, examples=examples)
     texts = [message["content"] for message in rendered.messages]
@@ -105,12 +108,13 @@ def _signs(
         texts.append(prompt.reasoned(reasoning_of(item) or "" if answered else ""))
     if answered:
         texts.append(max(rendered.answers, key=len) if compares or item.label is None else rendered.answers[item.label])
-    return count_signs("\n".join(texts)), len(rendered.messages) + 1
+    return count_text("\n".join(texts)), len(rendered.messages) + 1
 
 
 class Gauge:
-    """How long the items are for one recipe. encoder: the recipe's, where it is made already; trained: the folder of a
-    trained run, which keeps its tokenizer.
+    """Finds how long the items are for one recipe.
+
+    encoder: the recipe's, where it is made already. trained: the folder of a trained run, which keeps its tokenizer.
     """
 
     def __init__(
@@ -122,44 +126,44 @@ class Gauge:
 
     @cached_property
     def encoder(self) -> "Encoder | None":
-        """With the tokenizer that is on this machine; None where there is none, or one that a run would refuse."""
+        """The recipe's, with the tokenizer on this machine; None when there is none, or one that a run would refuse."""
         if self._given:
             return self._given
         folder = tokenizer_folder(self.recipe)
         if folder is None and self.trained is None:
             return None
-        from src.runs import run as runs
+        from src.runs.encoder import frozen_in, make_encoder
 
         prompt = load_prompt(self.recipe.prompt)
         library = self.texts.library(prompt, self.recipe.reasoning)
         if self.trained is not None:
             folder = weights_folder(self.trained)
         try:
-            return runs.make_encoder(self.recipe, prompt, folder, library, runs.frozen_in(self.trained))
+            return make_encoder(self.recipe, prompt, folder, library, frozen_in(self.trained))
         except (UserError, OSError, ValueError):  # the run will say what is wrong with it
             return None
 
-    def whole(self, split: str) -> Lengths:
-        """Every item, counted where that can be."""
+    def whole_split(self, split: str) -> Lengths:
+        """Counts every item; without a tokenizer, estimates every item."""
         items = self.texts.items(self.recipe, split)
         tokens = self._count(split, items)
         found = tokens if tokens is not None else self.texts.estimates(self.recipe, self.kind, split)
-        return self._told(split, found, tokens is not None)
+        return self._lengths(split, found, tokens is not None)
 
-    def near(self, split: str) -> Lengths:
-        """What may be too long is counted, where that can be, and the rest left at its estimate, which is quicker."""
+    def near_limit(self, split: str) -> Lengths:
+        """Counts only the items that may be too long, which is quicker; without a tokenizer, estimates every item."""
         found = self.texts.estimates(self.recipe, self.kind, split)
-        if self.context is None or max(found, default=0) * NEVER <= self.context:
-            return self._told(split, found, counted=False)
+        if self.context is None or max(found, default=0) * WORST <= self.context:
+            return self._lengths(split, found, counted=False)
         items = self.texts.items(self.recipe, split)
-        by_length = sorted(range(len(items)), key=lambda place: -found[place])
-        tokens = self._count(split, [items[place] for place in by_length[:PROBES]])
+        by_length = sorted(range(len(items)), key=lambda index: -found[index])
+        tokens = self._count(split, [items[index] for index in by_length[:PROBES]])
         if tokens is None:
-            return self._told(split, found, counted=False)
-        # How far off the estimate is for this tokenizer, at most.
-        off = SAFETY * max(one / found[place] for one, place in zip(tokens, by_length, strict=False))
-        near = [items[place] for place in by_length[PROBES:] if found[place] * off > self.context]
-        return self._told(split, [*tokens, *(self._count(split, near) or ())], counted=True)
+            return self._lengths(split, found, counted=False)
+        # By how much this tokenizer exceeds its estimates, at most.
+        factor = SAFETY * max(one / found[index] for one, index in zip(tokens, by_length, strict=False))
+        near = [items[index] for index in by_length[PROBES:] if found[index] * factor > self.context]
+        return self._lengths(split, [*tokens, *(self._count(split, near) or ())], counted=True)
 
     def _count(self, split: str, items: Sequence[Item]) -> list[int] | None:
         if self.encoder is None:
@@ -167,10 +171,10 @@ class Gauge:
         try:
             answered = split == "train" and all(item.label is not None for item in items)
             return count(self.encoder, items, answered, make_objective(self.recipe).compares)
-        except UserError:  # of another kind, which the run will tell
+        except UserError:  # something else is wrong, and the run will say what
             return None
 
-    def _told(self, split: str, tokens: Sequence[float], counted: bool) -> Lengths:
+    def _lengths(self, split: str, tokens: Sequence[float], counted: bool) -> Lengths:
         too_long = 0 if self.context is None else sum(one > self.context for one in tokens)
         items = len(self.texts.items(self.recipe, split))
         return Lengths(split, items, round(max(tokens, default=0)), too_long, counted)
@@ -181,15 +185,17 @@ def count(
     items: Sequence[Item],
     answered: bool,
     compares: bool = False,
-    orders: Sequence[str] = ORDERS[:1],
+    orders: Sequence[str] | None = None,
 ) -> list[int]:
-    """Tokens of each item, whether they fit or not. answered: with its answer, as in training; compares: with the
-    longest of all. Without answers, an item has a number for each of the orders.
+    """Tokens of each item, whether they fit the context or not.
+
+    answered: with its answer, as in training. compares: with its longest answer. orders: of the options, by default the
+    file's own. Without an answer, there is a number for each item and order.
     """
     encoder = copy.copy(encoder)
     encoder.context = None
     if not answered:
-        return [len(one.ids) for one in encoder.for_scoring(items, orders)]
+        return [len(one.ids) for one in encoder.for_scoring(items, orders or (task.current().file_order,))]
 
     def wrong(item: Item) -> list[int]:
         return [place for place in range(len(item.options)) if compares and place != item.label]
@@ -198,14 +204,14 @@ def count(
 
 
 def too_long(recipes: Sequence[Recipe], splits: Mapping[str, Sequence[Item]]) -> list[str]:
-    """A line for each recipe that would stop at an item of `splits`, and what helps; nothing where all fit. A recipe
-    with another fault has no line: its run tells of it.
+    """A line for each recipe whose run would stop at an item of `splits`, and one that says what helps; nothing when
+    all items fit. A recipe with another fault has no line: its run will report it.
     """
     texts, lines = Texts(splits), []
     for recipe in recipes:
         try:
             gauge = Gauge(recipe, texts)
-            found = [gauge.near(split) for split in splits]
+            found = [gauge.near_limit(split) for split in splits]
         except UserError:
             continue
         long = [one for one in found if one.too_long]
@@ -215,13 +221,13 @@ def too_long(recipes: Sequence[Recipe], splits: Mapping[str, Sequence[Item]]) ->
 
 
 def line(long: Sequence[Lengths], gauge: Gauge, prompt: str) -> str:
-    """What `too_long` says of a recipe's splits with items that are too long."""
+    """What `too_long` says of a recipe. long: its splits with items that are too long."""
     how = "counted" if all(one.counted for one in long) else f"estimated, for a tokenizer like {gauge.kind.what}"
     parts = ", ".join(f"{one.split} {one.too_long} of {one.items}" for one in long)
     most = max(one.longest for one in long)
     return (
-        f"items too long for its context of {gauge.context:,} tokens with prompt {prompt}: {parts}; the longest has "
-        f"{most:,} ({how})"
+        f"items too long for its context of {gauge.context:,} tokens with prompt {prompt}: {parts}; "
+        f"the longest has {most:,} ({how})"
     )
 
 
@@ -249,9 +255,9 @@ def table(gauges: Mapping[str, Gauge], found: Mapping[str, Sequence[Lengths]], t
 
 def context_of(recipe: Recipe) -> int | None:
     """The longest input in tokens that the base model takes, from its config on this machine or the table of backbones;
-    None where neither is known.
+    None when neither says it.
     """
-    place = _file(recipe.model_id, "config.json", recipe.revision)
+    place = _model_file(recipe.model_id, "config.json", recipe.revision)
     try:
         keys: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place else {}
     except (OSError, ValueError):
@@ -264,19 +270,19 @@ def context_of(recipe: Recipe) -> int | None:
 
 
 def tokenizer_folder(recipe: Recipe) -> Path | None:
-    """Where the recipe's tokenizer lies on this machine: its folder, or the hub's cache. None, too, without the model's
-    config, which an encoder needs.
+    """The folder of the recipe's tokenizer on this machine, which may be in the hub's cache; None when there is none,
+    or no config of the model, which an encoder needs.
     """
     source = recipe.tokenizer or recipe.model_id
     revision = None if recipe.tokenizer else recipe.revision
     for name in ("tokenizer.json", "tokenizer.model"):
-        file = _file(source, name, revision)
-        if file is not None and _file(recipe.model_id, "config.json", recipe.revision) is not None:
+        file = _model_file(source, name, revision)
+        if file is not None and _model_file(recipe.model_id, "config.json", recipe.revision) is not None:
             return file.parent
     return None
 
 
-def _file(source: str, name: str, revision: str | None) -> Path | None:
+def _model_file(source: str, name: str, revision: str | None) -> Path | None:
     """A model's file on this machine, in its folder or in the hub's cache."""
     if Path(source).is_dir():
         return Path(source) / name if (Path(source) / name).is_file() else None

@@ -358,8 +358,8 @@ class Encoder:
             if answered[start] != self.letter_ids[place]:
                 raise UserError(
                     f"{self.name}: item {example.id}: the letter merges with what follows it in the answer: "
-                    f"{self.tokenizer.decode([answered[start]])!r} would be trained, and "
-                    f"{self.letters[place]!r} read. In the prompt's `answer`, put a line break behind the letter."
+                    f"{self.tokenizer.decode([answered[start]])!r} would be trained, and {self.letters[place]!r} read. "
+                    "In the prompt's `answer`, put a line break behind the letter."
                 )
 
 
@@ -367,8 +367,9 @@ def _carried(item: Item) -> str:
     text = reasoning_of(item)
     if text is None:
         raise UserError(
-            f"item {item.id} carries no reasoning; training with `reasoning` needs a text under the key "
-            '"reasoning" in the object of every training item, beside its id.'
+            f"item {item.id} carries no reasoning; "
+            'training with `reasoning` needs a text under "reasoning" in the object of every training item, '
+            "beside its id."
         )
     return text
 

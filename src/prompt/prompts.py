@@ -21,8 +21,6 @@ from src.files.yaml_files import load_yaml
 from src.prompt.messages import MEMORY, Examples, Message, Prompt, Rendered, Unfillable, reasoning_of
 
 __all__ = [
-    "LETTERS",
-    "ORDERS",
     "PROMPTS",
     "Examples",
     "Message",
@@ -37,8 +35,6 @@ __all__ = [
 ]
 
 PROMPTS = ours("resource/prompts")
-LETTERS = ("A", "B", "C")
-ORDERS = ("012", "021", "102", "120", "201", "210")
 
 CHOOSE = ("seed", "near")
 EXAMPLES = "'examples' needs a count of 1 or more, and may have choose (seed or near) and a whole seed"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from src import task
 from src.console.cli import Parser, UserError, announced, new_folder
 from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
@@ -9,8 +10,7 @@ from src.files.paths import RESULTS
 from src.files.writing import lock_folder
 from src.model import hub
 from src.model.recipe_flags import add_flags, read_recipe
-from src.runs.inputs import gather, refuse_bare_name
-from src.runs.record import began_with
+from src.runs.inputs import began_with, gather, refuse_bare_name
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -24,6 +24,7 @@ def make_parser(doc: str | None, prog: str) -> Parser:
         "--score", nargs="+", default=[], choices=("test",), help="also score this split while the model is loaded"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only N items of each split, to try things out")
+    task.add_flag(parser)
     add_flags(parser)
     return parser
 
@@ -31,8 +32,10 @@ def make_parser(doc: str | None, prog: str) -> Parser:
 def train(
     parser: Parser, argv: list[str] | None, method: str, only: bool = False, objective: str | None = None
 ) -> None:
-    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with.
-    objective: the one that any recipe is trained with.
+    """Trains as the flags say.
+
+    method     the default; with `only`, every recipe is trained with it
+    objective  every recipe is trained with it
     """
     arguments = parser.parse_args(argv)
     if (count := processes()) > 1:
@@ -55,23 +58,25 @@ def train(
     refuse_bare_name(recipe.model_id)
     with lock_folder(folder):
         gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
-        hub.check_there(recipe, began_with(folder))
+        began = began_with(folder)
+        hub.check_there(recipe, began.commits if began else None)
         for split in ("train", "dev", *arguments.score):
             if note := oddity_note(split_path(arguments.data, split)):
                 print(note)
         with announced("loading torch and transformers"):
             import torch
 
-            from src.runs.run import result_line, train_run
+            from src.runs.scoring import result_line
+            from src.runs.training import train_run
 
         try:
             record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
-                f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, "
+                f"a smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
             ) from error
-    for split, result in record["splits"].items():
-        print(result_line(record["run"], split, result))
-    score = "" if "test" in record["splits"] else f" Score the test split: python -m run.test --model_id {folder}"
+    for split, result in record.splits.items():
+        print(result_line(record.run, split, result))
+    score = "" if "test" in record.splits else f" Score the test split: python -m run.test --model_id {folder}"
     print(f"The run lies in {folder}.{score}")

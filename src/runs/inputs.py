@@ -1,8 +1,10 @@
-"""What a run is trained and scored on: found, and checked while nothing dear has been imported."""
+"""What a run is trained and scored on: found, and checked before torch is imported."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,66 +12,121 @@ from src import data
 from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
-from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RESULTS
+from src.files import paths
+from src.files.paths import ADAPTER, CHECKPOINTS, INPUTS, MODEL, RECIPE, find_run, record_path, run_names
+from src.model import hub
 from src.model.backbones import backbones
-from src.model.hub import is_cached
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
-from src.runs import record as records
+from src.runs.facts import DataFile, TaskFacts, TemplateFacts
+from src.runs.record import Record, refuse_other_task
 
-RECIPE, INPUTS = "recipe.yaml", "inputs.json"
 HASH_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's items (with --limit, a sample of them) and their file."""
+
+    name: str
+    items: Sequence[Item]
+    file: DataFile
 
 
 # Of a training
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Inputs:
-    """`splits`: split → (items, what the record says of their file). `hashes`: what inputs.json holds."""
+    """Everything that a training starts from.
 
-    train: list[Item]
-    dev: list[Item]
-    splits: dict[str, tuple[list[Item], dict[str, Any]]]
+    train, dev  what is trained and evaluated on: the items of only_category, where the recipe has one
+    splits      the same splits whole, and those that are scored beside dev
+    hashes      what inputs.json holds of them
+    """
+
+    train: Sequence[Item]
+    dev: Sequence[Item]
+    splits: Mapping[str, Split]
     prompt: Prompt
-    hashes: dict[str, Any]
+    hashes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Began:
+    """What an unfinished run began with, from its inputs.json.
+
+    hashes   split → [digest, number of items]; the prompt's digest
+    commits  as `hub.pin` takes them
+    task     None where an older version did not say
+    """
+
+    hashes: Mapping[str, Any]
+    commits: Mapping[str, str | None]
+    template: TemplateFacts
+    task: TaskFacts | None
 
 
 def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence[str], limit: int | None) -> Inputs:
-    """All that a training in `folder` starts from. UserError where it could not: data, prompt, or a folder that holds
-    anything but the same run, unfinished.
+    """Everything that a training in `folder` starts from. UserError when the data or the prompt cannot be used, or when
+    the folder holds anything but the same run, unfinished.
     """
     _refuse_finished(folder)
     splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
     prompt = load_prompt(recipe.prompt)
-    files = {split: splits[split][1] for split in ("train", "dev")}
-    hashes: dict[str, Any] = {split: [file["sha256"], file["items"]] for split, file in files.items()}
-    hashes["prompt"] = prompt.sha256
+    files = {split: splits[split].file for split in ("train", "dev")}
+    hashes: dict[str, Any] = {split: [file.sha256, file.items] for split, file in files.items()}
+    hashes |= {"prompt": prompt.sha256, "task": TaskFacts.current().as_json()}
     _check_folder(folder, recipe, hashes)
-    train, dev = splits["train"][0], splits["dev"][0]
+    train, dev = splits["train"].items, splits["dev"].items
     if recipe.only_category:
         train, dev = (_of_category(items, recipe.only_category, data_folder) for items in (train, dev))
     return Inputs(train, dev, splits, prompt, hashes)
 
 
-def sample_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """`limit` items, the same ones for the same seed, in the file's order."""
+def began_with(folder: Path) -> Began | None:
+    """What the unfinished run in `folder` began with; None for one that begins now. UserError when its inputs.json is
+    damaged or gone.
+    """
+    if not (folder / CHECKPOINTS).is_dir() or not (folder / RECIPE).is_file():
+        return None
+    path = folder / INPUTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for split in ("train", "dev"):
+            digest, items = found[split]
+            if not isinstance(digest, str) or not isinstance(items, int):
+                raise ValueError(f"{split} is {found[split]!r}")
+        if not isinstance(found["prompt"], str):
+            raise ValueError("prompt is of another kind")
+        template = TemplateFacts.parse(found.get("template", {}), "template")
+        task = TaskFacts.parse(found["task"], "task") if "task" in found else None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, "
+            f"is damaged or gone ({error}). Delete the folder to train again, or give another --name."
+        ) from error
+    commits = {key: found.get(key) for key in ("base_revision", "tokenizer_revision")}
+    return Began(found, commits, template, task)
+
+
+def check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UserError(f"--limit: found {limit}, allowed: 1 or more.")
+
+
+def sample_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """`limit` items, the same ones for the same seed, in the file's order."""
+    check_limit(limit)
     if limit is None or limit >= len(items):
         return list(items)
     return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
-def data_record(path: Path, items: Sequence[Item]) -> dict[str, Any]:
-    """What a run's record says of a data file."""
-    return {"path": str(path), "sha256": data.sha256(path), "items": len(items)}
-
-
-def _load(folder: Path, split: str, limit: int | None, seed: int) -> tuple[list[Item], dict[str, Any]]:
+def _load(folder: Path, split: str, limit: int | None, seed: int) -> Split:
     items = sample_items(data.load_split(folder, split, labelled=split != "test"), limit, seed)
-    return items, data_record(data.split_path(folder, split), items)
+    return Split(split, items, DataFile.of(data.split_path(folder, split), items))
 
 
 def _of_category(items: Sequence[Item], category: str, folder: Path) -> list[Item]:
@@ -80,7 +137,7 @@ def _of_category(items: Sequence[Item], category: str, folder: Path) -> list[Ite
 
 
 def _refuse_finished(folder: Path) -> None:
-    if records.record_path(folder).is_file():
+    if record_path(folder).is_file():
         raise UserError(
             f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
             f"or score it: python -m run.test --model_id {folder}"
@@ -88,30 +145,21 @@ def _refuse_finished(folder: Path) -> None:
 
 
 def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds anything but the same run, unfinished."""
+    """UserError when `folder` holds anything but the same run, unfinished."""
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
         there = dataclasses.asdict(load_recipe(folder / RECIPE))
-        differing = differing_settings(there, recipe)
-        if differing:
+        if differing := differing_settings(there, recipe):
+            told = [f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing]
             raise UserError(
-                f"{folder} holds an unfinished run with other settings: "
-                + ", ".join(f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing)
-                + ". Delete the folder, or give another --name."
+                f"{folder} holds an unfinished run with other settings: {', '.join(told)}. "
+                "Delete the folder, or give another --name."
             )
-        before = records.began_with(folder)
-        changed = [key for key in hashes if before.get(key) != hashes[key]]
-        if changed:
-            words = {
-                "prompt": "the prompt's text is another",
-                **{
-                    split: f"{split} had {before[split][1]} items, now {hashes[split][1]}"
-                    if before[split][1] != hashes[split][1]
-                    else f"{split} is another file"
-                    for split in ("train", "dev")
-                },
-            }
+        began = began_with(folder)
+        if began:
+            refuse_other_task(began.task, folder)
+        if began and (changes := _changes(began.hashes, hashes)):
             raise UserError(
-                f"{folder} holds an unfinished run on other inputs: {'; '.join(words[key] for key in changed)}. "
+                f"{folder} holds an unfinished run on other inputs: {'; '.join(changes)}. "
                 "Start it with the same --data and --limit as before, delete it, or give another --name."
             )
     taken = [name for name in (MODEL, ADAPTER, CHECKPOINTS) if (folder / name).exists()]
@@ -121,30 +169,56 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
         )
 
 
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How the inputs of a training differ from what it began with, in words."""
+    found = []
+    for split in ("train", "dev"):
+        if then[split][1] != now[split][1]:
+            found.append(f"{split} had {then[split][1]} items, now {now[split][1]}")
+        elif then[split] != now[split]:
+            found.append(f"{split} is another file")
+    return found + (["the prompt's text is another"] if then["prompt"] != now["prompt"] else [])
+
+
 # Of what is there already
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> Record:
     """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
-    lacks what scoring asks for or holds a recipe that is none.
+    lacks what scoring needs or whose recipe is not valid.
     """
-    record = records.read_record(folder)
-    if "recipe" not in record:
+    record = Record.load(folder)
+    if record.is_vote:
         raise UserError(f"{folder} is a vote, or another folder of answers alone: there is no model to use in it.")
-    path = records.record_path(folder)
-    needed = [("prompt", "name"), ("prompt", "text"), ("prompt", "sha256"), ("template", "sha256")]
-    missing = [f"{part}.{key}" for part, key in needed if key not in record.get(part, {})]
-    missing += [key for key in ("training", "splits") if key not in record]
+    path = record_path(folder)
+    needed = {f"prompt.{key}": getattr(record.prompt, key) for key in ("name", "text", "sha256")}
+    missing = [key for key, value in {**needed, "template.sha256": record.template.sha256}.items() if not value]
+    missing += [key for key in ("training", "splits") if key not in record.stored]
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
-    make_recipe(record["recipe"], f"{path}: recipe")
+    make_recipe(record.known_settings, f"{path}: recipe")
     return record
 
 
+def named_model(name: str) -> tuple[str, Recipe, Path | None]:
+    """(name, recipe, folder of the weights) of a trained run, by its name or folder, or of an untrained model, by its
+    recipe's file, a backbone's short name, a hub id or its own folder. An untrained model has no folder of a run.
+    """
+    folder = find_run(name)
+    if folder is not None:
+        record = read_run(folder)
+        return folder.name, record.pinned_recipe, record.weights_in(folder) if record.training is not None else None
+    if name.endswith((".yaml", ".yml")):
+        recipe = load_recipe(name)
+    else:
+        recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
+    return f"{recipe.name} (untrained)", hub.pin(recipe), None
+
+
 def check_models(names: Sequence[str]) -> None:
-    """UserError for the first that is neither a finished run, nor a recipe's file, nor a model that there can be."""
+    """UserError for the first that is neither a finished run, nor a recipe's file, nor the name of a model."""
     for name in names:
-        run = records.find_run(name)
+        run = find_run(name)
         if run:
             read_run(run)
         elif name.endswith((".yaml", ".yml")):
@@ -154,19 +228,20 @@ def check_models(names: Sequence[str]) -> None:
 
 
 def refuse_bare_name(name: str) -> None:
-    """UserError for a model that is called as a run would be, and is neither a run, nor a folder, nor on this machine:
-    a model of the hub has an owner. Asking the hub for it would take half a minute where there is no network.
+    """UserError for a model whose name is like that of a run, and which is neither a run, nor a folder, nor on this
+    machine: a model of the hub has an owner. Asking the hub for it would take half a minute where there is no network.
     """
-    if "/" in name or Path(name).is_dir():
+    if "/" in name or Path(name).is_dir() or hub.is_cached(name):
         return
-    if is_cached(name):
-        return
-    runs = sorted(path.parent.name for path in RESULTS.glob("*/recipe.yaml"))
-    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {RESULTS}"
+    runs = run_names(paths.RESULTS)
+    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {paths.RESULTS}"
     raise UserError(
         f"{name} is neither a folder nor a model of the hub, which is called OWNER/NAME. "
         f"There is no run {name} either; {there}.{nearest(name, runs)}"
     )
+
+
+# Items of a run
 
 
 def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list[Item], Path, list[str]]:
@@ -203,19 +278,17 @@ def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list
 def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
     """(file, digest) of the items of `split` that the record of a run or vote names; None without either."""
     try:
-        record = records.parse_record(records.record_path(run))
-        result = record.get("splits", {}).get(split) or {}
-        trained = record.get("data") or {}
-        if result.get("data"):  # what it was last scored on
-            return Path(find(result["data"])), result.get("data_sha256")
-        if split in trained:
-            return Path(find(trained[split]["path"])), trained[split].get("sha256")
-        known = [one["path"] for one in trained.values()]
-        known += [one["data"] for one in record.get("splits", {}).values() if one.get("data")]
-        for path in known:  # the splits of a corpus lie side by side
-            return Path(find(str(data.split_path(Path(path).parent, split)))), result.get("data_sha256")
-    except (OSError, ValueError, KeyError, TypeError):  # who reads the run will say what is wrong
-        pass
+        record = Record.read(record_path(run))
+    except (OSError, ValueError):  # whoever reads the run will say what is wrong
+        return None
+    result, trained = record.splits.get(split), record.data.get(split)
+    if result and result.data:  # what it was last scored on
+        return Path(find(result.data)), result.data_sha256
+    if trained and trained.path:
+        return Path(find(trained.path)), trained.sha256
+    beside = [*(file.path for file in record.data.values()), *(one.data for one in record.splits.values())]
+    for path in filter(None, beside):  # the splits of a corpus lie side by side
+        return Path(find(str(data.split_path(Path(path).parent, split)))), result.data_sha256 if result else None
     return None
 
 

@@ -1,39 +1,33 @@
-"""Everything about a run folder `resource/results/<run>/`: its paths, its scores, its record.
+"""`record.json` of a run or a vote: what was asked, on what data, with what versions, and what came out.
 
-Files are written whole or not at all, and a file that is not whole is never read.
+Records of all versions are read: what an older one lacks has a default, and what a later one has beyond is kept as it
+is, so that writing the record again does not lose it.
 """
 
-import importlib.metadata
+import functools
 import json
-import math
-import os
-import platform
 import re
-import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from src.console.cli import UserError, nearest
-from src.files.paths import CHECKPOINTS, RESULTS
-
-# What can change a score; the rest of an environment cannot.
-PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "bitsandbytes", "numpy", "scipy")
-
-RESULT = {"items": int, "orders": int, "correct": int, "accuracy": int | float, "data": str, "data_sha256": str}
-"""What a record says of a scored split, each of a kind or null, beside what only people read."""
-
-
-def scores_path(run: str | Path, split: str, orders: int = 1) -> Path:
-    """Scores by one order of the options; those of more lie beside them."""
-    return Path(run) / f"scores_{split}{_beside(orders)}.jsonl"
-
-
-def predictions_path(run: str | Path, split: str, orders: int = 1) -> Path:
-    return Path(run) / f"predictions_{split}{_beside(orders)}.json"
-
-
-def reasoning_path(run: str | Path, split: str, orders: int = 1) -> Path:
-    return Path(run) / f"reasoning_{split}{_beside(orders)}.jsonl"
+from src import task
+from src.console.cli import UserError
+from src.files.paths import record_path, refuse_missing
+from src.files.writing import write_json
+from src.model.recipes import FIELDS, Recipe
+from src.runs.facts import (
+    DataFile,
+    Part,
+    PromptFacts,
+    Result,
+    TaskFacts,
+    TemplateFacts,
+    is_kind,
+    kinds_of,
+    parse_result,
+)
 
 
 def results_key(orders: int = 1) -> str:
@@ -41,118 +35,235 @@ def results_key(orders: int = 1) -> str:
     return "splits" if orders == 1 else f"splits_{orders}orders"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 step`, `2 steps`: for nouns whose plural is an s."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _orders_of(key: str) -> int | None:
+    """The number of orders whose results stand under `key`; None for another key."""
+    found = re.fullmatch(r"splits(?:_(\d+)orders)?", key)
+    return int(found[1] or 1) if found else None
 
 
-def orders_words(orders: int) -> str:
-    return counted(orders, "order")
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of a finished run or of a vote.
 
-
-def _beside(orders: int) -> str:
-    return "" if orders == 1 else f".{orders}orders"
-
-
-def record_path(run: str | Path) -> Path:
-    return Path(run) / "record.json"
-
-
-def find_run(name: str | None) -> Path | None:
-    """The folder of the run called `name`, or at that path; None for a model of the hub or a folder of weights."""
-    for path in (Path(name or ""), RESULTS / (name or "")):
-        if name and any((path / file).is_file() for file in ("record.json", "recipe.yaml")):
-            return path
-    return None
-
-
-def began_with(folder: Path) -> dict[str, Any]:
-    """What an unfinished run in `folder` began with, by its inputs.json; nothing for a run that begins now. UserError
-    when the file is damaged or gone.
+    settings   the recipe as it stands in the file; None for a vote, and for another folder of answers alone
+    data       split → the file that the run was trained on, or that chose its weights
+    training   what the training leaves; None for an untrained model
+    weights    name of the run beside this one whose weights it uses, where they are not its own
+    by_orders  number of orders of the options → split → what came out
+    letters    letter → token id
+    stored     as in `Part`
     """
-    if not (folder / CHECKPOINTS).is_dir() or not (folder / "recipe.yaml").is_file():
-        return {}
-    path = folder / "inputs.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for split in ("train", "dev"):
-            digest, items = found[split]
-            if not isinstance(digest, str) or not isinstance(items, int):
-                raise ValueError(f"{split} is {found[split]!r}")
-        if not isinstance(found["prompt"], str) or not isinstance(found.get("template", {}), dict):
-            raise ValueError("prompt or template is of another kind")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, is damaged or gone "
-            f"({error}). Delete the folder to train again, or give another --name."
-        ) from error
-    assert isinstance(found, dict)
-    return found
 
+    run: str
+    settings: Mapping[str, Any] | None = None
+    prompt: PromptFacts = field(default_factory=PromptFacts)
+    template: TemplateFacts = field(default_factory=TemplateFacts)
+    base_revision: str | None = None
+    tokenizer_revision: str | None = None
+    versions: Mapping[str, str] | None = None
+    commit: str | None = None
+    task: TaskFacts | None = None
+    data: Mapping[str, DataFile] = field(default_factory=dict)
+    trainable_parameters: int | None = None
+    parameters: int | None = None
+    training: Mapping[str, Any] | None = None
+    device: str | None = None
+    weights: str | None = None
+    by_orders: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
+    letters: Mapping[str, int] | None = None
+    peak_memory_bytes: int | None = None
+    seconds: float | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-def read_record(run: str | Path) -> dict[str, Any]:
-    """The record of a finished run. UserError when there is none (the run is not finished) or it is damaged."""
-    run = Path(run)
-    path = record_path(run)
-    if not run.is_dir():
-        runs = sorted(entry.name for entry in run.parent.iterdir() if entry.is_dir()) if run.parent.is_dir() else []
-        there = f"runs there: {', '.join(runs)}" if runs else "there are no runs there"
-        raise UserError(f"{run}: no such run; {there}.{nearest(run.name, runs)}")
-    if not path.is_file():
-        raise UserError(
-            f"{run} is not finished: it has no {path.name}. The command that started it goes on where it stopped."
-        )
-    try:
-        return parse_record(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Delete it and start the command that made the run again."
-        ) from error
-
-
-def parse_record(path: Path) -> dict[str, Any]:
-    """A record whose parts are of the kinds that are written. ValueError says which is not, or why it is no JSON."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError("not an object")
-    keys = [key for key in record if key == results_key() or re.fullmatch(r"splits_\d+orders", key)]
-    for key in ("recipe", "prompt", "template", "data", *keys):
-        if not isinstance(record.get(key, {}), dict):
-            raise ValueError(f"{key} is no object")
-    for key, split, result in [(where, *one) for where in keys for one in record[where].items()]:
-        if not isinstance(result, dict):
-            raise ValueError(f"{key}: {split} is no object")
-        wrong = [name for name, kind in RESULT.items() if not isinstance(result.get(name), kind | None)]
-        if wrong:
-            raise ValueError(f"{key}: {split}: {wrong[0]} is {result[wrong[0]]!r}")
-        if not 0 <= (result.get("correct") or 0) <= (result.get("items") or math.inf):
-            raise ValueError(f"{key}: {split}: {result['correct']} of {result['items']} items are right")
-    return record
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes a score (packages that are not installed are left out), without importing any of it."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
+    @classmethod
+    def load(cls, run: str | Path) -> "Record":
+        """The record of a finished run. UserError when there is none (the run is not finished), when it is damaged, or
+        when the run is not of the current task. Names keys of later versions in one line.
+        """
+        path = record_path(run)
+        refuse_missing(path.parent)
+        if not path.is_file():
+            raise UserError(
+                f"{run} is not finished: it has no {path.name}. The command that started it goes on where it stopped."
+            )
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+            record = cls.read(path)
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged: {error}. Delete it and start the command that made the run again."
+            ) from error
+        refuse_other_task(record.task, path.parent)
+        if unknown := record.unknown():
+            _say_once(f"{path}: unknown to this version, and kept as they are: {', '.join(unknown)}")
+        return record
 
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """ValueError says which part is of another kind than is written, or why the file is no JSON."""
+        record = cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        return record if record.run else replace(record, run=path.parent.name)
 
-def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" when tracked files differ from it; None without git or a repository."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            # Code unpacked from an archive inside another repository has no commit; git would give that repository's.
-            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(root.parent)},
-            capture_output=True,
-            text=True,
-            timeout=10,
+    @classmethod
+    def parse(cls, stored: Any) -> "Record":
+        """As `read`, of what the file holds."""
+        if not isinstance(stored, dict):
+            raise ValueError("not an object")
+        plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
+        by_orders = {
+            orders: {split: parse_result(one, f"{key}: {split}") for split, one in _object(stored, key).items()}
+            for key in stored
+            if (orders := _orders_of(key)) is not None
+        }
+        return cls(
+            **{"run": "", **plain},
+            settings=_object(stored, "recipe") if "recipe" in stored else None,
+            prompt=PromptFacts.parse(stored.get("prompt", {}), "prompt"),
+            template=TemplateFacts.parse(stored.get("template", {}), "template"),
+            task=TaskFacts.parse(stored["task"], "task") if "task" in stored else None,
+            data={split: DataFile.parse(one, f"data: {split}") for split, one in _object(stored, "data").items()},
+            by_orders=by_orders,
+            stored=stored,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+    def save(self, run: str | Path) -> None:
+        """Writes `record.json` in the folder of the run, whole or not at all."""
+        write_json(record_path(run), self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The file's keys in their order, with what has changed; those of a new record in the order of `_keys`."""
+        if not self.stored:
+            return self._keys()
+        now, before = self._keys(), Record.parse(self.stored)._keys()
+        changed = [key for key, value in now.items() if key not in before or value != before[key]]
+        return {**self.stored, **{key: value for key, value in now.items() if key in (*changed, results_key())}}
+
+    def _keys(self) -> dict[str, Any]:
+        """The file's keys in the order of a new record; some are left out where they have no value."""
+        found: dict[str, Any] = {"run": self.run}
+        if self.settings is not None:
+            found |= {"recipe": self.settings, "prompt": self.prompt.as_json(), "template": self.template.as_json()}
+            found |= {"base_revision": self.base_revision}
+            if self.settings.get("tokenizer"):
+                found |= {"tokenizer_revision": self.tokenizer_revision}
+            found |= {"versions": self.versions, "commit": self.commit}
+        if self.task is not None:
+            found["task"] = self.task.as_json()
+        if self.settings is not None:
+            found |= {"data": {split: file.as_json() for split, file in self.data.items()}}
+            found |= {key: getattr(self, key) for key in ("trainable_parameters", "parameters", "training", "device")}
+        found |= {} if self.weights is None else {"weights": self.weights}
+        for orders, results in sorted({1: {}, **self.by_orders}.items()):
+            found[results_key(orders)] = {split: result.as_json() for split, result in results.items()}
+        late = {key: getattr(self, key) for key in ("letters", "peak_memory_bytes", "seconds")}
+        return found | {key: value for key, value in late.items() if value is not None}
+
+    def unknown(self) -> list[str]:
+        """Keys of the file that this version does not know, those of its parts with the part in front."""
+        found = [*self._unknown_here(), *(f"recipe.{key}" for key in self.unknown_settings)]
+        parts: dict[str, Part] = {"prompt": self.prompt, "template": self.template}
+        parts |= {f"data.{split}": file for split, file in self.data.items()}
+        for orders, results in self.by_orders.items():
+            parts |= {f"{results_key(orders)}.{split}": result for split, result in results.items()}
+        return found + [f"{name}.{key}" for name, part in parts.items() for key in part.unknown()]
+
+    def _unknown_here(self) -> list[str]:
+        known = {*_plain(), "recipe", "prompt", "template", "task", "data"}
+        return [key for key in self.stored if key not in known and _orders_of(key) is None]
+
+    @property
+    def is_vote(self) -> bool:
+        """Whether there is no model: a vote, or another folder of answers alone."""
+        return self.settings is None
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """What was asked for, a setting that the file lacks at its default. Not of a vote."""
+        assert self.settings is not None, self.run
+        return Recipe(**self.known_settings)
+
+    @property
+    def pinned_recipe(self) -> Recipe:
+        """The recipe with the commits that were loaded; as it is where an older record names none."""
+        recipe = self.recipe
+        return recipe.replace(
+            revision=self.base_revision or recipe.revision,
+            tokenizer_revision=self.tokenizer_revision or recipe.tokenizer_revision,
+        )
+
+    @property
+    def unknown_settings(self) -> dict[str, Any]:
+        """Settings of a later version's recipe."""
+        return {key: value for key, value in (self.settings or {}).items() if key not in FIELDS}
+
+    @property
+    def known_settings(self) -> dict[str, Any]:
+        return {key: value for key, value in (self.settings or {}).items() if key in FIELDS}
+
+    def weights_in(self, folder: Path) -> Path:
+        """Where the weights of this run, which lies in `folder`, are: there, or in the run beside it that it names."""
+        return folder.with_name(self.weights) if self.weights else folder
+
+    @property
+    def commits(self) -> dict[str, str | None]:
+        """The commits that were loaded, as `hub.pin` takes them."""
+        return {"base_revision": self.base_revision, "tokenizer_revision": self.tokenizer_revision}
+
+    @property
+    def splits(self) -> Mapping[str, Result]:
+        """Split → what came out by one order of the options."""
+        return self.results(1)
+
+    def results(self, orders: int) -> Mapping[str, Result]:
+        """Split → what came out by so many orders of the options."""
+        return self.by_orders.get(orders, {})
+
+    def with_result(self, split: str, result: Result, orders: int = 1) -> "Record":
+        return replace(self, by_orders={**self.by_orders, orders: {**self.results(orders), split: result}})
+
+    def with_results_of(self, earlier: "Record") -> "Record":
+        """This record with the results and the unknown keys of `earlier`, which it replaces."""
+        same = {
+            key: getattr(earlier, key) for key in ("prompt", "template") if getattr(earlier, key) == getattr(self, key)
+        }
+        settings = {**(self.settings or {}), **earlier.unknown_settings}
+        made = replace(self, by_orders=earlier.by_orders, settings=settings, **same)
+        return Record.parse({**made.as_json(), **{key: earlier.stored[key] for key in earlier._unknown_here()}})
+
+    def without_results(self) -> "Record":
+        stored = {key: value for key, value in self.stored.items() if _orders_of(key) is None}
+        return replace(self, by_orders={}, stored=stored)
+
+
+class OtherTask(UserError):
+    """The run is not of the current task."""
+
+
+def refuse_other_task(then: TaskFacts | None, run: Path) -> None:
+    """`OtherTask` when a run is not of the current task. One that names none is of the task in the repository."""
+    official, now = task.official(), task.current()
+    then = then or TaskFacts(name=official.name, sha256=official.sha256)
+    if then.sha256 == now.sha256:
+        return
+    same = then.name == now.name
+    told = f"another version of the task {now.name}" if same else f"the task {then.name}, and not of {now.name}"
+    file = task.FILE if then.sha256 == official.sha256 else "FILE"
+    raise OtherTask(f"{run} is of {told}. Give the file of its task: --task {file}")
+
+
+@functools.cache
+def _plain() -> Mapping[str, Any]:
+    """The keys of a record whose value is a field as it stands in the file → its classes."""
+    parts = ("settings", "prompt", "template", "task", "data", "by_orders", "stored")
+    return {key: kinds for key, kinds in kinds_of(Record).items() if key not in parts}
+
+
+def _object(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = stored.get(key, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is no object")
+    return value
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line)

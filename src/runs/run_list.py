@@ -1,21 +1,21 @@
 """All runs of a folder, finished or not: how their settings differ, and what came out."""
 
-import csv
 import hashlib
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.runs.record import parse_record, record_path, results_key
+from src import task
+from src.console.words import counted
+from src.files.paths import RECIPE, record_path
+from src.runs.facts import Result
+from src.runs.record import Record
 from src.worth.metrics import wilson
 
 SHOWN_SPLITS = ("dev", "test")
-SIX = ", 6 orders"
-"""Behind the name of a split that was scored under six orders beside one."""
 DERIVED = ("name", "model_id", "licence", "revision", "tokenizer")
 """Settings that follow from the run's name or backbone."""
 LEFTOVERS = ("checkpoints", "adapter", "model", "log.txt")
@@ -24,14 +24,17 @@ HASH_DIGITS = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder under the runs'. `state`: finished, or why not and what is there. `recipe`: empty for a vote, and where
-    none can be read. `splits`: split → what the record says.
+    """A folder under the runs'.
+
+    state      finished, or why not and what is there
+    recipe     empty for a vote, and where none can be read
+    by_orders  number of orders of the options → split → what came out
     """
 
     name: str
     state: str
-    recipe: dict[str, Any]
-    splits: dict[str, dict[str, Any]]
+    recipe: Mapping[str, Any]
+    by_orders: Mapping[int, Mapping[str, Result]]
 
 
 def list_runs(results: Path) -> list[Entry]:
@@ -43,13 +46,12 @@ def list_runs(results: Path) -> list[Entry]:
 def _entry(folder: Path) -> Entry | None:
     if record_path(folder).is_file():
         try:
-            record = parse_record(record_path(folder))
+            record = Record.read(record_path(folder))
         except ValueError as error:
             return Entry(folder.name, f"damaged record.json ({error})", _recipe(folder), {})
-        six = {f"{split}{SIX}": one for split, one in record.get(results_key(6), {}).items()}
-        return Entry(folder.name, "finished", record.get("recipe", {}), {**record.get(results_key(), {}), **six})
+        return Entry(folder.name, "finished", record.settings or {}, record.by_orders)
     there = [name for name in LEFTOVERS if (folder / name).exists()]
-    if not (folder / "recipe.yaml").is_file() and there != ["log.txt"]:
+    if not (folder / RECIPE).is_file() and there != ["log.txt"]:
         return None
     saved = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     if saved:
@@ -59,7 +61,7 @@ def _entry(folder: Path) -> Entry | None:
 
 def _recipe(folder: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        found = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -72,19 +74,29 @@ def differing(entries: Sequence[Entry]) -> list[str]:
     return [key for key in keys if len({repr(recipe.get(key)) for recipe in recipes}) > 1]
 
 
-def cells(entry: Entry, settings: Sequence[str]) -> dict[str, str]:
-    """Column → text: the run, its state, the settings, and per split accuracy, items, orders and the data's digest."""
+def table_rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
+    """A row for each entry, all with the same columns: settings that differ, and results by every number of orders."""
+    settings = differing(entries)
+    several = {count for entry in entries for count in entry.by_orders if count > 1}
+    orders = sorted({len(task.current().all_orders), *several})
+    return [cells(entry, settings, orders) for entry in entries]
+
+
+def cells(entry: Entry, settings: Sequence[str], several: Sequence[int]) -> dict[str, str]:
+    """Column → text: the run, its state, the settings, and per split accuracy, items, orders and the data's digest.
+    several: numbers of orders, beside one, whose accuracies have columns of their own.
+    """
     found = {"run": entry.name, "state": entry.state}
     found |= {key: setting_text(entry.recipe.get(key)) if entry.recipe else "" for key in settings}
     for split in SHOWN_SPLITS:
-        result = entry.splits.get(split)
-        orders = str(result.get("orders", "")) if result else ""
+        result = entry.by_orders.get(1, {}).get(split)
         found[f"{split} accuracy"] = accuracy_text(result) if entry.state == "finished" else ""
-        found[f"{split} items"] = str(result.get("items", "")) if result else ""
-        found[f"{split} orders"] = orders
-        found[f"{split} data"] = str(result.get("data_sha256") or "")[:HASH_DIGITS] if result else ""
-        six = entry.splits.get(f"{split}{SIX}")
-        found[f"{split}{SIX}"] = accuracy_text(six) if six else ""
+        found[f"{split} items"] = str(result.items or "") if result else ""
+        found[f"{split} orders"] = str(result.orders or "") if result else ""
+        found[f"{split} data"] = (result.data_sha256 or "")[:HASH_DIGITS] if result else ""
+        for count in several:
+            other = entry.by_orders.get(count, {}).get(split)
+            found[f"{split}, {counted(count, 'order')}"] = accuracy_text(other) if other else ""
     return found
 
 
@@ -96,28 +108,13 @@ def setting_text(value: Any) -> str:
     return text if len(text) <= 40 and "\n" not in text else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def accuracy_text(result: dict[str, Any] | None) -> str:
+def accuracy_text(result: Result | None) -> str:
     """With the 95 % Wilson interval, as shares."""
     if result is None:
         return "not scored"
-    if result.get("accuracy") is None:
+    if result.accuracy is None:
         return "no labels"
-    if not (isinstance(result.get("correct"), int) and result.get("items")):
-        return f"{result['accuracy']:.3f}"
-    low, high = wilson(result["correct"], result["items"])
-    return f"{result['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def as_csv(rows: Sequence[dict[str, str]]) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def as_markdown(rows: Sequence[dict[str, str]]) -> str:
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-    told = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in told)
+    if result.correct is None or not result.items:
+        return f"{result.accuracy:.3f}"
+    low, high = wilson(result.correct, result.items)
+    return f"{result.accuracy:.3f} [{low:.3f}, {high:.3f}]"

@@ -13,7 +13,7 @@ from src.model.recipes import Recipe
 from src.plan import lengths
 from src.prompt.encode import Encoder
 from src.prompt.prompts import Prompt
-from src.runs import run as runs
+from src.runs.encoder import find_library, frozen_in, make_encoder
 from src.score.letters import LetterScorer
 from src.tree.layouts import GPU_SCORING
 from src.tree.rows import Layout, sizes
@@ -24,7 +24,7 @@ def encoder_for(prompt: Prompt, recipe: Recipe, folder: Path | None, data: Path)
     """The encoder of a model with another prompt. `folder`: of a trained run; `data`: where examples come from."""
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
     weights = models.weights_folder(folder) if folder else None
-    return runs.make_encoder(recipe, prompt, weights, runs.find_library(prompt, data), runs.frozen_in(folder))
+    return make_encoder(recipe, prompt, weights, find_library(prompt, data), frozen_in(folder))
 
 
 def refuse_too_long(encoders: Mapping[str, Sequence[Encoder]], items: Sequence[Item], orders: Sequence[str]) -> None:

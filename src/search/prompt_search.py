@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from src.console.cli import UserError
+from src.console.words import counted
 from src.data import Item
 from src.prompt.prompts import Prompt
-from src.runs.record import counted
 from src.score.item_scores import ItemScores
 from src.search.calls import CallsUsedUp
 from src.search.folder import Right, Step, last_kept, parse, read_steps, write_step

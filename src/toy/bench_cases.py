@@ -10,6 +10,8 @@ from src.model.recipes import ORPO
 
 LORA = {"lora_r": 6, "lora_alpha": 8}
 """The entry's published shape, in every case with adapters."""
+GROWTH = (1, 2, 4, 8, 16)
+"""Numbers of test splits that the case `growth` scores."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from src.plan.kinds import Kind, kinds
 from src.prompt.encode import Encoder, Limits
 from src.prompt.prompts import Prompt
 from src.toy import corpus
+from src.toy.corpus import RawItem
 from src.toy.miniature import load_values
 from src.train.order import epoch_steps
 from src.tree import layouts
@@ -66,7 +67,7 @@ TEMPLATE = (
 # The corpus and its tokenizer
 
 
-def lengthened(items: Sequence[dict[str, Any]], split: str, seed: int = SEED) -> list[dict[str, Any]]:
+def lengthened(items: Sequence[RawItem], split: str, seed: int = SEED) -> list[RawItem]:
     """`items` of the sample corpus, in the official shape, with dialogues and options of the official lengths.
 
     Utterances drawn from all dialogues of `items` are put before and after each dialogue; items of one dialogue still
@@ -75,7 +76,7 @@ def lengthened(items: Sequence[dict[str, Any]], split: str, seed: int = SEED) ->
     rng = random.Random(f"bench {seed} {items[0]['id']}")
     talk = sorted({turn["utterance"] for item in items for turn in item["input"]["conversation"]})
     groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: item["input"]["conversation"])]
-    longer: list[dict[str, Any]] = []
+    longer: list[RawItem] = []
     for group, wanted in zip(groups, rng.sample(_characters(split, len(groups)), len(groups)), strict=True):
         dialogue = _longer(group[0]["input"]["conversation"], wanted, talk, split, rng)
         for item in group:
@@ -125,7 +126,7 @@ def _with_words(sentence: str, *words: str) -> str:
     return " ".join([first, *words, rest])
 
 
-def make_corpus(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+def make_corpus(seed: int = SEED) -> dict[str, list[RawItem]]:
     """The lengthened train and test splits, all items labelled."""
     splits = corpus.make_corpus(seed)
     return {split: lengthened(splits[split], split, seed) for split in ("train", "test")}

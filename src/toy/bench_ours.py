@@ -20,7 +20,7 @@ from src.model.recipes import Recipe, make_recipe
 from src.prompt.encode import Example
 from src.score.letters import LetterScorer
 from src.toy import corpus
-from src.toy.bench_cases import LORA, Case
+from src.toy.bench_cases import GROWTH, LORA, Case
 from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
 from src.toy.bench_inputs import SEED, lengthened
 from src.toy.bench_setting import Setting
@@ -35,8 +35,6 @@ from src.tree.rows import Layout, sizes
 
 SCORED_ON_CPU = 24
 """Items of the scoring cases on a CPU; a GPU gets the whole test split."""
-GROWTH = (1, 2, 4, 8, 16)
-"""Numbers of test splits that the case `growth` scores."""
 ROW_ON_CPU = 4096
 """Tokens of its rows on a CPU."""
 MOST_WARM = 40

@@ -12,10 +12,10 @@ from transformers import TrainerCallback
 from src import task
 from src.console import progress
 from src.console.cli import UserError
+from src.console.words import counted
 from src.model.memory import MemoryPlan
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
-from src.runs.record import counted
 from src.train.objectives import Objective
 from src.train.order import epoch_steps
 from src.tree.layouts import GPU_ROW, TrainingLayout, sharing_factor

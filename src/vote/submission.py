@@ -5,24 +5,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from src import task
 from src.console.cli import nearest
-from src.data import CATEGORIES, OUTPUTS, Item, parse_items
+from src.console.words import IDS_SHOWN, some
+from src.data import Item, parse_items
 from src.items.json_files import read_json
 from src.items.oddities import KINDS
-
-IDS_SHOWN = 5
-OFFICIAL_ITEMS = 605
-"""Of the test split of the competition."""
 
 
 def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
     """What keeps a file with this content from being handed in as the answers to `items`, a line each."""
     _, faults = parse_items(content, "the file")
-    read = read_json(content, "the file", CATEGORIES)
+    read = read_json(content, "the file", task.current().categories)
     raw = read.value
     if not isinstance(raw, list) or not raw:
         return faults
-    # Our reader takes more forms than whoever receives the file.
+    # Our reader accepts more than the receiver of the file may.
     problems = [*read.problems, *(f"the file: {KINDS[one.kind].split(';')[0]} ({one.found})" for one in read.oddities)]
     problems += [f"the file: the key {', '.join(keys)} more than once in an object" for _, keys in read.repeated]
     if content.startswith(b"\xef\xbb\xbf"):
@@ -50,11 +48,11 @@ def _id_problems(ids: list[Any], expected: list[str]) -> list[str]:
     problems += [f"{key}: found {count} times; allowed: once" for key, count in counts.items() if count > 1]
     unknown = [key for key in counts if key not in known]
     if len(unknown) > IDS_SHOWN:
-        problems.append(f"{len(unknown)} items are not of the data: {_first(unknown)}. Is it another split's file?")
+        problems.append(f"{len(unknown)} items are not of the data: {some(unknown)}. Is it another split's file?")
     else:
         problems += [f"{key}: not an item of the data.{nearest(key, expected)}" for key in unknown]
     if missing := [key for key in expected if key not in counts]:
-        problems.append(f"{len(missing)} items of the data are missing: {_first(missing)}")
+        problems.append(f"{len(missing)} items of the data are missing: {some(missing)}")
     problems += [f"item {place}: it has no id" for place, key in enumerate(ids, start=1) if not isinstance(key, str)]
     if not problems and ids != expected:
         place = next(place for place, pair in enumerate(zip(ids, expected, strict=True)) if pair[0] != pair[1])
@@ -62,10 +60,6 @@ def _id_problems(ids: list[Any], expected: list[str]) -> list[str]:
             f"the order differs: item {place + 1} is {ids[place]}; allowed: {expected[place]}, as in the data"
         )
     return problems
-
-
-def _first(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:IDS_SHOWN]) + (" …" if len(ids) > IDS_SHOWN else "")
 
 
 def _changes(entry: Any, source: Any, where: str = "") -> list[str]:
@@ -91,12 +85,12 @@ def _changes(entry: Any, source: Any, where: str = "") -> list[str]:
 
 
 def _label_problems(entry: dict[str, Any]) -> list[str]:
-    label = entry.get("output")
-    if isinstance(label, str) and label in OUTPUTS:
+    label, options = entry.get("output"), task.current().options
+    if isinstance(label, str) and label in options:
         return []
     found = "none" if label in (None, "") else _told(label)
-    hint = nearest(label, OUTPUTS) if isinstance(label, str) else ""
-    return [f"output: found {found}; allowed: {', '.join(OUTPUTS)}.{hint}"]
+    hint = nearest(label, options) if isinstance(label, str) else ""
+    return [f"output: found {found}; allowed: {', '.join(options)}.{hint}"]
 
 
 def _told(value: Any) -> str:

@@ -1,14 +1,17 @@
 """Real child processes; progress goes through the real pipe."""
 
+import io
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src.console.jobs import run_job
+from src.console import jobs
+from src.console.jobs import Job, run_job, run_jobs
 from src.console.progress import PIPE, stage
 
 STAGES = (
@@ -89,3 +92,38 @@ def test_a_command_finds_the_repository_from_any_folder(tmp_path: Path, monkeypa
     reason, _ = run("import os, sys, run.vote; print(os.environ['PYTHONPATH'])", tmp_path / "log")
     root = Path(__file__).parents[2]
     assert reason == "" and (tmp_path / "log").read_text().splitlines()[-1] == f"{root}:/mine"
+
+
+# Several at once
+
+
+def run_all(some: Sequence[Job], at_once: int, gpus: int) -> tuple[dict[str, str], str]:
+    """(failures, what was printed)"""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=200)
+    return run_jobs(some, at_once, gpus, console), console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, str] = {}
+    both = threading.Barrier(2, timeout=20)
+
+    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], update: Any, stop: Any) -> str:
+        used[command[0]] = environment["CUDA_VISIBLE_DEVICES"]
+        both.wait()
+        return ""
+
+    monkeypatch.setattr(jobs, "run_job", job)
+    failures, printed = run_all([Job(name, (name,), Path(name), 1.0) for name in ("one", "two")], 2, 2)
+    assert failures == {} and sorted(used.values()) == ["0", "1"]
+    assert "done one, " in printed and "done two, " in printed
+
+
+def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    codes = {"bad": "raise SystemExit('error: no room')", "good": STAGES}
+    some = [Job(name, (sys.executable, "-c", code), tmp_path / name, 3.0) for name, code in codes.items()]
+    failures, printed = run_all(some, 1, 0)
+    assert list(failures) == ["bad"] and failures["bad"].startswith("no room (exit 1")
+    assert "failed bad, " in printed and "done good, " in printed and "all 2 runs" in printed
+    assert run_all([], 1, 0)[0] == {}

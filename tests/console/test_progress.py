@@ -70,12 +70,16 @@ def test_a_bar_has_its_length_a_note_and_lines_of_others_above_it(start: int) ->
     assert len(lines) == 4
 
 
-def test_time_left_counts_what_this_command_did(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that progress goes by, in seconds; nobody watches through a pipe."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.delenv(progress.PIPE, raising=False)
+    return now
+
+
+def test_time_left_counts_what_this_command_did(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with stage("train", 1) as bar:
         clock[0] = 1000.0
         bar.begin(600, 1000)
@@ -90,11 +94,8 @@ def test_time_left_counts_what_this_command_did(
 
 
 def test_a_log_is_not_flooded_and_a_short_stage_says_nothing(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    clock: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    monkeypatch.delenv(progress.PIPE, raising=False)
     with stage("score", 10_000) as bar:
         for done in range(1, 10_001):
             clock[0] += 0.0029
@@ -103,10 +104,8 @@ def test_a_log_is_not_flooded_and_a_short_stage_says_nothing(
 
 
 def test_who_watches_gets_count_and_note_and_the_log_its_lines(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     reading, writing = os.pipe()
     monkeypatch.setenv(progress.PIPE, str(writing))
     with stage("train", 1) as bar:

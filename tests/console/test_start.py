@@ -121,7 +121,7 @@ def test_another_python_is_refused_in_one_line(
 
 
 def test_old_pythons_can_read_what_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in [*COMMANDS, ROOT / "src" / "start.py", ROOT / "src" / "__init__.py"]:
+    for file in [*COMMANDS, ROOT / "src" / "console" / "start.py", ROOT / "src" / "__init__.py"]:
         ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
         if file.parent.name in start.COMMANDS:
             text = file.read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Small corpora by hand, whose figures can be worked out on paper, and one of another task."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +46,18 @@ def weather(options: int) -> Task:
     )
 
 
-def corpus_of(task: Task) -> Corpus:
-    """A dozen items of the task in each split, test without labels. No item has the last category."""
+def corpus_of(current: Task) -> Corpus:
+    """A dozen items of the current task in each split, test without labels. No item has the last category."""
     splits = {}
     for place, split in enumerate(SPLITS):
-        items = []
-        for number, one in enumerate(read([make_item(12 * place + number) for number in range(12)])):
-            texts = tuple(f"{number}번 문항의 {other}번째 사람은 우산을 샀다." for other in range(len(task.options)))
-            label = None if split == "test" else number % len(texts)
-            category = task.categories[number % (len(task.categories) - 1)]
-            kept = {key: one.source["input"][key] for key in ("conversation", "reference_id")}
-            inner = {**kept, "category": category, **dict(zip(task.options, texts, strict=True))}
-            source = {"id": one.id, "input": inner, "output": "" if label is None else task.options[label]}
-            items.append(dataclasses.replace(one, category=category, options=texts, label=label, source=source))
-        splits[split] = items
+        raw = []
+        for number in range(12):
+            one = make_item(12 * place + number, category=current.categories[number % (len(current.categories) - 1)])
+            for key in ("inference_1", "inference_2", "inference_3"):
+                del one["input"][key]
+            for other, key in enumerate(current.options):
+                one["input"][key] = f"{number}번 문항의 {other}번째 사람은 우산을 샀다."
+            one["output"] = "" if split == "test" else current.options[number % len(current.options)]
+            raw.append(one)
+        splits[split] = read(raw)
     return Corpus("own", splits, "fedcba9876543210")

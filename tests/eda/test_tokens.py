@@ -1,20 +1,22 @@
 """Tokenizers come from this disk, or are the miniature's."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src import task
 from src.console.cli import UserError
 from src.eda.corpus import Corpus, sample_corpus
+from src.eda.questions.prompts import tokens
 from src.eda.tokens import find_encoders
 from src.eda.view import View
 from src.prompt.encode import Encoder
 from tests.conftest import make_item
-from tests.eda.made import corpus_of, read, weather
+from tests.eda.made import read
+from tests.made_task import FOUR, PROMPT, four_items, working_on
 
 
 def test_tokenizers_come_from_this_disk_alone(
@@ -53,16 +55,20 @@ def test_a_backbone_that_the_miniature_lacks_is_left_out(tmp_path: Path) -> None
     assert list(find_encoders(sample_corpus(), tmp_path)) == ["mini-qwen2"]
 
 
-def test_a_prompt_that_does_not_know_the_task_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        raise UserError("needs one sentence for each category")
-
-    (tmp_path / "here.yaml").write_text(json.dumps({"backbone": "qwen2"}))
-    monkeypatch.setattr("src.prompt.prompts.load_prompt", refuse)
-    with pytest.raises(UserError, match="needs one sentence"):
-        find_encoders(sample_corpus(), tmp_path)
-    task.use(weather(4))
-    try:
-        assert find_encoders(corpus_of(weather(4)), tmp_path) == {}
-    finally:
-        task.use(None)
+def test_a_prompt_that_does_not_know_the_task_is_left_out(tmp_path: Path, backbone_folder: Any) -> None:
+    """Another task takes the recipes whose prompt is for it; the shipped one says what is wrong with a prompt."""
+    (tmp_path / "four.yaml").write_text(PROMPT, encoding="utf-8")
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for name, prompt in (("published", "entry"), ("mine", str(tmp_path / "four.yaml"))):
+        recipe = {"model_id": str(backbone_folder("qwen2")), "prompt": prompt}
+        (recipes / f"{name}.yaml").write_text(json.dumps(recipe))
+    with working_on(FOUR):
+        view = View(Corpus("own", {"train": four_items(6)}, "0" * 16), "train")
+        view.__dict__["encoders"] = find_encoders(view.corpus, recipes)
+        assert list(view.encoders) == ["mine"]
+        finding = tokens(view)
+    assert finding.figure is not None
+    assert re.search(r"평균 \d+토큰\(mine\)", finding.says)
+    with pytest.raises(UserError, match=r"four\.yaml"):
+        find_encoders(sample_corpus(), recipes)

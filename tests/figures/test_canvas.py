@@ -10,7 +10,7 @@ import pytest
 ALONE = "import importlib.metadata as m; m.entry_points = lambda **keys: []; "
 DRAW = (
     "from pathlib import Path; from src.figures import plots, style\n"
-    "plots.save_png(plots.growth([(1, 1.0), (2, 2.0)], 'h'), Path('growth.png'))\n"
+    "plots.save_png(plots.growth([(1, 1.0), (2, 2.0)], 'h', 'l'), Path('growth.png'))\n"
     "point = plots.Point(0, 0.5, 0.1, 0.9, True)\n"
     "plots.save_png(plots.accuracy_by_step([point], [0.5]), Path('accuracy.png'))\n"
     "figure, _ = style.panels(['a'], 'b', 'c')\n"

@@ -9,18 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from src.console.cli import UserError
+from src.files.paths import scores_path
 from src.model import hub
 from src.model.recipes import make_recipe
-from src.runs.record import read_record, scores_path
+from src.runs.record import Record
 from src.score.item_scores import read_scores
-from tests.made_runs import make_split
+from tests.made_runs import make_split, stored
 from tests.small_hub import Repository, SmallHub, small_hub
 
 FIRST, SECOND, WORDS = "a" * 40, "b" * 40, "c" * 40
@@ -113,7 +114,7 @@ def test_the_commit_is_recorded_and_a_download_that_broke_off_goes_on(
     trained: tuple[Path, Path, list[Any]], served: SmallHub
 ) -> None:
     run, _, asked = trained
-    record = read_record(run)
+    record = stored(run)
     assert (record["base_revision"], record["tokenizer_revision"]) == (FIRST, WORDS)
     assert record["recipe"]["revision"] is None, "the recipe stays what was asked for"
     inputs = json.loads((run / "inputs.json").read_text(encoding="utf-8"))
@@ -150,7 +151,7 @@ def test_an_unfinished_run_goes_on_with_the_commit_it_began_with(
     done = train(place, unfinished, served.environment(home), *asked)
     assert done.returncode == 0, done.stderr
     assert f"made/model: main is commit {SECOND} now; this goes on with {FIRST}, which it began with" in done.stdout
-    assert read_record(unfinished)["base_revision"] == FIRST
+    assert stored(unfinished)["base_revision"] == FIRST
     # Where that commit can be had no more, it is named.
     (unfinished / "record.json").unlink()
     environment = served.environment(tmp_path / "empty") | {"HF_HUB_OFFLINE": "1"}
@@ -249,8 +250,9 @@ def test_a_name_that_may_have_been_meant_as_a_run(served: SmallHub, place: Path,
 def test_an_old_record_without_a_commit_goes_on_as_its_recipe_says() -> None:
     recipe = make_recipe({"model_id": "made/model", "method": "lora", "revision": "v1"}, "made")
     values = {key: value for key, value in asdict(recipe).items() if key != "tokenizer_revision"}
-    assert hub.recorded({"recipe": values, "base_revision": None}) == recipe
-    assert hub.recorded({"recipe": values, "base_revision": FIRST}).revision == FIRST
+    record = Record(run="old", settings=values)
+    assert record.pinned_recipe == recipe
+    assert replace(record, base_revision=FIRST).pinned_recipe.revision == FIRST
 
 
 def test_a_copied_cache_has_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-import run.reproduce as reproduce
 from orpo import orpo_data, orpo_train
 from src.console.cli import UserError
 from src.data import load_items, split_path
 from src.model.recipe_files import RECIPES, load_recipe, load_recipes
-from src.runs.record import read_record
-from tests.made_runs import make_split
+from src.plan.work import Place, command_left
+from tests.made_runs import make_split, stored
 
 ROOT = Path(__file__).parents[2]
 Folder = Callable[[str], Path]
@@ -64,7 +63,7 @@ def test_pairs_in_three_forms(place: Path, backbone_folder: Folder) -> None:
 def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -> None:
     from src.model.recipes import make_recipe
     from src.prompt.prompts import load_prompt
-    from src.runs.run import make_encoder
+    from src.runs.encoder import make_encoder
     from src.train.objectives import make_objective
 
     items = load_items(split_path(place / "data", "train"))
@@ -72,17 +71,17 @@ def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -
     for more, changes in ((), {}), (("--orpo_pairs", "one", "--seed", "3"), {"orpo_pairs": "one", "seed": 3}):
         values = {"model_id": str(backbone_folder("qwen2it")), "method": "orpo", "prompt": str(prompt), **changes}
         recipe = make_recipe(values, "test")
-        encoder = make_encoder(recipe, load_prompt(prompt))
+        encoder, objective = make_encoder(recipe, load_prompt(prompt)), make_objective(recipe)
         decode = encoder.tokenizer.decode
         trained = [
             (decode(one.ids[:start]), decode(one.ids[start:]), decode(ids[start:]))
-            for one in make_objective(recipe).examples(encoder, items)
+            for one in objective.examples(encoder, items)
             for start in [one.answer_start]
             for ids in one.rejected
         ]
         found = pairs(place, "--model_id", str(backbone_folder("qwen2it")), *more)
         assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found] == trained
-        assert len(found) == sum(len(make_objective(recipe).wrong_options(item)) for item in items)
+        assert len(found) == sum(len(objective.wrong_options(item)) for item in items)
 
 
 def test_letters_alone_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +120,7 @@ def test_a_run_is_like_any_other(
     flags = ["--model_id", str(backbone_folder("qwen2it")), "--data", "data", *small]
     orpo_train.main([*flags, "--save_dir", "full"])
     orpo_train.main([*flags, "--save_dir", "lora", "--method", "lora", "--orpo_answer", "letter"])
-    full, lora = read_record("full"), read_record("lora")
+    full, lora = stored("full"), stored("lora")
     assert (full["recipe"]["method"], full["recipe"]["objective"]) == ("full", "orpo")
     assert full["trainable_parameters"] == full["parameters"] and lora["recipe"]["method"] == "lora"
     assert {"eval_loss", "eval_log_odds", "eval_accuracy"} <= full["training"]["evaluations"][-1].keys()
@@ -129,18 +128,17 @@ def test_a_run_is_like_any_other(
     for folder in ("full", "lora"):
         scoring.main(["--model_id", folder, "--data", "data", "--split", "dev", "test", "--device", "cpu"])
     vote.main(["full", "lora", "--split", "dev", "--data", "data", "--out", "vote"])
-    assert read_record("vote")["splits"]["dev"]["items"] == 6
+    assert stored("vote")["splits"]["dev"]["items"] == 6
     with pytest.raises(UserError, match=r"orpo\.orpo_train trains with orpo; use python -m run\.train"):
         orpo_train.main([*flags, "--objective", "letter"])
     assert "(ORPO)" in capsys.readouterr().out
 
 
-def test_reproduce_starts_the_right_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    modules = {}
+def test_reproduce_starts_the_right_command(tmp_path: Path) -> None:
+    modules, place = {}, Place(tmp_path, Path("data"), test=True)
     for folder in ("published", "supervised", "orpo"):
         for file, recipe in load_recipes(RECIPES / folder).items():
-            command = reproduce.command_for(file, recipe, Path("data"), test=True)
+            command = command_left(file, recipe, place)
             assert command[3:] == ["--recipe", str(file), "--data", "data", "--score", "test"]
             modules[recipe.name] = command[2]
     trained_with_orpo = {name for name, module in modules.items() if module == "orpo.orpo_train"}
@@ -175,13 +173,13 @@ def house(tmp_path: Path) -> Path:
     """The repository's rooms without corpus, miniature and environment."""
     for name in ("run", "src", "orpo"):
         (tmp_path / name).mkdir()
-        for file in (ROOT / name).glob("*.*"):
+        for file in (ROOT / name).glob("*"):
             (tmp_path / name / file.name).symlink_to(file)
     (tmp_path / "orpo" / "run_orpo.bash").unlink()
     script = (ROOT / "orpo" / "run_orpo.bash").read_text(encoding="utf-8")
     (tmp_path / "orpo" / "run_orpo.bash").write_text(script, encoding="utf-8")
     (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "tokenizers.yaml", "prompts", "recipes"):
+    for name in ("backbones.yaml", "tokenizers.yaml", "task.yaml", "prompts", "recipes"):
         (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
     return tmp_path
 

@@ -88,16 +88,21 @@ def test_the_item_as_long_as_the_context_fits(
 
 
 def test_what_is_near_is_as_if_all_had_been_counted(
-    splits: dict[str, list[Item]], tmp_path: Path, backbone_folder: Callable[[str], Path]
+    splits: dict[str, list[Item]],
+    tmp_path: Path,
+    backbone_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens = sorted(len(one.ids) for one in encoder_for("qwen2it").for_training(splits["train"]))
     counted: list[int] = []
+    count = lengths.count
+    monkeypatch.setattr(
+        lengths, "count", lambda encoder, items, *how: counted.append(len(items)) or count(encoder, items, *how)
+    )
     for context in (tokens[3], tokens[20], tokens[-2]):
         recipe = recipe_for(backbone_folder("qwen2it"), tmp_path / str(context), context)
         gauge = lengths.Gauge(recipe, lengths.Texts(splits))
-        count = gauge._count
-        gauge._count = lambda split, items, count=count: counted.append(len(items)) or count(split, items)
-        assert gauge.near("train") == gauge.whole("train")
+        assert gauge.near_limit("train") == gauge.whole_split("train")
     # Of the last, those that are far from the context were not.
     assert counted[-3] == lengths.PROBES and counted[-3] + counted[-2] < counted[-1] == 40
 
@@ -162,8 +167,8 @@ def test_examples_count_and_come_from_the_training_split(splits: dict[str, list[
 def test_only_the_items_that_a_recipe_trains_on_count(splits: dict[str, list[Item]]) -> None:
     recipe = make_recipe({"backbone": "polar", "only_category": "원인"}, "here")
     gauge = lengths.Gauge(recipe, lengths.Texts(splits))
-    assert gauge.whole("train").items == sum(item.category == "원인" for item in splits["train"]) < 40
-    assert gauge.whole("dev").items == 20
+    assert gauge.whole_split("train").items == sum(item.category == "원인" for item in splits["train"]) < 40
+    assert gauge.whole_split("dev").items == 20
 
 
 def test_a_tokenizer_in_the_hubs_cache_is_used(
@@ -171,14 +176,16 @@ def test_a_tokenizer_in_the_hubs_cache_is_used(
 ) -> None:
     recipe = make_recipe({"model_id": "someone/else", "prompt": "plain"}, "here")
     assert lengths.tokenizer_folder(recipe) is None and lengths.context_of(recipe) is None
-    assert not lengths.Gauge(recipe, lengths.Texts(splits)).whole("dev").counted
+    assert not lengths.Gauge(recipe, lengths.Texts(splits)).whole_split("dev").counted
     folder = empty_hub_cache / "models--someone--else"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("c0ffee")
     recipe_for(backbone_folder("qwen2it"), folder / "snapshots" / "c0ffee", 700)
     found = lengths.Gauge(recipe, lengths.Texts(splits))
-    assert found.context == 700 and found.whole("dev").counted
-    assert found.whole("dev").longest == max(len(one.ids) for one in encoder_for("qwen2it").for_scoring(splits["dev"]))
+    assert found.context == 700 and found.whole_split("dev").counted
+    assert found.whole_split("dev").longest == max(
+        len(one.ids) for one in encoder_for("qwen2it").for_scoring(splits["dev"])
+    )
 
 
 def test_the_context_of_a_model(tmp_path: Path) -> None:

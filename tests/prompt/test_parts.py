@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from src.eda import measures
+from src.eda.corpus import sample_corpus
+from src.eda.tokens import find_encoders
 from src.prompt.fewshot import Library
 from src.prompt.messages import Examples
 from src.prompt.parts import PROMPT_PARTS, message_parts, pieces, prompt_parts, token_parts
@@ -14,8 +15,8 @@ from tests.made_task import FOUR, PROMPT, four_items, working_on
 
 
 def test_tokens_of_the_parts_add_up() -> None:
-    corpus = measures.sample_corpus()
-    encoders = measures.find_encoders(corpus)
+    corpus = sample_corpus()
+    encoders = find_encoders(corpus)
     assert len(encoders) == 8
     items = corpus.splits["train"][:3]
     for name, encoder in encoders.items():

@@ -16,6 +16,7 @@ from src.eda.corpus import SAMPLE, read_corpus, sample_corpus
 from src.figures import style
 from tests.conftest import make_item
 from tests.eda.made import write_corpus
+from tests.made_task import TASK_FILE, make_four
 
 # Not held against what is committed: Kiwi's models compute in floats of the machine's width, so a rare word may be read
 # differently elsewhere; and tokens change with every word of a prompt.
@@ -105,22 +106,21 @@ def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
         command.run(path, SAMPLE, tmp_path, task.FILE)
 
 
-def test_the_notebooks_work_on_the_task_of_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run in another process. This task differs in its name alone, so that there is a sample corpus of it."""
-    import nbformat
-
-    code = "from src import task\nfrom src.eda import findings as find\nfind.open_view('train')\ntask.current().name"
-    head = f"import os, sys; os.chdir({str(Path.cwd())!r}); sys.path.insert(0, os.getcwd())"
-    cells = [nbformat.v4.new_code_cell(source) for source in (head, code)]
-    path = tmp_path / "train_EDA.ipynb"
-    path.write_text(notebooks.text_of(nbformat.v4.new_notebook(cells=cells)))
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", {"train": path})
-    text = task.FILE.read_text(encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(text.replace("name: 대화 맥락 추론", "name: 우리 과제"), encoding="utf-8")
-    out = tmp_path / "out"
+def test_the_notebooks_work_on_the_task_of_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They run in other processes. The task has four options and no official corpus."""
+    data, file = tmp_path / "data", tmp_path / "task.yaml"
+    file.write_text(TASK_FILE, encoding="utf-8")
+    splits = {"train": [make_four(n) for n in range(8)], "dev": [make_four(n) for n in range(8, 12)]}
+    write_corpus(data, {**splits, "test": [make_four(n, output="") for n in range(12, 20)]})
     try:
-        assert command.main(["--sample", "--task", str(tmp_path / "mine.yaml"), "--out", str(out)]) == 0
+        assert command.main(["--data", str(data), "--task", str(file), "--out", str(tmp_path / "out")]) == 0
+        with pytest.raises(UserError, match="the task weather talk has no sample corpus"):
+            command.main(["--sample", "--task", str(file)])
     finally:
         task.use(None)
-    made = notebooks.read(out / "train" / "train_EDA.ipynb")
-    assert made.cells[-1].outputs[-1].data["text/plain"] == "'우리 과제'"
+    assert capsys.readouterr().out.startswith("data의 말뭉치: train 8, dev 4, test 8 items")
+    train = (tmp_path / "out" / "train" / "train_EDA.html").read_text(encoding="utf-8")
+    assert "가장 많은 유형은 Cause(50.0 %)" in train
+    assert "정답은 1번 2개, 2번 2개, 3번 2개, 4번 2개입니다" in train
+    assert "무작위로 고르면 25.0 %" in train and "발표된 값" not in train
+    assert "측정값 가운데" in (tmp_path / "out" / "test" / "test_EDA.html").read_text(encoding="utf-8")

@@ -7,8 +7,9 @@ import pytest
 
 from run.evaluate import main
 from src.console.cli import UserError
-from src.data import OUTPUTS, Item, sha256
+from src.data import Item, sha256
 from src.worth.metrics import chance_range, wilson
+from tests.conftest import OUTPUTS
 from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
 
 

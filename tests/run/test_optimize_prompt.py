@@ -14,6 +14,7 @@ import yaml
 
 from run import optimize_prompt
 from run.optimize_prompt import main
+from src import task
 from src.console.cli import UserError
 from src.data import load_items
 from src.prompt.encode import Encoder
@@ -202,6 +203,8 @@ def test_a_better_prompt_of_a_real_model(
     main(arguments(place, "found", *flags))
     printed = capsys.readouterr().out
     record = json.loads((place / "found" / "search_record.json").read_text(encoding="utf-8"))
+    asked = json.loads((place / "found" / "search.json").read_text(encoding="utf-8"))
+    assert asked["task"] == record["search"]["task"] == task.current().sha256
     assert record["kept"] == [2] and record["prompt"]["step"] == 2 and record["calls"] == 4
     for key, text in (("start", start), ("prompt", better)):
         assert record[key]["accuracy"][0] == pytest.approx(found[text][1] / len(parts[1]))

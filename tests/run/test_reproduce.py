@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,22 @@ from typing import Any
 import pytest
 
 import run.reproduce as reproduce
+from src import task
 from src.console.cli import UserError
 from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
+from src.files.paths import record_path
 from src.files.writing import write_json
 from src.model.recipe_files import load_recipe
-from src.runs.record import read_record, record_path
-from tests.made_runs import make_run, make_split
+from tests.made_runs import make_run, make_split, stored
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def official_afterwards() -> Iterator[None]:
+    yield
+    task.use(None)
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("run", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "tokenizers.yaml", "prompts"):
+    for name in ("backbones.yaml", "tokenizers.yaml", "task.yaml", "prompts"):
         (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
     for split, count in (("train", 6), ("dev", 6), ("test", 9)):
         make_split(tmp_path / "data", split, count, labelled=split != "test")
@@ -70,7 +77,7 @@ class Commands:
             write_json(record_path(folder), record | {"trainable_parameters": 7, "seconds": 1.0})
         elif module == "run.test":
             folder = Path(arguments[arguments.index("--model_id") + 1])
-            record = read_record(folder)
+            record = stored(folder)
             make_run(folder, self.house / "data", "test", [0] * 9)
             record["splits"]["test"] = {"items": 9, "accuracy": None, "correct": None, "data_sha256": self.sha("test")}
             write_json(record_path(folder), record)
@@ -88,12 +95,19 @@ class Commands:
         return [module for module, _ in self.seen]
 
 
+def set_run_job(monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., str]) -> None:
+    """For the runs, and for the vote."""
+    for module in ("src.console.jobs", "run.reproduce"):
+        monkeypatch.setattr(f"{module}.run_job", stand_in)
+
+
 @pytest.fixture
 def commands(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands(house)
-    monkeypatch.setattr(reproduce, "run_job", stand_in)
+    set_run_job(monkeypatch, stand_in)
     monkeypatch.setattr(reproduce.devices, "gpus", lambda: [])
-    monkeypatch.setattr(reproduce, "able", lambda jobs, *rest: jobs)  # what this machine could really do
+    for name in ("obstacles", "check_room"):  # what this machine could really do
+        monkeypatch.setattr(reproduce.ready, name, lambda *given: {})
     return stand_in
 
 
@@ -112,7 +126,7 @@ def test_all_of_it_then_nothing(commands: Commands, capsys: pytest.CaptureFixtur
     assert commands.modules() == ["run.train"] * 3 + ["run.vote"] * 2
     shown = capsys.readouterr().out
     assert "0.833 [0.436, 0.970]" in shown and "The vote is of 3 of 3" in shown
-    record = read_record("resource/results/vote-try")
+    record = stored("resource/results/vote-try")
     assert [voter["run"] for voter in record["splits"]["test"]["voters"]] == ["eeve", "polar", "qwen2"]
     commands.seen.clear()
     assert call() == 0
@@ -125,7 +139,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(commands: Commands, capsys: 
     shown = capsys.readouterr().out
     assert "failed polar: x2bee/POLAR-14B-v0.2 is gated" in shown
     assert "The vote is of 2 of 3; missing: polar" in shown
-    assert read_record("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "no such run"}
+    assert stored("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "no such run"}
     commands.fail, commands.seen = {}, []
     assert call() == 0
     assert commands.modules() == ["run.train", "run.vote", "run.vote"]
@@ -195,25 +209,6 @@ def test_recipes_of_the_same_weights_follow_each_other(commands: Commands, house
     assert [Path(file).stem for file in trained] == ["eeve", "zz", "polar", "qwen2"]
 
 
-def test_each_job_has_a_gpu_of_its_own(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: dict[str, str] = {}
-    import threading
-
-    both = threading.Barrier(2, timeout=20)
-
-    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], update: Any, stop: Any) -> str:
-        used[command[0]] = environment["CUDA_VISIBLE_DEVICES"]
-        both.wait()
-        return ""
-
-    monkeypatch.setattr(reproduce, "run_job", job)
-    from rich.console import Console
-
-    jobs = [reproduce.Job(name, (name,), 1.0) for name in ("one", "two")]
-    assert reproduce.run_jobs(jobs, 2, 2, Console(quiet=True)) == {}
-    assert sorted(used.values()) == ["0", "1"]
-
-
 # What this machine cannot do
 
 
@@ -223,7 +218,7 @@ def machine(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     from huggingface_hub import constants
 
     stand_in = Commands(house)
-    monkeypatch.setattr(reproduce, "run_job", stand_in)
+    set_run_job(monkeypatch, stand_in)
     monkeypatch.setattr(reproduce.devices, "gpus", lambda: [])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(house / "hub"))
     monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "the hub is asleep")
@@ -326,7 +321,7 @@ def test_the_log_of_the_vote_is_that_of_the_last_one(
             file.write(f"{command[2]}\n")
         return commands(command, log, *rest)
 
-    monkeypatch.setattr(reproduce, "run_job", logged)
+    set_run_job(monkeypatch, logged)
     for _ in range(3):
         assert call() == 0
     log = house / "resource" / "results" / "vote-try" / "log.txt"
@@ -348,3 +343,21 @@ def test_no_name_is_cut_on_a_narrow_terminal(commands: Commands, monkeypatch: py
         console.print(reproduce.table(runs, Path("resource/results/vote-try")))
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "vote-try" in text and "hard" in text and "…" not in text and "0.833" in text
+
+
+def test_the_task_is_handed_on(commands: Commands, house: Path) -> None:
+    (house / "mine.yaml").write_text((ROOT / "resource" / "task.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert call("--only", "eeve", "--task", "mine.yaml") == 0
+    assert [arguments[-2:] for _, arguments in commands.seen] == [["--task", "mine.yaml"]] * 3
+
+
+def test_a_task_whose_sizes_are_not_known_is_planned_for_its_data(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "resource" / "task.yaml").read_text(encoding="utf-8")
+    (house / "mine.yaml").write_text(text.split("official:")[0], encoding="utf-8")
+    assert call("--dry_run", "--task", "mine.yaml") == 0
+    assert "eeve" in capsys.readouterr().out
+    shutil.rmtree(house / "data")
+    with pytest.raises(UserError, match=r"data_train\.json: no such file"):
+        call("--dry_run", "--task", "mine.yaml")

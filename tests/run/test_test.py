@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from run.test import find_run, main
+from run.test import main
 from run.train import main as train
+from src import task
 from src.console.cli import UserError, run_main
 from src.data import dump_items
+from src.files.paths import record_path
 from src.files.writing import write_json
-from src.prompt.prompts import ORDERS
-from src.runs import record as records
-from src.runs.record import read_record
 from src.score.item_scores import read_scores
 from tests.conftest import make_item, odd_items
-from tests.made_runs import make_split
+from tests.made_runs import make_split, stored
 
 Folder = Callable[[str], Path]
 METHODS = ("lora", "qlora", "full")
@@ -47,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change: the runs are found by name."""
     shutil.copytree(trained, tmp_path / "place")
-    for module in ("run.test", "src.runs.record"):
+    for module in ("run.test", "src.files.paths"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "place" / "results")
     return tmp_path / "place"
 
@@ -66,10 +65,10 @@ def problem_of(place: Path, run: str | Path, *more: str) -> str:
 def test_a_run_by_its_name_scores_as_in_training(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = place / "results" / method
     before = {file: (run / file).read_bytes() for file in ("scores_dev.jsonl", "predictions_dev.json")}
-    old = read_record(run)
+    old = stored(run)
     scored(place, method, "--split", "dev", "test")
     assert {file: (run / file).read_bytes() for file in before} == before
-    record = read_record(run)
+    record = stored(run)
     timeless = [
         {k: v for k, v in one["splits"]["dev"].items() if k not in ("seconds", "data")} for one in (old, record)
     ]
@@ -119,10 +118,10 @@ def test_six_orders_lie_beside_one(place: Path, capsys: pytest.CaptureFixture[st
     assert {file: (run / file).read_bytes() for file in before} == before
     assert (run / "predictions_dev.6orders.json").is_file()
     six = read_scores(run / "scores_dev.6orders.jsonl")
-    assert {row.orders for row in six} == {ORDERS}
+    assert {row.orders for row in six} == {task.current().all_orders}
     for row, single in zip(six, one, strict=True):
         assert row.logits[0] == pytest.approx(single.logits[0], abs=1e-4)
-    record = read_record(run)
+    record = stored(run)
     assert (record["splits"]["dev"]["orders"], record["splits_6orders"]["dev"]["orders"]) == (1, 6)
     assert "full, dev: 6 items, 6 orders, " in capsys.readouterr().out
 
@@ -131,14 +130,14 @@ def test_six_orders_of_a_run_of_before_make_way_for_one(place: Path) -> None:
     """They were kept in the place of one order's."""
     run = place / "results" / "full"
     scored(place, "full", "--split", "dev", "--orders", "6")
-    record = read_record(run)
+    record = stored(run)
     record["splits"]["dev"] = record.pop("splits_6orders")["dev"]
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     for name in ("scores_dev{}.jsonl", "predictions_dev{}.json"):
         (run / name.format(".6orders")).replace(run / name.format(""))
     six = (run / "scores_dev.jsonl").read_bytes()
     scored(place, "full", "--split", "dev")
-    record = read_record(run)
+    record = stored(run)
     assert (record["splits"]["dev"]["orders"], record["splits_6orders"]["dev"]["orders"]) == (1, 6)
     assert (run / "scores_dev.6orders.jsonl").read_bytes() == six
     assert len(read_scores(run / "scores_dev.jsonl")[0].orders) == 1
@@ -148,24 +147,24 @@ def test_an_untrained_model(place: Path, backbone_folder: Folder, capsys: pytest
     model, run = backbone_folder("qwen2"), place / "results" / "base-untrained"
     flags = ("--backbone", "qwen2", "--name", "base", "--prompt", "plain")
     scored(place, model, "--split", "dev", *flags)
-    record = read_record(run)
+    record = stored(run)
     assert (record["training"], record["trainable_parameters"], record["data"]) == (None, 0, {})
     assert (record["prompt"]["name"], record["recipe"]["method"]) == ("plain", "lora")
     assert record["splits"]["dev"]["items"] == 6 and set(record["splits"]) == {"dev"}
     assert sorted(path.name for path in run.iterdir()) == ["predictions_dev.json", "record.json", "scores_dev.jsonl"]
     # Another split joins it; other settings under the name do not.
     scored(place, model, *flags)
-    assert set(read_record(run)["splits"]) == {"dev", "test"}
+    assert set(stored(run)["splits"]) == {"dev", "test"}
     other = (*flags[:-1], "korean")
     assert "holds scores under other settings (prompt, prompt). Delete it" in problem_of(place, model, *other)
     # It can be named as any other run, and goes on as it was made.
     scored(place, "base-untrained", "--split", "dev", "--orders", "6")
-    assert read_record(run)["splits_6orders"]["dev"]["orders"] == 6 and set(read_record(run)["splits"]) == {
+    assert stored(run)["splits_6orders"]["dev"]["orders"] == 6 and set(stored(run)["splits"]) == {
         "dev",
         "test",
     }
     scored(place, model, "--split", "dev", *flags)
-    assert read_record(run)["splits_6orders"]["dev"]["orders"] == 6
+    assert stored(run)["splits_6orders"]["dev"]["orders"] == 6
     assert "Vote: python -m run.vote" in capsys.readouterr().out
 
 
@@ -188,7 +187,7 @@ def test_an_untrained_model_on_some_items(place: Path, backbone_folder: Folder) 
     model = backbone_folder("kogemma")
     main(["--model_id", str(model), "--data", str(place / "data"), "--device", "cpu", "--split", "dev", "--limit", "2"])
     (run,) = (place / "results").glob("*-untrained")
-    assert len(read_scores(run / "scores_dev.jsonl")) == read_record(run)["splits"]["dev"]["items"] == 2
+    assert len(read_scores(run / "scores_dev.jsonl")) == stored(run)["splits"]["dev"]["items"] == 2
 
 
 def test_the_settings_of_a_trained_run_are_its_own(place: Path) -> None:
@@ -209,9 +208,9 @@ def test_a_run_is_read_at_the_tokens_it_was_trained_at(
     change: Callable[[dict[str, Any]], Any], message: str, place: Path
 ) -> None:
     run = place / "results" / "lora"
-    record = read_record(run)
+    record = stored(run)
     change(record)
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     before = (run / "scores_dev.jsonl").read_bytes()
     assert message in problem_of(place, "lora", "--split", "dev")
     assert (run / "scores_dev.jsonl").read_bytes() == before
@@ -224,25 +223,81 @@ def test_a_template_that_changed_in_the_run(place: Path) -> None:
     (run / "adapter" / "chat_template.jinja").write_text(OTHER_TEMPLATE, encoding="utf-8")
     scored(place, "lora", "--split", "dev")
     assert (run / "scores_dev.jsonl").read_bytes() == before
-    record = read_record(run)
+    record = stored(run)
     record["template"]["source"] = "tokenizer"
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     assert "the chat template changed" in problem_of(place, "lora", "--split", "dev")
 
 
 def test_what_is_rendered_is_what_was_rendered_in_training(place: Path) -> None:
     run = place / "results" / "lora"
-    record = read_record(run)
+    record = stored(run)
     assert {"source", "system_turn", "sha256", "date", "arguments", "text_sha256", "ids_sha256"} == set(
         record["template"]
     )
     for key, words in (("text_sha256", "the text that prompt and chat"), ("ids_sha256", "the token ids of that text")):
-        write_json(records.record_path(run), {**record, "template": {**record["template"], key: "0" * 64}})
+        write_json(record_path(run), {**record, "template": {**record["template"], key: "0" * 64}})
         assert f"{words}" in problem_of(place, "lora", "--split", "dev")
     # Older records hold neither.
     older = {key: record["template"][key] for key in ("source", "system_turn", "sha256")}
-    write_json(records.record_path(run), {**record, "template": older})
+    write_json(record_path(run), {**record, "template": older})
     scored(place, "lora", "--split", "dev")
+
+
+def test_a_run_of_an_older_version_is_scored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record is as commit 5139f1e wrote it: fewer settings, less of the template, no task, and no data's path."""
+    run = place / "results" / "lora"
+    record, before = stored(run), (run / "scores_dev.jsonl").read_bytes()
+    del record["task"], record["splits"]["dev"]["data"]
+    for key in ("date", "arguments", "text_sha256", "ids_sha256"):
+        del record["template"][key]
+    for key in ("tokenizer_revision", "reasoning", "order", "share_prefixes"):
+        del record["recipe"][key]
+    write_json(record_path(run), record)
+    scored(place, "lora", "--split", "dev", "test")
+    assert (run / "scores_dev.jsonl").read_bytes() == before
+    found = stored(run)
+    assert list(found) == list(record) and found["recipe"] == record["recipe"] and "date" not in found["template"]
+    assert found["splits"]["test"]["items"] == 4
+    assert "unknown to this version" not in capsys.readouterr().out
+    scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
+    assert stored(place / "results" / "lora-korean+cot")["splits"]["dev"]["items"] == 6
+
+
+def test_a_run_of_a_later_version_is_scored_and_loses_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "results" / "lora"
+    record, before = stored(run), (run / "scores_dev.jsonl").read_bytes()
+    record |= {"report": {"pages": 2}}
+    record["recipe"]["temperature"] = 0.5
+    record["template"]["language"] = "ko"
+    record["splits"]["dev"]["calibration"] = [0.5]
+    write_json(record_path(run), record)
+    scored(place, "lora", "--split", "test")
+    assert "kept as they are: report, recipe.temperature, template.language, splits.dev.cal" in capsys.readouterr().out
+    found = stored(run)
+    del found["splits"]["test"]
+    assert found == record and (run / "scores_dev.jsonl").read_bytes() == before
+    scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
+    other = stored(place / "results" / "lora-korean+cot")
+    assert other["report"] == {"pages": 2} and other["recipe"]["temperature"] == 0.5
+
+
+def test_a_run_of_another_task_is_not_scored(place: Path) -> None:
+    text = (Path(__file__).parents[2] / "resource" / "task.yaml").read_text(encoding="utf-8")
+    (place / "mine.yaml").write_text(text.replace("name: 대화 맥락 추론", "name: 내 과제"), encoding="utf-8")
+    try:
+        said = problem_of(place, "lora", "--task", str(place / "mine.yaml"))
+    finally:
+        task.use(None)
+    assert "results/lora is of the task 대화 맥락 추론, and not of 내 과제. Give the file of its task: --task" in said
+
+
+def test_a_number_of_orders_that_is_not_balanced(place: Path) -> None:
+    assert "--orders: found 4, allowed for 3 options: 1, 3" in problem_of(place, "lora", "--orders", "4")
+    scored(place, "lora", "--split", "dev", "--orders", "3")
+    run = place / "results" / "lora"
+    assert stored(run)["splits_3orders"]["dev"]["orders"] == 3
+    assert {len(one.orders) for one in read_scores(run / "scores_dev.3orders.jsonl")} == {3}
 
 
 def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,12 +324,12 @@ def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_base_of_an_adapter_that_is_gone(place: Path) -> None:
-    record = read_record(place / "results" / "lora")
+    record = stored(place / "results" / "lora")
     record["recipe"]["model_id"] = str(place / "gone")
     write_json(place / "results" / "lora" / "record.json", record)
     assert f"there is no folder {place / 'gone'}." in problem_of(place, "lora")
     # All of a fully trained model is in its run.
-    record = read_record(place / "results" / "full")
+    record = stored(place / "results" / "full")
     record["recipe"]["model_id"] = str(place / "gone")
     write_json(place / "results" / "full" / "record.json", record)
     scored(place, "full")
@@ -288,7 +343,7 @@ def test_merging(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -
     # It stands alone: model, tokenizer and template in one folder.
     flags = ("--split", "dev", "--name", "alone", "--backbone", "alone")
     (place / "short.yaml").write_text(
-        yaml.safe_dump(yaml.safe_load(read_record(place / "results" / method)["prompt"]["text"])), encoding="utf-8"
+        yaml.safe_dump(yaml.safe_load(stored(place / "results" / method)["prompt"]["text"])), encoding="utf-8"
     )
     scored(place, place / "merged", *flags, "--prompt", str(place / "short.yaml"))
     alone = read_scores(place / "results" / "alone-untrained" / "scores_dev.jsonl")
@@ -296,12 +351,6 @@ def test_merging(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -
         assert one.logits[0] == pytest.approx(other.logits[0], abs=1e-3)
     assert "merged exists already; give a new folder" in problem_of(place, method, "--merge", str(place / "merged"))
     assert "full has no adapter; its method is full" in problem_of(place, "full", "--merge", str(place / "x"))
-
-
-def test_what_a_name_means(place: Path, tmp_path: Path) -> None:
-    assert find_run("lora") == place / "results" / "lora" == find_run(str(place / "results" / "lora"))
-    assert find_run("Qwen/Qwen2-7B") is None and find_run(None) is None and find_run("") is None
-    assert find_run(str(tmp_path)) is None
 
 
 def test_a_mistyped_run_is_named_with_the_nearest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,19 +379,16 @@ def test_a_trained_run_under_another_prompt(place: Path) -> None:
     assert "was not trained with: --other_prompt korean" in problem_of(place, "lora", "--prompt", "korean")
     scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
     there = place / "results" / "lora-korean+cot"
-    record = read_record(there)
+    record = stored(there)
     assert (record["run"], record["weights"], record["recipe"]["prompt"]) == (there.name, "lora", "korean+cot")
-    assert (
-        record["prompt"]["name"] == "korean+cot"
-        and record["training"] == read_record(place / "results/lora")["training"]
-    )
+    assert record["prompt"]["name"] == "korean+cot" and record["training"] == stored(place / "results/lora")["training"]
     assert list(record["splits"]) == ["dev"] and not (there / "adapter").exists()
     assert (place / "results" / "lora" / "record.json").read_bytes() == before
     # It is a run like any other: found by its name, scored with its own prompt.
     own, theirs = (read_scores(place / "results" / name / "scores_dev.jsonl") for name in (there.name, "lora"))
     assert [row.logits for row in own] != [row.logits for row in theirs]
     scored(place, there.name)
-    assert list(read_record(there)["splits"]) == ["dev", "test"]
+    assert list(stored(there)["splits"]) == ["dev", "test"]
     scored(place, there.name, "--split", "dev")
     assert [row.logits for row in read_scores(there / "scores_dev.jsonl")] == [row.logits for row in own]
     assert "for an untrained model: --prompt korean" in problem_of(place, "base/or/hub", "--other_prompt", "korean")
@@ -353,7 +399,7 @@ def test_examples_come_from_the_split_of_the_record(place: Path) -> None:
         make_split(place / "data", "train", 40)
         scored(place, "lora", "--other_prompt", f"korean+1{choose}", "--split", "dev")
         name = f"lora-korean+1{choose}"
-        record = read_record(place / "results" / name)
+        record = stored(place / "results" / name)
         assert yaml.safe_load(record["prompt"]["text"])["examples"]["count"] == 1
         make_split(place / "data", "train", 41 + number)
         assert "takes its prompt's examples from another" in problem_of(place, name, "--split", "dev")
@@ -365,7 +411,7 @@ def test_reasoning_of_a_trained_run(place: Path) -> None:
     assert "--samples: of use with --reasoning only" in problem_of(place, "lora", "--samples", "2")
     scored(place, "lora", "--other_prompt", "korean+cot", *chains, "--split", "dev", "test")
     there = place / "results" / "lora-korean+cot-reasoning2"
-    record = read_record(there)
+    record = stored(there)
     told = record["splits_6orders"]["dev"]["reasoning"]
     assert (told["samples"], told["temperature"], told["seed"], told["chains"]) == (2, 0.7, 42, 6 * 6 * 2)
     assert record["splits_6orders"]["test"]["reasoning"]["chains"] == 4 * 6 * 2 and record["recipe"]["reasoning"]
@@ -386,7 +432,7 @@ def test_reasoning_of_a_trained_run(place: Path) -> None:
 def test_an_untrained_model_reasons(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--name", "base", "--prompt", "english+cot", "--split", "dev", "--max_new_tokens", "4")
     scored(place, backbone_folder("qwen2it"), *flags, "--reasoning")
-    record = read_record(place / "results" / "base-untrained-reasoning")
+    record = stored(place / "results" / "base-untrained-reasoning")
     assert record["recipe"]["reasoning"] and record["splits"]["dev"]["reasoning"]["temperature"] == 0
     assert "does not fit into the context of 1024" in problem_of(
         place, backbone_folder("qwen2it"), *flags[:-1], "1000", "--reasoning"
@@ -401,13 +447,13 @@ def test_training_on_reasoning_and_on_one_category(place: Path, backbone_folder:
     flags += ["--prompt", "korean+cot+1shots", "--reasoning", "--only_category", "전제", "--method", "lora"]
     flags += ["--epoch", "1", "--lr", "3e-3", "--save_dir", str(place / "results" / "thinks"), "--device", "cpu"]
     train(flags)
-    record = read_record(place / "results" / "thinks")
+    record = stored(place / "results" / "thinks")
     assert record["data"]["train"]["items"] == 20 and record["training"]["steps"] == 4, "of five categories one"
     assert record["splits"]["dev"]["items"] == 10 and "reasoning" not in record["splits"]["dev"]
     scored(place, "thinks", "--split", "dev", "--max_new_tokens", "5")
-    assert read_record(place / "results" / "thinks")["splits"]["dev"]["reasoning"]["chains"] == 10
+    assert stored(place / "results" / "thinks")["splits"]["dev"]["reasoning"]["chains"] == 10
     scored(place, "thinks", "--split", "dev", "--no-reasoning")
-    assert read_record(place / "results" / "thinks-at-once")["splits"]["dev"]["items"] == 10
+    assert stored(place / "results" / "thinks-at-once")["splits"]["dev"]["items"] == 10
 
 
 # Its own data, and what the help says
@@ -418,15 +464,15 @@ def test_the_data_of_the_run_is_the_default(
 ) -> None:
     monkeypatch.setattr("src.data.DATA", place / "nothing")
     run = place / "results" / "lora"
-    record = read_record(run)
+    record = stored(run)
     for split in ("train", "dev"):  # the copy's own
         record["data"][split]["path"] = str(place / "data" / f"data_{split}.json")
     record["splits"] = {}
-    write_json(records.record_path(run), record)
+    write_json(record_path(run), record)
     main(["--model_id", "lora", "--split", "dev", "test", "--device", "cpu"])
     said = capsys.readouterr().out
     assert f"test: the items are those of {place / 'data' / 'data_test.json'}\n" in said
-    assert read_record(run)["splits"]["test"]["data"] == str(place / "data" / "data_test.json")
+    assert stored(run)["splits"]["test"]["data"] == str(place / "data" / "data_test.json")
     file = place / "data" / "data_dev.json"
     file.write_bytes(file.read_bytes() + b"\n")
     main(["--model_id", "lora", "--split", "dev", "--device", "cpu"])
@@ -466,6 +512,6 @@ def test_what_keeps_a_machine_from_compiling_is_said_before_weights_are_loaded_a
     )
     main(["--model_id", "lora", "--data", str(place / "data"), "--split", "dev"])
     assert said[0].count("nothing is compiled and no prefixes are shared: there is no C compiler") == 1
-    rows = read_record(place / "results" / "lora")["splits"]["dev"]["rows"]
+    rows = stored(place / "results" / "lora")["splits"]["dev"]["rows"]
     assert rows["obstacle"] == "there is no C compiler (apt-get install gcc)"
     assert "nothing is compiled" not in capsys.readouterr().out

@@ -19,11 +19,10 @@ from src.console.cli import UserError, run_main
 from src.data import load_items, sha256
 from src.files.writing import lock_folder
 from src.model.recipe_files import load_recipe
-from src.runs.record import read_record
 from src.score.item_scores import read_scores
 from src.train import trainer
 from tests.conftest import odd_items
-from tests.made_runs import make_split
+from tests.made_runs import make_split, stored
 
 SMALL = ("--epoch", "2", "--batch_size", "2", "--lr", "3e-3", "--device", "cpu")
 Folder = Callable[[str], Path]
@@ -83,7 +82,7 @@ def test_a_run_leaves_these_files(place: Path, backbone_folder: Folder, capsys: 
     assert files(run / "checkpoints") == ["checkpoint-8"]
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(files(run / "adapter"))
 
-    record = read_record(run)
+    record = stored(run)
     assert load_recipe(run / "recipe.yaml").dump() == yaml.safe_dump(
         record["recipe"], allow_unicode=True, sort_keys=False, width=120
     )
@@ -133,12 +132,12 @@ def test_what_is_odd_is_said_once_and_trained_on(
     said = capsys.readouterr().out
     assert said.count("odd, and carried on") == 1
     assert f"{path}: odd, and carried on: unknown-key 8, id-number 8, number 8" in said
-    assert read_record(place / "run")["data"]["train"]["items"] == 8
+    assert stored(place / "run")["data"]["train"]["items"] == 8
 
 
 def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     main_base(arguments(place, backbone_folder("qwen2")))
-    record = read_record(place / "run")
+    record = stored(place / "run")
     assert (record["recipe"]["method"], record["training"]["optimizer"]) == ("full", "fp32")
     assert record["trainable_parameters"] == record["parameters"]
     assert 0 < record["training"]["weights_moved"] <= 1
@@ -159,7 +158,7 @@ def test_killed_and_gone_on_with(
     for passes, name in ((2, "early"), (10, "late"), (16, "end")):
         with monkeypatch.context() as patch:
             if passes == 16:  # trained, but not scored
-                patch.setattr("src.runs.run.score_run", lambda *given: 1 / 0)
+                patch.setattr("src.runs.training.score_run", lambda *given: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     main(arguments(place, model, *flags, run=name))
             else:
@@ -172,7 +171,7 @@ def test_killed_and_gone_on_with(
         assert equal(weights(place / name / "adapter"), weights(place / "run" / "adapter"))
         for file in ("scores_dev.jsonl", "scores_test.jsonl", "predictions_test.json", "recipe.yaml", "inputs.json"):
             assert (place / name / file).read_bytes() == (place / "run" / file).read_bytes()
-        assert facts(read_record(place / name)) == facts(read_record(place / "run"))
+        assert facts(stored(place / name)) == facts(stored(place / "run"))
 
 
 def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
@@ -205,7 +204,7 @@ def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
     monkeypatch.setattr("src.prompt.chat.datetime.date", Later)
     main(given)
     assert f"for this run it stays {day}" in capsys.readouterr().out
-    record = read_record(place / "run")
+    record = stored(place / "run")
     assert record["training"]["resumed_from"] and record["template"] == began
     before = (place / "run" / "scores_dev.jsonl").read_bytes()
     score(["--model_id", str(place / "run"), "--data", str(place / "data"), "--device", "cpu", "--split", "dev"])
@@ -258,7 +257,7 @@ def test_settings_may_change_before_the_first_checkpoint(
             main(arguments(place, model, "--method", "lora"))
     shutil.rmtree(place / "run" / "checkpoints", ignore_errors=True)
     main(arguments(place, model, "--method", "lora", "--lr", "1e-4", "--epoch", "1"))
-    assert read_record(place / "run")["recipe"]["lr"] == 1e-4
+    assert stored(place / "run")["recipe"]["lr"] == 1e-4
 
 
 def test_a_folder_that_is_no_run_is_not_overwritten(place: Path, backbone_folder: Folder) -> None:
@@ -272,7 +271,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(place: Path, backbone_folder
 
 def test_only_some_items(place: Path, backbone_folder: Folder) -> None:
     main(arguments(place, backbone_folder("qwen2"), "--method", "lora", "--limit", "3", "--epoch", "1"))
-    record = read_record(place / "run")
+    record = stored(place / "run")
     assert (record["data"]["train"]["items"], record["splits"]["dev"]["items"]) == (3, 3)
     ids = [row.id for row in read_scores(place / "run" / "scores_dev.jsonl")]
     assert len(ids) == 3 and ids == sorted(ids)

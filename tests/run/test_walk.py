@@ -2,9 +2,6 @@
 corpus goes through all that a user types, up to the file that is handed in.
 """
 
-import contextlib
-import importlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,41 +10,24 @@ from typing import Any
 import pytest
 import yaml
 
-from src.console.cli import run_main
 from src.data import dump_items, load_items
 from src.prompt.prompts import load_prompt
-from src.runs.record import read_record
 from src.score.item_scores import read_scores
+from tests import commands
 from tests.made_endpoint import Server, completion
+from tests.made_runs import stored
 from tests.official_shape import SMALL, official_splits, write_official_zip
 
 RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")
-OWN_RESULTS = (
-    "src.runs.record",
-    "src.model.hub",
-    "src.runs.command",
-    "src.runs.inputs",
-    "run.test",
-    "run.vote",
-    "run.evaluate",
-    "run.export",
-    "run.runs",
-    "run.optimize_prompt",
-    "run.reproduce",
-)
 
 
 def start(command: str, *words: str | Path) -> str:
-    """What the command prints; it has to end well, with one line at most on stderr for each that it has to say."""
-    out, err = io.StringIO(), io.StringIO()
-    main = importlib.import_module(command).main
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_main(lambda: main([str(word) for word in words]))
-    assert code == 0, f"{command} {words}: {err.getvalue()}"
-    assert "Traceback" not in err.getvalue() and "Warning" not in err.getvalue(), err.getvalue()
-    return out.getvalue()
+    """What the command prints; it has to end well, and with no warning."""
+    out, err = commands.start(command, *words)
+    assert "Warning" not in err, err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +38,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("walk")
     zipped = write_official_zip(place / "대화맥락추론_데이터.zip", small=True)
     with pytest.MonkeyPatch.context() as patch:
-        for module in OWN_RESULTS:
-            patch.setattr(f"{module}.RESULTS", place / "results")
+        commands.put_runs_into(place / "results", patch)
         (place / "prepared.txt").write_text(start("run.prepare_data", zipped, "--out", place / "data"), "utf-8")
         models = {
             name: toys.save(short, place / "models" / name, max_position_embeddings=8192)
@@ -110,7 +89,7 @@ def test_the_plan_knows_the_lengths_of_the_corpus(walk: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_training_left_a_run_with_both_splits(walk: Path, name: str) -> None:
     run, printed = walk / "results" / name, (walk / f"{name}.txt").read_text(encoding="utf-8")
-    record = read_record(run)
+    record = stored(run)
     assert record["data"]["train"]["items"] == SMALL["train"] and f"{SMALL['train']} train items of " in printed
     assert {split: told["items"] for split, told in record["splits"].items()} == {"dev": 20, "test": 30}
     assert record["splits"]["test"]["accuracy"] is None, "the answers are hidden"
@@ -131,7 +110,7 @@ def test_six_orders_an_untrained_model_and_another_prompt(walk: Path) -> None:
     assert "base-untrained, dev: 20 items" in start("run.test", *base, "--prompt", "korean+1shots", "--split", "dev")
     assert_handed_back(walk / "results" / "base-untrained" / "predictions_dev.json", "dev")
     start("run.test", "--model_id", "two", "--other_prompt", "english+persona", "--split", "dev", "--device", "cpu")
-    assert read_record(walk / "results" / "two-english+persona")["splits"]["dev"]["items"] == SMALL["dev"]
+    assert stored(walk / "results" / "two-english+persona")["splits"]["dev"]["items"] == SMALL["dev"]
 
 
 def test_reasoning_is_written_for_every_item(walk: Path) -> None:
@@ -140,7 +119,7 @@ def test_reasoning_is_written_for_every_item(walk: Path) -> None:
     run = walk / "results" / "one-korean+cot-reasoning"
     lines = [json.loads(line) for line in (run / "reasoning_dev.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == [item["id"] for item in official_inputs("dev")]
-    assert read_record(run)["splits"]["dev"]["reasoning"]["chains"] == SMALL["dev"]
+    assert stored(run)["splits"]["dev"]["reasoning"]["chains"] == SMALL["dev"]
     assert_handed_back(run / "predictions_dev.json", "dev")
 
 

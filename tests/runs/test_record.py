@@ -1,166 +1,237 @@
+"""The record: what is written, what of older and later versions is read, and what is refused."""
+
 import json
-import math
-import os
-import platform
-import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from src import task
 from src.console.cli import UserError
-from src.files import writing
-from src.files.writing import write_json, write_jsonl, write_text, write_texts
-from src.runs import record as records
-from src.runs.record import git_commit, predictions_path, read_record, record_path, scores_path, versions
+from src.files.paths import record_path
+from src.files.writing import write_json
+from src.runs.facts import DataFile, PromptFacts, Result, TaskFacts, TemplateFacts, VoteResult
+from src.runs.record import OtherTask, Record, results_key
 
-# Writing
+OLD = {
+    "run": "polar",
+    "recipe": {"name": "polar", "backbone": "polar", "model_id": "x2bee/POLAR-14B-v0.2", "method": "lora", "lr": 0.001},
+    "prompt": {"name": "entry", "sha256": "aa", "text": "system: …\n"},
+    "template": {"source": "recipe", "system_turn": "own", "sha256": "bb"},
+    "base_revision": None,
+    "versions": {"python": "3.11.7", "torch": "2.8.0"},
+    "commit": "5139f1e",
+    "data": {
+        "train": {"path": "resource/data/data_train.json", "sha256": "11", "items": 758},
+        "dev": {"path": "resource/data/data_dev.json", "sha256": "22", "items": 151},
+    },
+    "trainable_parameters": 7,
+    "parameters": 70,
+    "training": {"optimizer": "fp32", "steps": 3, "evaluations": [], "loss": []},
+    "device": "cpu, 2 threads",
+    "splits": {
+        "dev": {
+            "items": 151,
+            "orders": 6,
+            "seconds": 2.5,
+            "data_sha256": "22",
+            "rows": {"kind": "tree", "guard": None},
+            "accuracy": 0.75,
+            "correct": 113,
+            "interval": [0.67, 0.81],
+        }
+    },
+    "letters": {"A": 1, "B": 2, "C": 3},
+    "peak_memory_bytes": 1,
+    "seconds": 9.0,
+}
+"""What commit 5139f1e wrote, with scores of six orders in the place of one order's."""
+
+LATER = json.loads(json.dumps(OLD)) | {"report": {"pages": 3}, "splits_12orders": {}}
+LATER["recipe"]["temperature"] = 0.5
+LATER["prompt"]["language"] = "ko"
+LATER["splits"]["dev"]["calibration"] = [0.1, 0.2]
+"""The same with keys that this version does not know."""
 
 
-def test_text_is_written_as_it_is_with_its_folders(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "글.txt"
-    write_text(path, "한글\r\n둘\n")
-    assert path.read_bytes() == "한글\r\n둘\n".encode()
-    write_text(str(path), "다시")
-    assert path.read_text("utf-8") == "다시"
-    assert [entry.name for entry in path.parent.iterdir()] == ["글.txt"]
+@pytest.fixture(autouse=True)
+def official_afterwards() -> Iterator[None]:
+    yield
+    task.use(None)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def written(folder: Path, record: Any) -> Path:
+    write_json(record_path(folder), record)
+    return folder
+
+
+def new_record() -> Record:
+    return Record(
+        run="polar",
+        settings={"name": "polar", "backbone": "polar", "tokenizer": None},
+        prompt=PromptFacts(name="entry", sha256="aa", text="…"),
+        template=TemplateFacts(
+            source="recipe", system_turn="own", sha256="bb", arguments={}, text_sha256="cc", ids_sha256="dd"
+        ),
+        base_revision=None,
+        versions={"python": "3.11"},
+        commit=None,
+        task=TaskFacts.current(),
+        data={"train": DataFile(path="data_train.json", sha256="11", items=8)},
+        trainable_parameters=7,
+        parameters=70,
+        training={},
+        device="cpu",
+    )
+
+
+RESULT = Result(
+    items=4, orders=1, seconds=1.0, data="data_dev.json", data_sha256="22", rows={}, accuracy=0.5, correct=2
+)
+RUN_KEYS = [
+    *("run", "recipe", "prompt", "template", "base_revision", "versions", "commit", "task", "data"),
+    *("trainable_parameters", "parameters", "training", "device", "splits", "letters", "peak_memory_bytes", "seconds"),
+]
+RESULT_KEYS = ["items", "orders", "seconds", "data", "data_sha256", "rows", "accuracy", "correct", "interval"]
+
+
+# What is written
+
+
+def test_the_keys_of_a_run_and_their_order(tmp_path: Path) -> None:
+    record = new_record().with_result("dev", RESULT)
+    replace(record, letters={"A": 1}, peak_memory_bytes=1, seconds=2.0).save(tmp_path)
+    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    assert list(found) == RUN_KEYS
+    assert list(found["prompt"]) == ["name", "sha256", "text"]
+    assert list(found["template"]) == [
+        *("source", "system_turn", "sha256", "date", "arguments", "text_sha256", "ids_sha256")
+    ]
+    assert list(found["data"]["train"]) == ["path", "sha256", "items"]
+    assert list(found["splits"]["dev"]) == RESULT_KEYS
+    # What is scored later stands behind, in the file as in the split.
+    record = Record.load(tmp_path)
+    record = record.with_result("dev", replace(RESULT, orders=6, reasoning={"chains": 1}), 6)
+    record.with_result("test", RESULT).save(tmp_path)
+    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    assert list(found) == [*RUN_KEYS, "splits_6orders"]
+    assert list(found["splits"]) == ["dev", "test"]
+    assert list(found["splits_6orders"]["dev"]) == [*RESULT_KEYS, "reasoning"]
+
+
+def test_the_keys_of_a_run_with_a_tokenizer_of_its_own_and_with_examples() -> None:
+    record = replace(new_record(), settings={"tokenizer": "made/words"}, prompt=PromptFacts(examples_sha256="ee"))
+    keys = list(record.as_json())
+    assert keys[keys.index("base_revision") + 1] == "tokenizer_revision"
+    assert list(record.as_json()["prompt"]) == ["name", "sha256", "text", "examples_sha256"]
+
+
+def test_the_keys_of_a_run_beside_another(tmp_path: Path) -> None:
+    record = new_record().with_result("dev", RESULT).with_result("dev", RESULT, 6)
+    replace(record, letters={"A": 1}, peak_memory_bytes=1, seconds=2.0).save(tmp_path)
+    made = replace(Record.load(tmp_path).without_results(), run="polar-korean", weights="polar")
+    own = [key for key in RUN_KEYS if key != "splits"]
+    assert list(made.as_json()) == [*own, "weights", "splits"]
+    assert list(made.with_result("dev", RESULT, 6).as_json()) == [*own, "weights", "splits", "splits_6orders"]
+
+
+def test_the_keys_of_a_vote(tmp_path: Path) -> None:
+    result = VoteResult(items=4, rule="…", voters=[{"run": "polar"}], versions={}, commit="c", accuracy=0.5, correct=2)
+    Record(run="vote", task=TaskFacts.current()).with_result("dev", result).save(tmp_path)
+    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    assert list(found) == ["run", "task", "splits"]
+    assert list(found["splits"]["dev"]) == [
+        *("accuracy", "correct", "interval", "items", "data", "data_sha256", "rule", "orders", "voters", "missing"),
+        *("unanimous", "pairs", "decided_by", "versions", "commit"),
+    ]
+    record = Record.load(tmp_path)
+    assert record.is_vote and isinstance(record.splits["dev"], VoteResult)
+    assert record.as_json() == found
+
+
+def test_results_take_the_place_of_earlier_ones_and_keep_what_is_unknown(tmp_path: Path) -> None:
+    earlier = Record.load(written(tmp_path, LATER))
+    record = replace(new_record(), prompt=PromptFacts(**OLD["prompt"]))  # type: ignore[arg-type]
+    made = record.with_results_of(earlier).as_json()
+    assert list(made)[:9] == RUN_KEYS[:9]
+    assert made["splits"] == LATER["splits"] and made["report"] == {"pages": 3}
+    assert made["recipe"]["temperature"] == 0.5 and made["prompt"]["language"] == "ko"
+
+
+# What is read
+
+
+def test_a_record_of_an_older_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record.load(written(tmp_path, OLD))
+    assert capsys.readouterr().out == ""
+    assert (record.recipe.lr, record.recipe.epoch, record.recipe.orpo_beta) == (0.001, 3, 0.1)
+    assert (record.splits["dev"].accuracy, record.splits["dev"].orders, record.splits["dev"].data) == (0.75, 6, None)
+    assert (record.template.date, record.template.text_sha256, record.prompt.name) == (None, None, "entry")
+    assert (record.data["dev"].items, record.letters, record.task) == (151, {"A": 1, "B": 2, "C": 3}, None)
+    assert record.results(6) == {} and not record.is_vote
+    before = record_path(tmp_path).read_bytes()
+    record.save(tmp_path)
+    assert record_path(tmp_path).read_bytes() == before
+
+
+def test_a_record_of_a_later_version_keeps_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record.load(written(tmp_path, LATER))
+    Record.load(tmp_path)
+    told = "report, recipe.temperature, prompt.language, splits.dev.calibration"
+    assert capsys.readouterr().out == f"{tmp_path}/record.json: unknown to this version, and kept as they are: {told}\n"
+    assert record.recipe == Record.parse(OLD).recipe
+    record.with_result("test", RESULT).save(tmp_path)
+    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    assert found["splits"].pop("test")["correct"] == 2
+    assert found == LATER
+
+
+def test_a_vote_of_an_older_version_calls_its_commit_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    write_texts({first: "old", second: "old"})
-
-    synced = []
-
-    def disk_full(descriptor: int) -> None:
-        synced.append(descriptor)
-        if len(synced) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(records.os, "fsync", disk_full)
-    with pytest.raises(UserError, match="second cannot be written: No space left"):
-        write_texts({first: "new", second: "new"})
-    assert first.read_text() == second.read_text() == "old"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "second"]
+    dev = {"accuracy": 0.5, "correct": 2, "items": 4, "rule": "…", "voters": [], "git_commit": "5139f1e"}
+    old = {"run": "vote", "splits": {"dev": dev}}
+    record = Record.load(written(tmp_path, old))
+    assert isinstance(vote := record.splits["dev"], VoteResult) and vote.commit == "5139f1e"
+    assert capsys.readouterr().out == "" and record.as_json() == old
 
 
-def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "run"
-    with writing.lock_folder(folder):
-        with pytest.raises(UserError, match="run is being trained by another process"), writing.lock_folder(folder):
-            pass
-        assert folder.is_dir()
-    assert not folder.exists(), "nothing came to be in it"
-    with writing.lock_folder(folder):
-        write_text(folder / "record.json", "{}")
-    assert folder.is_dir()
-    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), writing.lock_folder(folder / "record.json"):
-        pass
+def test_a_record_with_hardly_anything_in_it(tmp_path: Path) -> None:
+    record = Record.load(written(tmp_path, {"splits": {"dev": {"accuracy": None, "items": None}}}))
+    assert (record.run, record.splits["dev"].items, record.splits["dev"].accuracy) == (tmp_path.name, 0, None)
+    assert record.training is None and record.data == {} and record.is_vote
+    assert Record.load(written(tmp_path, {})).splits == {}
 
 
-def test_nobody_sees_a_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record.json"
-    write_text(path, "old")
-    seen = []
-    monkeypatch.setattr(records.os, "fsync", lambda descriptor: seen.append(path.read_text()))
-    write_text(path, "new")
-    assert seen == ["old"]
-    assert path.read_text() == "new"
+def test_the_weights_of_a_run_lie_in_it_or_beside_it() -> None:
+    assert new_record().weights_in(Path("results/polar")) == Path("results/polar")
+    assert replace(new_record(), weights="polar").weights_in(Path("results/polar-cot")) == Path("results/polar")
 
 
-def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
-    write_text(tmp_path / "ours", "x")
-    (tmp_path / "theirs").write_text("x")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+def test_the_recipe_has_the_commits_that_were_loaded() -> None:
+    record = replace(new_record(), settings={"model_id": "a/b", "revision": "main"}, base_revision="c" * 40)
+    assert (record.recipe.revision, record.pinned_recipe.revision) == ("main", "c" * 40)
+    assert record.commits == {"base_revision": "c" * 40, "tokenizer_revision": None}
 
 
-def test_json_has_no_nan_and_paths_are_text(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    write_json(path, {"loss": [1.5, math.nan, -math.inf], "path": Path("a/b"), "이름": ("가", 1, None, True)})
-    assert json.loads(path.read_text("utf-8"), parse_constant=pytest.fail) == {
-        "loss": [1.5, None, None],
-        "path": "a/b",
-        "이름": ["가", 1, None, True],
-    }
-    assert "이름" in path.read_text("utf-8")
-    assert path.read_text("utf-8").endswith("}\n")
-    write_jsonl(path, [{"loss": math.nan}, {}])
-    assert path.read_text("utf-8") == '{"loss": null}\n{}\n'
-    with pytest.raises(TypeError):
-        write_json(path, {"tensor": object()})
-
-
-# The record
-
-
-def test_paths_of_a_run() -> None:
-    assert scores_path("runs/mini", "dev") == Path("runs/mini/scores_dev.jsonl")
-    assert predictions_path("runs/mini", "test") == Path("runs/mini/predictions_test.json")
-    assert record_path("runs/mini") == Path("runs/mini/record.json")
-
-
-def test_a_record_is_read_back(tmp_path: Path) -> None:
-    write_json(record_path(tmp_path), {"run": "mini", "seconds": 1.5})
-    assert read_record(tmp_path) == {"run": "mini", "seconds": 1.5}
+# What is refused
 
 
 def test_a_run_without_record_is_not_finished(tmp_path: Path) -> None:
     (tmp_path / "mini-bllossom").mkdir()
     with pytest.raises(UserError, match=r"mini-bllossom is not finished: it has no record.json"):
-        read_record(tmp_path / "mini-bllossom")
+        Record.load(tmp_path / "mini-bllossom")
     with pytest.raises(UserError, match=r"no such run; runs there: mini-bllossom. Did you mean 'mini-bllossom'\?"):
-        read_record(tmp_path / "mini-blossom")
-    with pytest.raises(UserError, match=r"there are no runs there"):
-        read_record(tmp_path / "nowhere" / "mini")
+        Record.load(tmp_path / "mini-blossom")
 
 
 @pytest.mark.parametrize("text", ["", '{"run": ', "[]", "null"])
 def test_a_damaged_record_is_not_a_record(tmp_path: Path, text: str) -> None:
     record_path(tmp_path).write_text(text)
     with pytest.raises(UserError, match=r"record.json is damaged"):
-        read_record(tmp_path)
-
-
-def test_versions_are_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "PACKAGES", ("pytest", "no-such-package"))
-    assert versions() == {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "pytest": pytest.__version__,
-    }
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which src/runs/record.py seems to lie."""
-    for variable in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "records.py").write_text("1")
-    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "one"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "src" / "runs" / "record.py"))
-    return tmp_path
-
-
-def test_the_commit_says_when_files_differ_from_it(repository: Path) -> None:
-    head = subprocess.run(
-        ["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    assert git_commit() == head
-    (repository / "src" / "records.py").write_text("2")
-    assert git_commit() == f"{head}-dirty"
-
-
-def test_there_is_no_commit_without_a_repository_of_our_own(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = repository / "unpacked" / "src"
-    inner.mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(inner / "runs" / "record.py"))
-    assert git_commit() is None
-    monkeypatch.setenv("PATH", "")
-    assert git_commit() is None
+        Record.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +242,37 @@ def test_there_is_no_commit_without_a_repository_of_our_own(repository: Path, mo
         ('{"recipe": "polar"}', "recipe is no object"),
         ('{"splits": {"dev": {"accuracy": "high"}}}', "splits: dev: accuracy is 'high'"),
         ('{"splits_6orders": {"dev": {"correct": 9, "items": 4}}}', "splits_6orders: dev: 9 of 4 items are right"),
+        ('{"prompt": {"text": 3}}', "prompt: text is 3"),
+        ('{"data": {"dev": {"path": ["x"]}}}', r"data: dev: path is \['x'\]"),
+        ('{"seconds": "long"}', "seconds is 'long'"),
     ],
 )
 def test_a_record_of_another_shape_is_damaged(tmp_path: Path, text: str, words: str) -> None:
     record_path(tmp_path).write_text(text)
     with pytest.raises(UserError, match=f"record.json is damaged: {words}"):
-        read_record(tmp_path)
+        Record.load(tmp_path)
+
+
+def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
+    other = replace(task.current(), name="날씨 추론", categories=("까닭",))
+    run = written(tmp_path / "polar", OLD)
+    task.use(other)
+    with pytest.raises(
+        OtherTask, match=r"polar is of the task 대화 맥락 추론, and not of 날씨 추론\. .*--task resource/task"
+    ):
+        Record.load(run)
+    mine = tmp_path / "mine"
+    new_record().save(mine)
+    assert Record.load(mine).task == TaskFacts(name="날씨 추론", sha256=other.sha256)
+    task.use(None)
+    with pytest.raises(OtherTask, match=r"mine is of the task 날씨 추론, and not of 대화 맥락 추론\. .*--task FILE$"):
+        Record.load(mine)
+    task.use(replace(other, categories=("결과",)))
+    with pytest.raises(OtherTask, match=r"mine is of another version of the task 날씨 추론\. .*--task FILE$"):
+        Record.load(mine)
+
+
+def test_results_by_several_orders_have_keys_of_their_own() -> None:
+    assert [results_key(count) for count in (1, 6, 24)] == ["splits", "splits_6orders", "splits_24orders"]
+    record = Record.parse({"splits_24orders": {"dev": {"items": 3, "accuracy": 1}}})
+    assert record.results(24)["dev"].items == 3 and record.splits == {}

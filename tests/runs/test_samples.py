@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from src.data import Item, parse_items
-from src.runs.samples import as_csv, as_jsonl, letter_probabilities, sample_row
+from src.runs.samples import as_csv, as_jsonl, letter_probabilities, sample
 from src.score.item_scores import ItemScores
 from tests.conftest import make_item
 
@@ -21,7 +21,7 @@ def item(**changes: Any) -> Item:
 
 def test_a_line_stands_for_itself() -> None:
     one = item()
-    row = sample_row("polar", "dev", one, SCORES, SCORES.prediction, "abc")
+    row = sample("polar", "dev", one, SCORES, SCORES.prediction, "abc")
     assert (row["run"], row["id"], row["split"], row["category"]) == ("polar", "made-0001", "dev", "후행사건")
     assert row["dialogue"].split("\n")[:2] == ["1: 우산도 없는데 비가 쏟아지네.", "2: 편의점에서 하나 사지 그래?"]
     assert row["target_utterances"] == ["2: 편의점에서 하나 사지 그래?"] and row["options"] == list(one.options)
@@ -43,7 +43,7 @@ def test_letters_have_their_probabilities_in_each_order() -> None:
 
 
 def test_without_label_or_scores_nothing_is_made_up() -> None:
-    row = sample_row("vote", "test", item(output=""), None, 2, None)
+    row = sample("vote", "test", item(output=""), None, 2, None)
     assert (row["label"], row["right"], row["margin"], row["logprobs"], row["probabilities"]) == (None,) * 5
     (line,) = csv.DictReader(io.StringIO(as_csv([row]).removeprefix("\ufeff"), newline=""))
     assert (line["label"], line["right"], line["logprob_3"], line["probabilities"]) == ("",) * 4
@@ -51,13 +51,13 @@ def test_without_label_or_scores_nothing_is_made_up() -> None:
 
 def test_lines_end_where_they_should() -> None:
     odd = item(inference_1="하나\u2028둘\x85셋", inference_3="넷\n다섯")
-    text = as_jsonl([sample_row("r", "dev", odd, SCORES, 0, None)] * 2)
+    text = as_jsonl([sample("r", "dev", odd, SCORES, 0, None)] * 2)
     assert len(text.splitlines()) == 2 and json.loads(text.splitlines()[0])["options"] == list(odd.options)
 
 
 def test_excel_reads_korean_and_takes_no_text_for_a_formula() -> None:
     odd = item(inference_1="=1+1", inference_2="-아니", inference_3='"네", 맞아\n그래')
-    text = as_csv([sample_row("r", "dev", odd, SCORES, 1, None)])
+    text = as_csv([sample("r", "dev", odd, SCORES, 1, None)])
     assert text.startswith("\ufeffrun,id,split,category,")
     (line,) = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     assert [line[f"option_{place}"] for place in (1, 2, 3)] == ["'=1+1", "'-아니", '"네", 맞아\n그래']

@@ -10,13 +10,14 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from src.console.cli import UserError
 from src.prompt.encode import Encoder, Example
-from src.prompt.prompts import ORDERS, parse_prompt
+from src.prompt.prompts import parse_prompt
 from src.score import letters as room
 from src.score.letters import Comparison, HowRead, LetterHead, LetterScorer, Scored, letters_only
 from src.tree import compiler, layouts
 from src.tree import prefix as tree
 from src.tree.rows import Layout
 from tests import toys
+from tests.conftest import ORDERS
 
 SHORT = parse_prompt(toys.SHORT, "short")
 ITEMS = toys.items(7)

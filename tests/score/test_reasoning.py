@@ -11,7 +11,7 @@ from src.console.cli import UserError
 from src.data import Item
 from src.model.recipes import make_recipe
 from src.prompt.encode import Encoder
-from src.prompt.prompts import LETTERS, ORDERS, load_prompt
+from src.prompt.prompts import load_prompt
 from src.score.item_scores import read_scores, write_scores
 from src.score.letters import LetterScorer
 from src.score.reasoning import (
@@ -26,6 +26,7 @@ from src.score.reasoning import (
     summary,
 )
 from tests import toys
+from tests.conftest import LETTERS, ORDERS
 
 PROMPT = load_prompt("korean+cot")
 ITEMS = toys.items(5)

@@ -1,8 +1,5 @@
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from src.data import Item
 from src.prompt.prompts import Prompt, load_prompt, make_prompt
 from src.score.item_scores import ItemScores
 from src.search.calls import Calls
-from src.search.folder import Step, check_folder, draw_accuracy, read_steps
+from src.search.folder import Step, read_steps
 from src.search.prompt_search import run_search, split
 from src.search.settings import Search, SearchSettings
-from src.search.textgrad import SYSTEM, constraints, describe, purpose, text_roles
+from src.search.textgrad import SYSTEM, describe
 from tests import toys
 
 ITEMS = toys.items(60)
@@ -177,23 +174,6 @@ def test_the_critic_is_told_what_the_task_is(tmp_path: Path) -> None:
     heard = "\n".join(message for message, _ in critic.heard)
     assert "a question and three options" in heard and "each of the five categories" in heard
     assert "keep their five keys in Korean" in heard and "right letter: C" in heard
-    task.use(task.Task("news", ("cause", "effect"), ("a", "b", "c", "d"), ("1", "2", "3", "4")))
-    try:
-        assert "a question and four options" in purpose()
-        assert "each of the two categories" in text_roles()["categories"]
-        told = constraints(START, dataclasses.replace(SETTINGS, categories=True))[-1]
-        assert told == "Texts in YAML keep their two keys, each with one line of text."
-    finally:
-        task.use(None)
-
-
-def test_another_task_is_another_search(tmp_path: Path) -> None:
-    asked = {"engine": "m", "start": "s", "task": task.current().sha256}
-    (tmp_path / "search.json").write_text(json.dumps({"engine": "m", "start": "s"}), encoding="utf-8")
-    check_folder(tmp_path, asked, free=())  # a search of an older version
-    other = dataclasses.replace(task.current(), letters=("1", "2", "3"))
-    with pytest.raises(UserError, match="holds another search: task was"):
-        check_folder(tmp_path, asked | {"task": other.sha256}, free=())
 
 
 def test_the_critic_reads_the_whole_text_and_the_items(tmp_path: Path) -> None:
@@ -275,30 +255,3 @@ def test_answers_with_thoughts_and_odd_line_ends(tmp_path: Path) -> None:
         file.unlink()
     (_, same), _ = searched(tmp_path, again, steps=1)
     assert not again.heard and same.prompt == step.prompt
-
-
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    steps, _ = searched(tmp_path, Scripted(WORSE, BETTER, BLIND))
-    draw_accuracy(steps, tmp_path / "accuracy.png")
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob(".*"))
-
-
-def test_textgrad_comes_without_network_noise_or_traces(tmp_path: Path) -> None:
-    code = (
-        "import os, socket, sys\n"
-        "def no(*a, **k): raise SystemExit(f'network: {a}')\n"
-        "socket.getaddrinfo = socket.socket.connect = no\n"
-        "from src.search.textgrad import load_textgrad\n"
-        "before = dict(os.environ); load_textgrad(); assert dict(os.environ) == before\n"
-        "assert 'KEY_FROM_FILE' not in os.environ and 'torch' not in sys.modules\n"
-    )
-    (tmp_path / ".env").write_text("KEY_FROM_FILE=1\n")
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ImportWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == [".env"]

@@ -15,7 +15,6 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
 from src.prompt.encode import Example
-from src.prompt.prompts import LETTERS
 from src.train import orpo, trainer
 from src.train.keep import best_of
 from src.train.objectives import Orpo, make_objective
@@ -23,6 +22,7 @@ from src.tree import prefix
 from src.tree.layouts import TrainingLayout, training_layout
 from src.tree.rows import Layout, logprobs_at
 from tests import toys
+from tests.conftest import LETTERS
 from tests.made_trainings import (
     CPU,
     DEV,

@@ -12,7 +12,7 @@ import run.train
 from src.model.recipes import Recipe
 from src.plan.estimates import estimate_runs
 from src.prompt.encode import Example
-from src.runs.record import read_record
+from src.runs.record import Record
 from src.train.objectives import make_objective
 from tests import toys
 from tests.made_runs import make_split
@@ -83,12 +83,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(place: Path, model: Path, name: str, *more: str) -> dict[str, Any]:
+def start(place: Path, model: Path, name: str, *more: str) -> Record:
     """`run.train --objective ranking`, as a user starts it; gives the record."""
     flags = ["--model_id", str(model), "--objective", "ranking", "--data", str(place / "data"), "--device", "cpu"]
     flags += ["--prompt", "short.yaml", "--method", "lora", "--lr", "1e-2", "--batch_size", "4", "--lora_dropout", "0"]
     run.train.main([*flags, "--save_dir", str(place / name), *more])
-    return read_record(place / name)
+    return Record.load(place / name)
 
 
 def test_it_trains_evaluates_and_tells(
@@ -99,14 +99,14 @@ def test_it_trains_evaluates_and_tells(
     said = capsys.readouterr().out
     assert "loss over the ranking of whole answers, the right one above both wrong ones, per item" in said
     assert "rejected: ⟦" in said and said.count("dev pairs: loss") == 8
-    first, *_, last = record["training"]["evaluations"]
-    assert record["training"]["rows"]["kind"] == "tree" and record["training"]["rows"]["guard"]["agree"]
+    first, *_, last = record.training["evaluations"]
+    assert record.training["rows"]["kind"] == "tree" and record.training["rows"]["guard"]["agree"]
     assert {"eval_loss", "eval_nll", "eval_pair_accuracy", "eval_pair_margin", "eval_accuracy"} <= last.keys()
     assert last["eval_loss"] < first["eval_loss"] and last["eval_pair_margin"] > first["eval_pair_margin"]
     assert 0.5 < last["eval_pair_accuracy"] <= 1
     padded = start(place, model, "padded", "--epoch", "8", "--share_prefixes", "off")
-    assert padded["training"]["rows"]["kind"] == "padded"
-    for one, other in zip(record["training"]["evaluations"], padded["training"]["evaluations"], strict=True):
+    assert padded.training["rows"]["kind"] == "padded"
+    for one, other in zip(record.training["evaluations"], padded.training["evaluations"], strict=True):
         assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-3)
 
 
@@ -118,9 +118,9 @@ def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monke
         with pytest.raises(Killed):
             start(place, model, "halved", *flags)
     halved = start(place, model, "halved", *flags)
-    assert halved["training"]["resumed_from"].endswith("checkpoint-4")
+    assert halved.training["resumed_from"].endswith("checkpoint-4")
     assert equal(weights(place / "halved" / "adapter"), weights(place / "straight" / "adapter"))
-    assert halved["training"]["evaluations"] == straight["training"]["evaluations"]
+    assert halved.training["evaluations"] == straight.training["evaluations"]
 
 
 def test_it_is_planned() -> None:

@@ -3,22 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from src import task
 from src.console.cli import UserError
-from src.data import CATEGORIES, Item, dump_items, load_data, predictions, sha256, split_path
+from src.data import Item, dump_items, load_data, predictions, sha256, split_path
+from src.files.paths import record_path, scores_path
 from src.files.writing import write_json, write_text
-from src.runs.record import read_record, record_path, scores_path
 from src.vote.ballots import (
     Source,
-    absence,
-    common_orders,
     join_experts,
-    other_items,
     read_sources,
-    run_folder,
-    scored_orders,
-    started_runs,
 )
-from tests.made_runs import add_orders, make_predictions, make_run, make_split
+from tests.made_runs import make_predictions, make_run, make_split, stored
 
 
 @pytest.fixture
@@ -151,12 +146,6 @@ def test_runs_that_cannot_answer(data: Path, results: Path) -> None:
     with pytest.raises(UserError, match="given more than once"):
         read(["alpha", results / "alpha"], data, results)
 
-    assert started_runs(results) == ["alpha", "beta", "gamma"]
-    reasons = [absence(results / name, "test") for name in ("alpha", "beta", "gamma", "delta")]
-    assert reasons == ["", "not finished", "not scored on test", "no such run"]
-    record_path(gamma).unlink()
-    assert absence(gamma, "test") == "not finished"
-
 
 def test_data_is_a_folder_or_a_file(data: Path, tmp_path: Path) -> None:
     from_folder, path = load_data(data, "test")
@@ -168,19 +157,19 @@ def test_data_is_a_folder_or_a_file(data: Path, tmp_path: Path) -> None:
 
 def make_expert(results: Path, data: Path, category: str, answer: int, name: str = "") -> Path:
     run = make_run(results / (name or f"expert-{category}"), data, "test", [answer] * 8)
-    write_json(record_path(run), read_record(run) | {"recipe": {"backbone": "polar", "only_category": category}})
+    write_json(record_path(run), stored(run) | {"recipe": {"backbone": "polar", "only_category": category}})
     return run
 
 
 def test_experts_of_the_categories_are_one_voter(data: Path, results: Path) -> None:
     items, _ = load_data(data, "test")
-    for number, category in enumerate(CATEGORIES):
+    for number, category in enumerate(task.current().categories):
         make_expert(results, data, category, number % 3)
     make_run(results / "other", data, "test", [2] * 8)
-    names = [f"expert-{category}" for category in CATEGORIES]
+    names = [f"expert-{category}" for category in task.current().categories]
     other, joined = join_experts(read([*names[:2], "other", *names[2:]], data, results), items)
     assert (other.ballot.run, joined.ballot.run) == ("other", "experts-polar")
-    assert joined.ballot.answers == {item.id: CATEGORIES.index(item.category) % 3 for item in items}
+    assert joined.ballot.answers == {item.id: task.current().categories.index(item.category) % 3 for item in items}
     assert joined.ballot.logprobs and joined.ballot.logprobs.keys() == joined.ballot.answers.keys()
     assert "전제 by expert-전제" in joined.note
     # By itself an expert is evaluated like any run.
@@ -189,108 +178,14 @@ def test_experts_of_the_categories_are_one_voter(data: Path, results: Path) -> N
 
 def test_experts_that_are_not_complete(data: Path, results: Path) -> None:
     items, _ = load_data(data, "test")
-    for category in CATEGORIES[:4]:
+    for category in task.current().categories[:4]:
         make_expert(results, data, category, 0)
-    names = [f"expert-{category}" for category in CATEGORIES[:4]]
+    names = [f"expert-{category}" for category in task.current().categories[:4]]
     with pytest.raises(UserError, match="polar has no expert for 반응"):
         join_experts(read(names, data, results), items)
     make_expert(results, data, "원인", 1, "twin")
     with pytest.raises(UserError, match="expert-원인 and twin are both polar's expert for 원인"):
         join_experts(read([*names, "twin"], data, results), items)
-
-
-# Orders of the options
-
-
-@pytest.fixture
-def both(tmp_path: Path, data: Path, results: Path) -> tuple[Path, Path]:
-    """alpha and beta, scored on dev and test by one order; alpha on dev by six, too, with other answers."""
-    make_split(data, "dev", 8)
-    runs = []
-    for name in ("alpha", "beta"):
-        make_run(results / name, data, "dev", [0] * 8, dev_accuracy=0.25)
-        record = read_record(results / name)
-        make_run(results / name, data, "test", [0] * 8)
-        record["splits"] |= read_record(results / name)["splits"] | {"dev": record["splits"]["dev"]}
-        write_json(record_path(results / name), record)
-        runs.append(results / name)
-    add_orders(runs[0], data, "dev", [1] * 8, accuracy=0.75)
-    return runs[0], runs[1]
-
-
-def test_runs_are_read_by_the_orders_that_all_have(both: tuple[Path, Path]) -> None:
-    alpha, beta = both
-    assert (set(scored_orders(alpha, "dev")), set(scored_orders(alpha, "test"))) == ({1, 6}, {1})
-    assert common_orders([alpha, beta], "dev", None) == (1, "")
-    with pytest.raises(
-        UserError, match=r"1 of 2 runs have no scores of 6 orders on dev.*alpha: 1 order and 6 orders;"
-    ) as no:
-        common_orders([alpha, beta], "dev", 6)
-    assert str(no.value).endswith(f"  python -m run.test --model_id {beta} --split dev --orders 6")
-    assert common_orders([alpha], "dev", 1) == (1, "")
-    told = "these are scores of 6 orders, but on test there are none such of alpha"
-    assert common_orders([alpha], "dev", 6) == (6, told)
-
-
-def test_six_orders_are_taken_where_dev_and_test_have_them(both: tuple[Path, Path], data: Path) -> None:
-    alpha, beta = both
-    add_orders(beta, data, "dev", [1] * 8)
-    orders, note = common_orders([alpha, beta], "dev", None)
-    assert orders == 1 and note == "all have scores of 6 orders on dev, too, but not on test: --orders 6"
-    for run in both:
-        add_orders(run, data, "test", [2] * 8)
-    assert common_orders([alpha, beta], "dev", None)[0] == common_orders([alpha, beta], "test", None)[0] == 6
-
-
-def test_a_ballot_of_six_orders_has_their_answers_and_accuracy(
-    both: tuple[Path, Path], data: Path, results: Path
-) -> None:
-    items = load_data(data, "dev")[0]
-    where = (split_path(data, "dev"), "dev", results)
-    (one,) = read_sources(["alpha"], items, *where, orders=1)
-    (six,) = read_sources(["alpha"], items, *where, orders=6)
-    assert (set(one.ballot.answers.values()), one.ballot.dev_accuracy, one.orders) == ({0}, 0.25, 1)
-    assert (set(six.ballot.answers.values()), six.ballot.dev_accuracy, six.orders) == ({1}, 0.75, 6)
-    assert six.file.name == "scores_dev.6orders.jsonl"
-
-
-def test_six_orders_in_the_place_of_one_are_known_by_the_record(
-    both: tuple[Path, Path], data: Path, results: Path
-) -> None:
-    """As runs of before have them."""
-    alpha, beta = both
-    scores_path(alpha, "dev", 6).replace(scores_path(alpha, "dev"))
-    record = read_record(alpha)
-    record["splits"]["dev"] = record.pop("splits_6orders")["dev"]
-    write_json(record_path(alpha), record)
-    assert scored_orders(alpha, "dev") == {6: scores_path(alpha, "dev")}
-    items = load_data(data, "dev")[0]
-    (source,) = read_sources(["alpha"], items, split_path(data, "dev"), "dev", results)
-    assert (set(source.ballot.answers.values()), source.ballot.dev_accuracy, source.orders) == ({1}, 0.75, 6)
-    with pytest.raises(
-        UserError, match=rf"not mixed[^\n]*\n  python -m run.test --model_id {beta} --split dev --orders 6"
-    ):
-        read_sources(["alpha", "beta"], items, split_path(data, "dev"), "dev", results)
-
-
-# Who may not have been meant
-
-
-def test_the_folder_that_a_word_stands_for(data: Path, results: Path, tmp_path: Path) -> None:
-    run = make_run(results / "alpha", data, "test", [0] * 8)
-    assert run_folder("alpha", results) == run_folder(str(run / "predictions_test.json"), results) == run
-    assert run_folder(str(run), results) == run and run_folder("nobody", results) == results / "nobody"
-
-
-def test_a_run_of_some_items_and_one_of_others(data: Path, results: Path, tmp_path: Path) -> None:
-    items = load_data(data, "test")[0]
-    make_split(tmp_path / "few", "test", 3, labelled=False)
-    few = make_run(results / "few", tmp_path / "few", "test", [0] * 3)
-    make_split(tmp_path / "many", "test", 9, labelled=False)
-    many = make_run(results / "many", tmp_path / "many", "test", [0] * 9)
-    assert other_items(make_run(results / "all", data, "test", [0] * 8), "test", items) == ""
-    assert other_items(few, "test", items) == "scored on 3 of the 8 items only"
-    assert other_items(many, "test", items) == "scored on other items"
 
 
 def test_the_file_of_the_labels_is_taken_for_one(data: Path, results: Path) -> None:

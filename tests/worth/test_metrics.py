@@ -59,9 +59,11 @@ def test_evaluate_by_hand() -> None:
     assert result.missed == [items[3].id, items[5].id]
 
 
+ITEM = made_items({})[0]
+
+
 def with_four(options: tuple[str, ...], label: int, category: str) -> Item:
-    (item,) = made_items({})
-    return replace(item, options=options, label=label, category=category)
+    return replace(ITEM, options=options, label=label, category=category)
 
 
 def test_four_options(four_options: Task) -> None:

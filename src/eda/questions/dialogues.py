@@ -26,7 +26,7 @@ from src.figures.canvas import Axes
 
 TENTHS = 10
 LONGEST_RUN = 4
-"""Turns of one speaker in a row; longer runs are counted with these."""
+"""Turns of one speaker without a break; longer runs are counted with these."""
 
 
 def lengths(view: View) -> Finding:
@@ -53,7 +53,7 @@ def lengths(view: View) -> Finding:
     if known and corpus.of_official_size and view.split == "train" and corpus.kind != SAMPLE:
         told = ", ".join(f"{mean} (표준편차 {std})" for mean, std in known.values())
         equal = corpus.as_published
-        says += f" 발표된 값 {told}과 {'같습니다' if equal else '다릅니다. 파일이 공식 자료인지 확인하세요'}."
+        says += f" 발표된 값 {told}과 {'같습니다' if equal else '다릅니다. 파일이 공식 데이터인지 확인하세요'}."
     says += view.apart("턴 수", "글자 수", "어절 수")
     so = (
         f"가장 긴 대화도 {characters.high:,.0f}자이므로 자를 이유가 없습니다. "
@@ -137,7 +137,7 @@ def _target_lengths(items: Sequence[Item]) -> tuple[list[int], list[int]]:
 
 
 def speakers(view: View) -> Finding:
-    """Who speaks, and for how many turns in a row."""
+    """Who speaks, and for how many turns without a break."""
     figure, (left, right) = style.panels(
         ["화자1의 비중 (%)", view.titled("한 화자가 연달아 말한 턴 수 (%)", "연달아 말하기")],
         "두 화자는 고르게 번갈아 말하나?",

@@ -23,7 +23,7 @@ def sizes(view: View) -> Finding:
     keys = {split: {item.dialogue_key for item in items} for split, items in splits.items()}
     shared = np.array([[len(keys[one] & keys[other]) for other in SPLITS] for one in SPLITS])
     figure, (left, right) = style.panels(
-        ["문항과 대화의 수", "겹치는 대화의 수"], "자료는 얼마나 크고, 서로 겹치지 않나?", view.source, widths=(3, 2)
+        ["문항과 대화의 수", "겹치는 대화의 수"], "데이터는 얼마나 크고, 서로 겹치지 않나?", view.source, widths=(3, 2)
     )
     counts = {"문항": [len(splits[split]) for split in SPLITS], "대화": [len(keys[split]) for split in SPLITS]}
     style.bars(left, SPLITS, counts)
@@ -40,7 +40,8 @@ def sizes(view: View) -> Finding:
         )
     else:
         so = "겹치는 대화가 없으므로 dev 정확도는 처음 보는 대화에서 잰 값입니다."
-    return Finding("sizes", figure, says, f"{so} `run.prepare_data`는 자료를 준비할 때 겹치는 대화의 수를 알려 줍니다.")
+    so += " `run.prepare_data`는 데이터를 준비할 때 겹치는 대화의 수를 알려 줍니다."
+    return Finding("sizes", figure, says, so)
 
 
 def odd(view: View) -> Finding:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +87,7 @@ def _cloud(counted: Mapping[str, int], wide: bool) -> NDArray[np.uint8]:
 
     colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK, "#9C4F7E")
     shades = {word: colours[place % len(colours)] for place, word in enumerate(sorted(counted))}
-    cloud: Any = WordCloud(
+    cloud = WordCloud(
         font_path=str(style.regular_font()),
         width=1160 if wide else 570,
         height=520,

@@ -1,0 +1,101 @@
+"""What is left to do of a set of recipes: a command for each, and whether this machine can do it."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.console.cli import UserError
+from src.console.jobs import Job
+from src.data import sha256, split_path
+from src.files.paths import record_path
+from src.model.recipes import ORPO, Recipe, differing_settings
+from src.plan import ready
+from src.plan.estimates import Estimate, Gpu
+from src.runs.record import Record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs and their data lie, and what every command is told.
+
+    results  folder of the runs
+    data     folder of the splits
+    test     whether there is a test split, to be scored
+    task     the flag that hands the task on to a command, or nothing
+    """
+
+    results: Path
+    data: Path
+    test: bool
+    task: Sequence[str] = ()
+
+
+def jobs_left(
+    recipes: Mapping[Path, Recipe], rows: Sequence[Estimate], gpus: Sequence[Gpu], place: Place
+) -> tuple[list[Job], dict[str, str]]:
+    """(jobs that this machine can do, name → why a recipe cannot be done). rows: the plan's, one a recipe.
+
+    UserError when nothing can be done, or when the disk has no room for all: before anything is fetched or made.
+    """
+    failures: dict[str, str] = {}
+    jobs: list[Job] = []
+    for (file, recipe), row in zip(recipes.items(), rows, strict=True):
+        try:
+            command = command_left(file, recipe, place)
+        except UserError as error:
+            failures[recipe.name] = str(error)
+            continue
+        if command:
+            log = place.results / recipe.name / "log.txt"
+            jobs.append(Job(recipe.name, tuple(command), log, row.seconds or 1.0))
+    names = {job.name for job in jobs}
+    left = [(recipe, row) for recipe, row in zip(recipes.values(), rows, strict=True) if recipe.name in names]
+    obstacles = _obstacles(left, gpus, place.results, len(recipes))
+    return [job for job in jobs if job.name not in obstacles], failures | obstacles
+
+
+def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
+    """The command that does what is missing of a recipe, or nothing. UserError when its folder holds something else."""
+    folder = place.results / recipe.name
+    where = ["--data", str(place.data)]
+    if not record_path(folder).is_file():
+        score = ["--score", "test"] if place.test else []
+        module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
+        return [sys.executable, "-m", module, "--recipe", str(file), *where, *score, *place.task]
+    record = Record.load(folder)
+    differing = differing_settings(record.settings or {}, recipe)
+    for split in ("train", "dev"):
+        used = record.data.get(split)
+        if used is None or used.sha256 != sha256(split_path(place.data, split)):
+            differing.append(f"{split} data")
+    if differing:
+        raise UserError(
+            f"{folder} is a finished run with other settings ({', '.join(differing)}). "
+            "Delete it to train again, or give the recipe another name to keep both."
+        )
+    scored = record.splits.get("test")
+    if place.test and (scored is None or scored.data_sha256 != sha256(split_path(place.data, "test"))):
+        return [sys.executable, "-m", "run.test", "--model_id", str(folder), *where, *place.task]
+    return []
+
+
+def _obstacles(
+    left: Sequence[tuple[Recipe, Estimate]], gpus: Sequence[Gpu], results: Path, recipes: int
+) -> dict[str, str]:
+    """Name → why a run that is left to do cannot be done here. recipes: their number, the finished ones included."""
+    found = ready.obstacles([recipe for recipe, _ in left], [row for _, row in left], gpus)
+    if found and len(found) == recipes:
+        raise UserError(
+            f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "
+            "The plan for other machines: --dry_run; a try-out in a minute: "
+            "--recipes resource/miniature/recipes --data resource/miniature/data"
+        )
+    training = [
+        row for recipe, row in left if recipe.name not in found and not record_path(results / row.run).is_file()
+    ]
+    if training:
+        from huggingface_hub import constants
+
+        ready.check_room(training, results, Path(constants.HF_HUB_CACHE))
+    return found

@@ -1,0 +1,111 @@
+"""Training a run: from a recipe to the record of a finished run."""
+
+import gc
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from src.console.cli import UserError
+from src.files.paths import INPUTS, RECIPE
+from src.files.writing import write_json, write_text
+from src.model import hub
+from src.model import load as models
+from src.model.recipes import Recipe
+from src.prompt.encode import Encoder
+from src.runs.encoder import find_library, frozen_of, make_encoder, prompt_facts, refuse_other_text, template_facts
+from src.runs.facts import TaskFacts
+from src.runs.inputs import began_with, gather
+from src.runs.record import Record
+from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
+from src.runs.versions import made_with
+from src.train.trainer import fine_tune
+
+
+def train_run(
+    recipe: Recipe,
+    folder: Path,
+    data_folder: Path,
+    device_name: str | None = None,
+    also_score: Sequence[str] = (),
+    limit: int | None = None,
+) -> Record:
+    """Trains `recipe` in `folder`, scores dev with the best weights as they lie on disk, and returns the record, which
+    is written last.
+
+    An unfinished run of the same recipe and data goes on where it stopped. also_score: more splits, labelled or not.
+    limit: only so many items of each split.
+    """
+    started = time.monotonic()
+    device = models.pick_device(device_name)
+    if device.type == "cuda" and device.index:
+        raise UserError(
+            f"--device {device}: training takes the first GPU it sees; "
+            f"put CUDA_VISIBLE_DEVICES={device.index} in front of the command instead."
+        )
+    given = gather(recipe, folder, data_folder, also_score, limit)
+    began = began_with(folder)
+    pinned = hub.pin(recipe, began.commits if began else None)
+    models.check_trainable(pinned)
+    library = find_library(given.prompt, data_folder, recipe.reasoning)
+    frozen = frozen_of(began.template) if began else None
+    encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
+    for split in ("dev", *also_score):  # finds items that do not fit before the training
+        encoder.for_scoring(given.splits[split].items)
+    record = new_record(folder.name, recipe, pinned, encoder, data_folder, device)
+    if began:
+        refuse_other_text(folder, record.template, began.template)
+    print_notes(encoder, [split.items for split in given.splits.values()])
+    inputs = {**given.hashes, **hub.commits(pinned), "template": record.template.as_json()}
+    write_json(folder / INPUTS, inputs)
+    write_text(folder / RECIPE, recipe.dump())
+    outcome = fine_tune(pinned, encoder, given.train, given.dev, folder, device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    record = replace(
+        record,
+        data={split: given.splits[split].file for split in ("train", "dev")},
+        trainable_parameters=outcome.trainable_parameters,
+        parameters=outcome.parameters,
+        training=outcome.training,
+    )
+    network = models.load_run(folder, pinned, device)
+    run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
+    for split in ("dev", *also_score):
+        record, _ = score_run(run, given.splits[split])
+        record = replace(record, peak_memory_bytes=_peak_memory(device), seconds=time.monotonic() - started)
+        record.save(folder)
+        run = replace(run, record=record)
+    return run.record
+
+
+def new_record(
+    run: str, recipe: Recipe, pinned: Recipe, encoder: Encoder, data_folder: Path, device: torch.device
+) -> Record:
+    """What is known of a run before it is trained or scored. pinned: the recipe with the commits that are loaded."""
+    commits = hub.commits(pinned)
+    return Record(
+        run=run,
+        settings=asdict(recipe),
+        prompt=prompt_facts(encoder, data_folder),
+        template=template_facts(encoder),
+        base_revision=commits["base_revision"],
+        tokenizer_revision=commits.get("tokenizer_revision"),
+        **made_with(),
+        task=TaskFacts.current(),
+        device=device_words(device),
+    )
+
+
+def device_words(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

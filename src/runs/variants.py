@@ -1,0 +1,79 @@
+"""Runs that are scored without a training of their own: the bare base model, and a trained run under another prompt."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from src.console.cli import UserError
+from src.data import DATA
+from src.files.paths import record_path
+from src.model import hub
+from src.model import load as models
+from src.model.recipes import Recipe, differing_settings
+from src.prompt.prompts import load_prompt, parse_prompt
+from src.runs.encoder import (
+    find_library,
+    frozen_of,
+    make_encoder,
+    prompt_facts,
+    refuse_other_text,
+    template_facts,
+)
+from src.runs.record import Record
+from src.runs.training import new_record
+
+
+def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None, data_folder: Path = DATA) -> Record:
+    """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet.
+
+    When `folder` has one of the same settings, its scored splits are kept. data_folder: where a prompt with examples
+    finds the training split.
+    """
+    prompt = load_prompt(recipe.prompt)
+    there = Record.load(folder) if record_path(folder).is_file() else None
+    pinned = hub.pin(recipe, there.commits if there else None)
+    frozen = frozen_of(there.template) if there else None
+    library = find_library(prompt, data_folder, recipe.reasoning)
+    encoder = make_encoder(pinned, prompt, library=library, frozen=frozen)
+    device = models.pick_device(device_name)
+    record = replace(new_record(folder.name, recipe, pinned, encoder, data_folder, device), trainable_parameters=0)
+    if there is None:
+        return record
+    differing = differing_settings(there.settings or {}, recipe)
+    differing += ["prompt"] if there.prompt.sha256 != record.prompt.sha256 else []
+    differing += ["template"] if there.template.sha256 != record.template.sha256 else []
+    if differing:
+        raise UserError(
+            f"{folder} holds scores under other settings ({', '.join(differing)}). Delete it, or give another --name."
+        )
+    refuse_other_text(folder, record.template, there.template)
+    return record.with_results_of(there)
+
+
+def rerun_with_prompt(
+    folder: Path, record: Record, prompt_name: str | None, reasoning: bool | None, data_folder: Path, suffix: str
+) -> tuple[Path, Record]:
+    """(folder, record) of the trained run in `folder` under another prompt, or with or without reasoning, which it was
+    not trained for: a run beside it, with the weights of the first. What it has been scored on is kept.
+    """
+    prompt = load_prompt(prompt_name) if prompt_name else parse_prompt(record.prompt.text, f"{folder}: prompt")
+    reasons = record.recipe.reasoning if reasoning is None else reasoning
+    recipe = record.recipe.replace(prompt=prompt_name or record.recipe.prompt, reasoning=reasons)
+    weights = record.weights_in(folder)
+    names = [weights.name, *([prompt.name] if prompt_name else []), *([suffix] if suffix else [])]
+    there = folder.with_name("-".join(names))
+    made = replace(
+        record.without_results(),
+        run=there.name,
+        settings={**asdict(recipe), **record.unknown_settings},
+        weights=weights.name,
+    )
+    library = find_library(prompt, data_folder, reasons)
+    kept = models.weights_folder(weights)
+    encoder = make_encoder(made.pinned_recipe, prompt, kept, library, frozen_of(record.template))
+    made = replace(made, prompt=prompt_facts(encoder, data_folder), template=template_facts(encoder))
+    if not record_path(there).is_file():
+        return there, made
+    earlier = Record.load(there)
+    if earlier.prompt.sha256 != prompt.sha256:
+        raise UserError(f"{there} holds scores under another text of prompt {prompt.name}. Delete it or rename it.")
+    return there, made.with_results_of(earlier)
