@@ -8,6 +8,6 @@ def causal_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def usual_attention(model_class: Any) -> str:
+def attention_of(model_class: Any) -> str:
     """The attention to load a model with: sdpa where the architecture has it; Gemma2's softcap needs eager."""
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"

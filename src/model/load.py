@@ -25,7 +25,7 @@ from src.files.paths import ADAPTER, MODEL, weights_folder
 from src.model import hub, weights
 from src.model.adapters import patch_lora_forward
 from src.model.backbones import backbones
-from src.model.causal import usual_attention
+from src.model.causal import attention_of
 from src.model.disk import check_download
 from src.model.recipes import Recipe
 from src.model.weights import class_of
@@ -143,7 +143,7 @@ def load_base(
     arguments: dict[str, Any] = {
         "config": config,
         "dtype": dtype,
-        "attn_implementation": usual_attention(class_of(config)),
+        "attn_implementation": attention_of(class_of(config)),
         "device_map": {"": device},
         "use_safetensors": True,
         "trust_remote_code": recipe.trust_remote_code,

@@ -35,7 +35,7 @@ def show_examples(objective: Objective, encoder: Encoder, train: Sequence[Exampl
     print(f"one item as {recipe.backbone} sees it, the supervised part between ⟦ and ⟧:\n{encoder.show(train[0])}\n")
     print(
         f"{len(train)} train items of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
-        f"right answers {', '.join(f'{letter} {labels[place]}' for place, letter in enumerate(letters))}; "
+        f"right answers {', '.join(f'{letter} {labels[number]}' for number, letter in enumerate(letters))}; "
         f"{len(dev)} dev items; letters {', '.join(letters)} are tokens {encoder.letter_ids}; "
         f"chat template from the {encoder.template_source}, system turn {encoder.system_turn}"
     )

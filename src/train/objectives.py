@@ -56,11 +56,11 @@ class Objective(abc.ABC):
         return 0
 
     def wrong_options(self, item: Item) -> tuple[int, ...]:
-        """The places of the wrong options of a labelled item whose answers are encoded."""
+        """Indices of the wrong options of a labelled item whose answers are encoded."""
         return ()
 
     def cut(self, example: "Example") -> "Example":
-        """The example without what stands behind its last supervised token."""
+        """The example up to its last supervised token."""
         return example
 
     @abc.abstractmethod
@@ -75,11 +75,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def totals(self, rows: "Sequence[Row]") -> "Tensor":
-        """(k,): what the losses of a step's rows are divided by, summed over all of its rows."""
+        """(k,): the denominators of a step's loss, summed over all of its rows."""
 
     @abc.abstractmethod
     def outputs(self, model: Any, row: "Row") -> "Tensor":
-        """What the loss of a row is computed from, one entry or vector for each of its terms."""
+        """What a row's loss is computed from: a number or a vector for each of its terms."""
 
     @abc.abstractmethod
     def loss(self, outputs: "Tensor", row: "Row", totals: "Tensor", letter_ids: Sequence[int]) -> "Tensor":
@@ -87,7 +87,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def letters(self, outputs: "Tensor", row: "Row", letter_ids: Sequence[int]) -> dict[int, list[float]]:
-        """What two layouts are compared by: values at the letter of each answer, by its number in the step."""
+        """What the guard compares: values at the letter of each answer, by the answer's number in the step."""
 
     # Evaluations and the log
 
@@ -120,9 +120,8 @@ class TokenObjective(Objective):
         terms = []
         for number, one in enumerate(examples):
             weight = 1 / (len(one.ids) - one.answer_start) if self.recipe.loss_per == "item" else 1.0
-            terms += [
-                Term(number, place - 1, one.ids[place], weight) for place in range(one.answer_start, len(one.ids))
-            ]
+            supervised = range(one.answer_start, len(one.ids))
+            terms += [Term(number, position - 1, one.ids[position], weight) for position in supervised]
         return list(lay_out([one.ids for one in examples], terms, layout))
 
     def totals(self, rows: "Sequence[Row]") -> "Tensor":
@@ -143,7 +142,7 @@ class TokenObjective(Objective):
         return (cross_entropy(logits, targets, reduction="none") * row["weight"]).sum() / totals[0]
 
     def choices(self, logits: "Tensor", targets: "Tensor", letter_ids: Sequence[int]) -> "tuple[Tensor, Tensor]":
-        """(logits of the tokens that the target is one of, the target's place among them)."""
+        """(logits of the tokens to choose from, index of each target among them)."""
         return logits, targets
 
     def letters(self, outputs: "Tensor", row: "Row", letter_ids: Sequence[int]) -> dict[int, list[float]]:
@@ -187,7 +186,7 @@ class PairObjective(Objective):
         return options - 1 if self.recipe.orpo_pairs == "both" else 1
 
     def wrong_options(self, item: Item) -> tuple[int, ...]:
-        others = tuple(place for place in range(len(item.options)) if place != item.label)
+        others = tuple(option for option in range(len(item.options)) if option != item.label)
         if self.recipe.orpo_pairs == "both":
             return others
         return (random.Random(f"{self.recipe.seed} {item.id}").choice(others),)

@@ -20,10 +20,10 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str, learns_p
     Besides what `lay_out` gives, a row holds, for its n answers and the p pairs among them,
 
         numbers      (n,) the answers' numbers in the step
-        answer       (a,) for each of the a tokens of all answers, the place of its answer in the row
+        answer       (a,) for each of the a tokens of all answers, the index of its answer in the row
         term         (a,) and the term that predicts it
         lengths      (n,) tokens of each answer
-        pairs        (p, 2) places of a right answer and a wrong one
+        pairs        (p, 2) indices of a right answer and a wrong one in the row
         pair_weight  (p,) float32
 
     A term's `weight` is that of the right answer's own loss, over its prompt too if `learns_prompt`. A prompt's tokens
@@ -41,34 +41,38 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str, learns_p
         each = 1 / (len(one.ids) - begin) if loss_per == "item" else 1.0
         for number, ids in enumerate(one.sequences, right):
             first, weight = (begin, each) if number == right else (one.answer_start, 0.0)
-            terms += [Term(number, place - 1, ids[place], weight) for place in range(first, len(ids))]
+            terms += [Term(number, position - 1, ids[position], weight) for position in range(first, len(ids))]
             lengths.append(len(ids) - one.answer_start)
         weight = 1 / len(one.rejected) if loss_per == "item" else 1.0
         pairs += [(right, right + wrong, weight) for wrong in range(1, len(one.sequences))]
         sequences += one.sequences
         groups += [item] * len(one.sequences)
-    rows = []
-    for row in lay_out(sequences, terms, layout, groups):
-        numbers, counts = torch.unique_consecutive(row.pop("sequence"), return_counts=True)
-        here = {int(number): place for place, number in enumerate(numbers)}
-        behind = counts.cumsum(0)
-        # The answer's terms are the last ones of a sequence.
-        tokens = [
-            (place, int(behind[place]) - back) for number, place in here.items() for back in _last(lengths[number])
-        ]
-        row["numbers"] = numbers
-        row["answer"], row["term"] = torch.tensor(tokens).T
-        row["lengths"] = torch.tensor([lengths[number] for number in here])
-        own = [(here[right], here[wrong], weight) for right, wrong, weight in pairs if right in here]
-        row["pairs"] = torch.tensor([pair[:2] for pair in own])
-        row["pair_weight"] = torch.tensor([pair[2] for pair in own], dtype=torch.float32)
-        rows.append(_merged(row) if "end" in row else row)
-    return rows
+    rows = [_with_pairs(row, lengths, pairs) for row in lay_out(sequences, terms, layout, groups)]
+    return [_merged(row) if "end" in row else row for row in rows]
 
 
-def _last(count: int) -> range:
-    """Distances of the last `count` terms from the end."""
-    return range(count, 0, -1)
+def _with_pairs(row: Row, lengths: Sequence[int], pairs: Sequence[tuple[int, int, float]]) -> Row:
+    """The row with what `collate` adds. lengths: tokens of each of the step's answers; pairs: right answer, wrong
+    answer, weight of each of the step's pairs.
+    """
+    numbers, counts = torch.unique_consecutive(row["sequence"], return_counts=True)
+    index = {int(number): index for index, number in enumerate(numbers)}
+    # The terms of an answer are the last ones of its sequence.
+    stops = counts.cumsum(0).tolist()
+    tokens = [
+        (index[number], stops[index[number]] - back) for number in index for back in range(lengths[number], 0, -1)
+    ]
+    answer, term = torch.tensor(tokens).T
+    own = [(index[right], index[wrong], weight) for right, wrong, weight in pairs if right in index]
+    return {
+        **{key: value for key, value in row.items() if key != "sequence"},
+        "numbers": numbers,
+        "answer": answer,
+        "term": term,
+        "lengths": torch.tensor([lengths[number] for number in index]),
+        "pairs": torch.tensor([pair[:2] for pair in own]),
+        "pair_weight": torch.tensor([pair[2] for pair in own], dtype=torch.float32),
+    }
 
 
 def _merged(row: Row) -> Row:

@@ -32,8 +32,8 @@ def text_pairs(
         whole = recipe.orpo_answer == "whole"
         answers = [f"{text}{end}" for text in rendered.answers] if whole else letters
         text = render(rendered.messages)
-        for place in objective.wrong_options(item):
-            yield {"id": item.id, "prompt": text, "chosen": answers[item.label], "rejected": answers[place]}
+        for wrong in objective.wrong_options(item):
+            yield {"id": item.id, "prompt": text, "chosen": answers[item.label], "rejected": answers[wrong]}
 
 
 def plainly(messages: Sequence[Message]) -> str:

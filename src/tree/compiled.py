@@ -34,7 +34,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
-from src.model.causal import causal_of, usual_attention
+from src.model.causal import attention_of, causal_of
 from src.tree import compiler, prefix
 
 ATTENTION = "tree"
@@ -100,7 +100,7 @@ def restore_standard_layers(model: Any) -> None:
     """Takes `make_ready` back."""
     causal = causal_of(model)
     if is_ready(causal):
-        causal.set_attn_implementation(usual_attention(type(causal)))
+        causal.set_attn_implementation(attention_of(type(causal)))
         for layer in causal.get_decoder().layers:
             layer._compiled_call_impl = None
         _hooks.pop(causal).remove()
@@ -113,7 +113,7 @@ def standard_attention(model: Any) -> Iterator[None]:
     if not is_ready(causal):
         yield
         return
-    causal.set_attn_implementation(usual_attention(type(causal)))
+    causal.set_attn_implementation(attention_of(type(causal)))
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -1,8 +1,8 @@
-"""What compiling for a GPU needs of a machine, and what is done where it fails: the usual layers, and one line.
+"""What compiling for a GPU needs of the machine, and what happens where it fails: standard layers, and one line.
 
-triton builds small C libraries for Python while it compiles, so a GPU alone does not suffice: it takes a C compiler,
-Python.h, and folders that may be written to. `missing` looks for them before any weights are loaded; what else fails,
-`failure` tells from other errors. Once compiling has failed, nothing more is compiled in this process (`give_up`).
+While triton compiles, it builds small C libraries for Python. So a GPU alone is not enough: it takes a C compiler,
+Python.h, and writable folders. `missing` looks for them before any weights are loaded. `failure` tells errors of
+compiling from all others. Once compiling has failed, nothing more is compiled in this process (`give_up`).
 """
 
 import atexit
@@ -23,18 +23,20 @@ from torch.utils._triton import has_triton, has_triton_package
 
 from src.console.cli import UserError
 
-QUICKER = 1.6
-"""About how many times quicker compiled layers are than the usual ones at the same tokens, on an H200."""
+SPEEDUP = 1.6
+"""About how many times faster compiled layers are than standard ones at the same tokens, on an H200."""
 PROBE = "#include <stdlib.h>\n#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n"
 WAIT = 60
 """Seconds that a compiler may take for the probe."""
 COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
-"""Packages whose errors are of compiling. Look here after an upgrade of torch."""
+"""Packages whose errors come from compiling. Look here after an upgrade of torch."""
 _reasons: list[str] = []
 
 
 def obstacle(device: torch.device) -> str:
-    """Why nothing is compiled for `device` on this machine or any more in this process; "" when it is, or is a CPU."""
+    """Why nothing is compiled for `device`: what the machine lacks, or what failed before; "" for a CPU, and when
+    nothing is in the way.
+    """
     if device.type == "cpu":
         return ""
     return _reasons[0] if _reasons else missing()
@@ -44,7 +46,7 @@ def obstacle(device: torch.device) -> str:
 def missing() -> str:
     """What compiling for the GPU lacks on this machine, with what to do about it; "" when nothing.
 
-    Where the folders that compiled code is kept in cannot be written to, temporary ones are taken, and it is said.
+    Where the folders of compiled code are not writable, temporary ones are taken, and a line says so.
     """
     if not has_triton_package():
         return "triton, which compiles for the GPU, is missing (pip install triton)"
@@ -58,19 +60,19 @@ def missing() -> str:
 
 
 def give_up(why: str, slower: float) -> None:
-    """From here on nothing is compiled in this process, which is said once. slower: about how many times."""
+    """From here on nothing is compiled in this process. Says so once. slower: about how many times slower that is."""
     if why not in _reasons:
         _reasons.append(why)
         print(
-            f"nothing is compiled and no prefixes are shared: {why}. It goes on with the usual layers, "
-            f"about {slower:.1f} times slower",
+            f"nothing is compiled and no prefixes are shared: {why}. "
+            f"It goes on with the standard layers, about {slower:.1f} times slower",
             flush=True,
         )
     stay_eager()
 
 
 def stay_eager() -> None:
-    """What asks for compiling, an optimizer for one, runs uncompiled from here on."""
+    """From here on whatever asks for compiling, such as an optimizer, runs uncompiled."""
     torch.compiler.set_stance("force_eager")
 
 
@@ -80,9 +82,9 @@ def gave_up() -> str:
 
 
 def failure(error: BaseException) -> str:
-    """What failed while compiling, in a line; "" for an error of anything else.
+    """What failed while compiling, in a line; "" for any other error.
 
-    Memory that does not suffice and a GPU in disorder are no failures of compiling, whoever asked for the memory.
+    Running out of memory and a broken GPU are not failures of compiling, even if the compiler met them.
     """
     chain = list(_causes(error))
     others = (torch.OutOfMemoryError, torch.AcceleratorError, UserError, MemoryError)
@@ -90,13 +92,13 @@ def failure(error: BaseException) -> str:
         return ""
     if not any(_of_compilers(type(one).__module__) or _passed_compilers(one.__traceback__) for one in chain):
         return ""
-    cause = chain[-1]  # what the compilers wrapped
+    cause = chain[-1]  # the error that the compilers wrapped
     words = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no message")
     return f"compiling failed ({type(cause).__name__}: {words[:200]})"
 
 
 def try_out(device: torch.device) -> str:
-    """Compiles next to nothing for `device`: what failed, or ""."""
+    """Compiles a tiny function for `device`: what failed, or ""."""
     try:
         torch.compile(lambda values: values * 2 + 1)(torch.zeros(8, device=device))
     except Exception as error:
@@ -107,7 +109,7 @@ def try_out(device: torch.device) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that it was raised from, the first one last."""
+    """The error and those that it was raised from; the first one comes last."""
     found: list[int] = []
     one: BaseException | None = error
     while one is not None and id(one) not in found:
@@ -122,7 +124,7 @@ def _of_compilers(module: str) -> bool:
 
 
 def _passed_compilers(trace: TracebackType | None) -> bool:
-    """Whether an error came up within a compiler's own code, and not only through a layer that is compiled."""
+    """Whether an error was raised in a compiler's own code, and did not just pass through a compiled layer."""
     passed = ("torch._dynamo.convert_frame", "torch._inductor", "triton")
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
@@ -133,8 +135,8 @@ def _passed_compilers(trace: TracebackType | None) -> bool:
 
 
 def _writable_folders() -> Path:
-    """The folder of torch's compiled code. Where it or triton's cannot be written to, a temporary one takes its place;
-    OSError where there is none.
+    """The folder of torch's compiled code. Where it or triton's is not writable, a temporary one takes its place.
+    OSError where that cannot be made either.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -150,8 +152,8 @@ def _writable_folders() -> Path:
         for name in refused:
             os.environ[name] = os.path.join(temporary, name.partition("_")[0].lower())
         print(
-            f"compiled code cannot be kept in {' and '.join(refused.values())}, which may not be written to; it lies "
-            f"in {temporary} until this command ends. Set {' and '.join(refused)} to folders that last",
+            f"compiled code cannot be kept in {' and '.join(refused.values())}, which may not be written to; "
+            f"it lies in {temporary} until this command ends. Set {' and '.join(refused)} to folders that last",
             flush=True,
         )
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or wanted["TORCHINDUCTOR_CACHE_DIR"])
@@ -170,8 +172,8 @@ def _may_write(folder: str) -> bool:
 
 
 def _c_compiler(folder: Path) -> str:
-    """What keeps a C library for Python from being built as triton does it, and loaded; "" when nothing does."""
-    # triton takes CC as it is: a path or a name, no arguments.
+    """What keeps a C library for Python from being built and loaded as triton does it; "" when nothing does."""
+    # triton takes CC for a path or a name without arguments.
     name = os.environ.get("CC")
     found = shutil.which(name) if name else shutil.which("gcc") or shutil.which("clang")
     if found is None:
@@ -193,8 +195,8 @@ def _c_compiler(folder: Path) -> str:
             ctypes.CDLL(library)
     except (OSError, subprocess.TimeoutExpired) as error:
         return (
-            f"what {found} builds in {folder} cannot be used ({error}; set TORCHINDUCTOR_CACHE_DIR and "
-            "TRITON_CACHE_DIR to folders on a disk that programs may be started from)"
+            f"what {found} builds in {folder} cannot be used ({error}; "
+            "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to folders on a disk that programs may be started from)"
         )
     return ""
 

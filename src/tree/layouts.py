@@ -14,7 +14,7 @@ from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_op
 from src.model.recipes import OPTIMIZERS, Recipe
 from src.model.shapes import Shape, flops
 from src.prompt.encode import Example
-from src.tree.compiler import QUICKER
+from src.tree.compiler import SPEEDUP
 from src.tree.prefix import BLOCK
 from src.tree.rows import WORTHWHILE, Kind, Layout, lengths_for, sizes
 
@@ -139,19 +139,19 @@ def sharing_factor(examples: Sequence[Example], steps: Sequence[Sequence[int]], 
 def slowdown(recipe: Recipe, examples: Sequence[Example], steps: Sequence[Sequence[int]], pad_id: int) -> float:
     """About how many times longer the standard layers take to train than compiled ones on a GPU."""
     if recipe.share_prefixes == "off":
-        return QUICKER
+        return SPEEDUP
     return _slowdown(sharing_factor(examples, steps, Layout("tree", GPU_ROW, pad_id)))
 
 
 def scoring_slowdown(prompts: Sequence[Sequence[int]], share: str = "auto") -> float:
     """About how many times longer the standard layers take to score `prompts` than compiled ones on a GPU."""
     if share == "off" or not prompts:
-        return QUICKER
+        return SPEEDUP
     return _slowdown(sum(map(len, prompts)) / sum(sizes(prompts, Layout("tree", GPU_SCORING, 0))))
 
 
 def _slowdown(factor: float) -> float:
-    return QUICKER * (factor if factor >= WORTHWHILE else 1)
+    return SPEEDUP * (factor if factor >= WORTHWHILE else 1)
 
 
 def row_options(recipe: Recipe, shape: Shape, tokens: int, logit_positions: int, free: int | None) -> list[MemoryPlan]:

@@ -61,7 +61,7 @@ class Tree:
     """The row of a tree of n tokens. All arrays are int64.
 
     ids, depth, end: (n,), see the module's docstring
-    paths: for each sequence, in the order they were given, the places of its tokens in the row
+    paths: for each sequence, in the order they were given, the positions of its tokens in the row
     """
 
     ids: np.ndarray
@@ -77,45 +77,45 @@ def build(sequences: Sequence[Sequence[int]]) -> Tree:
     """The tree of `sequences`, none of them empty. Linear in their tokens, after sorting.
 
     In sorted order a sequence shares with the one before it all that it shares with any earlier one. So it adds what
-    lies behind that common prefix, and the row is these additions one after the other. A token's subtree ends where the
-    next sequence begins that departs at or before its depth.
+    comes after that common prefix, and the row is these additions one after the other. A token's subtree ends where the
+    next sequence begins that leaves the path at or before the token's depth.
     """
-    rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    if not rows or any(row.ndim != 1 or not len(row) for row in rows):
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    if not arrays or any(one.ndim != 1 or not len(one) for one in arrays):
         raise ValueError("a tree needs sequences of at least one token each")
-    order = _order(rows)
-    shared = _shared([rows[number] for number in order])
+    order = _order(arrays)
+    shared = _shared([arrays[number] for number in order])
     start = np.concatenate(
-        [[0], np.cumsum([len(rows[number]) - common for number, common in zip(order, shared, strict=True)])]
+        [[0], np.cumsum([len(arrays[number]) - common for number, common in zip(order, shared, strict=True)])]
     )
     total = int(start[-1])
     ids, depth, end = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
-    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(arrays)
     before = np.empty(0, np.int64)
-    for place, (number, common) in enumerate(zip(order, shared, strict=True)):
-        new = np.arange(start[place], start[place + 1])
-        ids[new], depth[new] = rows[number][common:], np.arange(common, len(rows[number]))
+    for rank, (number, common) in enumerate(zip(order, shared, strict=True)):
+        new = np.arange(start[rank], start[rank + 1])
+        ids[new], depth[new] = arrays[number][common:], np.arange(common, len(arrays[number]))
         before = paths[number] = np.concatenate([before[:common], new])
     # departs[d]: where the first later sequence begins that shares at most d tokens with those before it.
-    departs = np.full(max(map(len, rows)), total, np.int64)
-    for place in reversed(range(len(rows))):
-        common = shared[place]
-        end[start[place] : start[place + 1]] = departs[common : len(rows[order[place]])]
-        departs[common:] = start[place]
+    departs = np.full(max(map(len, arrays)), total, np.int64)
+    for rank in reversed(range(len(arrays))):
+        common = shared[rank]
+        end[start[rank] : start[rank + 1]] = departs[common : len(arrays[order[rank]])]
+        departs[common:] = start[rank]
     return Tree(ids, depth, end, tuple(paths))
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
     """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each, as evenly as they can.
 
-    Neighbours in sorted order stay together, which is where they share most. A longer sequence gets a row of its own.
+    Neighbours in sorted order stay together, since they share most. A sequence longer than that gets a row of its own.
     groups: the group of each sequence; those of one group are never in different rows.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     units = together(_order(arrays), groups)
     order = [number for unit in units for number in unit]
     shared = dict(zip(order, _shared([arrays[number] for number in order]), strict=True))
-    # What a unit adds to the row it follows in, and what it is at the beginning of a row.
+    # Tokens that a unit adds behind others in a row, and that it has at the beginning of a row.
     added = [sum(len(arrays[number]) - shared[number] for number in unit) for unit in units]
     alone = [more + shared[unit[0]] for more, unit in zip(added, units, strict=True)]
 
@@ -136,7 +136,7 @@ def pack(sequences: Sequence[Sequence[int]], budget: int, groups: Sequence[int] 
 
 
 def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[int]]:
-    """`order` by group, each where its first number stands; one number a group when there are none."""
+    """`order` by group, each where its first number is. Without groups each number is a group."""
     units: dict[int, list[int]] = {}
     for number in order:
         units.setdefault(number if groups is None else groups[number], []).append(number)
@@ -146,8 +146,8 @@ def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[in
 def key_copies(end: np.ndarray, tiles: int) -> tuple[int, int]:
     """(prefix, copies): how `block_mask` is to repeat the keys of the row's root, the tokens that all others see.
 
-    Flex attention's backward pass walks over all queries of a tile of keys one by one; for the root's that takes longer
-    than all else together. Here a copy serves `tiles` tiles of queries.
+    Flex attention's backward pass goes through all queries of a tile of keys one after the other. For the root's keys
+    that takes longer than all else together, so each copy serves `tiles` tiles of queries.
     """
     root = int(np.argmax(end != end[0])) if (end != end[0]).any() else len(end)
     prefix = -(-root // BLOCK) * BLOCK
@@ -166,13 +166,13 @@ def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -
 def block_mask(
     depth: torch.Tensor, end: torch.Tensor, window: int | None = None, prefix: int = 0, copies: int = 1
 ) -> BlockMask:
-    """`visible` for flex attention, from what is known of whole tiles: no (n, n) tensor is made. BLOCK divides n.
+    """`visible` for flex attention, computed by whole tiles: no (n, n) tensor is made. BLOCK divides n.
 
-    prefix, copies: the first `prefix` keys stand in front another `copies` - 1 times; each copy serves its part of the
-    queries. The mask is then that of n + prefix · (copies - 1) keys.
+    prefix, copies: the first `prefix` keys are repeated in front `copies` - 1 times, and each copy serves its part of
+    the queries. The mask is then that of n + prefix · (copies - 1) keys.
 
-    Key k is seen by the queries from start[k] up to stop[k]. A tile is seen in part when any of its keys may be seen by
-    one of its queries, and whole when all are seen by all.
+    Key k is seen by the queries from start[k] up to stop[k]. A tile is partial when some query may see some key of it,
+    and full when every query sees every key.
     """
     count = len(end) // BLOCK
     assert count * BLOCK == len(end), f"a row of {len(end)} tokens is no multiple of {BLOCK}"
@@ -275,9 +275,9 @@ def _one_mask(
     )
 
 
-def _order(rows: Sequence[np.ndarray]) -> list[int]:
-    """Numbers of the rows as a dictionary has them. Bytes of non-negative numbers, the highest first, sort alike."""
-    return sorted(range(len(rows)), key=lambda number: rows[number].astype(">i8").tobytes())
+def _order(arrays: Sequence[np.ndarray]) -> list[int]:
+    """Numbers of the sequences in lexicographic order. Big-endian bytes of non-negative numbers sort alike."""
+    return sorted(range(len(arrays)), key=lambda number: arrays[number].astype(">i8").tobytes())
 
 
 def _shared(ordered: Sequence[np.ndarray]) -> list[int]:

@@ -258,7 +258,7 @@ def test_a_machine_that_cannot_compile_reads_side_by_side_and_says_so_once(
     with torch.compiler.set_stance("default"):
         room.announce([encoder("qwen2").for_scoring(ITEMS)], network.device)
         said = capsys.readouterr().out
-        assert "there is no C compiler. It goes on with the usual layers, about " in said and said.count("\n") == 1
+        assert "there is no C compiler. It goes on with the standard layers, about " in said and said.count("\n") == 1
         found = scored(network, "qwen2", share="on")
     torch.testing.assert_close(values(found), right)
     assert found.how == HowRead("padded", None, "there is no C compiler")

@@ -170,7 +170,7 @@ def test_a_machine_that_cannot_compile_is_known_before_weights_are_loaded(
     assert found["kind"] == "padded" and found["obstacle"] == "there is no C compiler (apt-get install gcc)"
     (said,) = [line for line in order[0].splitlines() if "nothing is compiled" in line]
     sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
-    times = compiling.QUICKER * sum(map(len, sequences)) / len(prefix.build(sequences))
+    times = compiling.SPEEDUP * sum(map(len, sequences)) / len(prefix.build(sequences))
     assert "no C compiler (apt-get install gcc). It goes on" in said and f"about {times:.1f} times slower" in said
     with pytest.raises(UserError, match=r"share_prefixes is on, but there is no C compiler .* Leave it at auto"):
         train(recipe.replace(share_prefixes="on"), tmp_path / "on")

@@ -24,8 +24,6 @@ from tests.made_trainings import (
     weights,
 )
 
-trains = pytest.mark.trains
-
 
 def test_dev_metrics_by_hand() -> None:
     items = toys.items(3)
@@ -49,6 +47,7 @@ def test_the_best_has_most_right_then_the_lowest_log_loss_then_is_first(pairs: l
     assert best == pairs.index((most, lowest))
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_best_evaluation_is_kept_not_the_last(
     method: str,
@@ -72,6 +71,7 @@ def test_the_best_evaluation_is_kept_not_the_last(
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["checkpoint-10"]
 
 
+@pytest.mark.trains
 def test_early_stopping_and_going_on_after_it(
     backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder], dev_results: list[tuple[int, float]]
 ) -> None:
@@ -89,6 +89,7 @@ def test_early_stopping_and_going_on_after_it(
     assert {key: again.training[key] for key in same} == {key: outcome.training[key] for key in same}
 
 
+@pytest.mark.trains
 def test_evaluations_by_steps(backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1, batch_size=1, eval_steps=3)
     outcome = train(recipe, tmp_path)
@@ -98,6 +99,7 @@ def test_evaluations_by_steps(backbone_folder: Folder, tmp_path: Path) -> None:
     assert [entry["step"] for entry in few.training["evaluations"]] == [8]
 
 
+@pytest.mark.trains
 def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, tmp_path: Path) -> None:
     from src.model.load import load_run
 
@@ -124,6 +126,7 @@ def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
 
 
+@pytest.mark.trains
 def test_stopped_between_two_renames(backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1)
     train(recipe, tmp_path)
@@ -144,6 +147,7 @@ def test_the_share_of_weights_that_moved(backbone_folder: Folder, tmp_path: Path
     assert share_moved(before, sample_weights(network, per_tensor=7)) == 3 / 19
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("optimizer", ["fp32", "bf16-stochastic", "auto"])
 def test_full_fine_tuning_says_what_share_moved(optimizer: str, backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer=optimizer, lr=2e-5)

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from src import task
 from src.model.recipes import CHOICES, Recipe
 from src.prompt.encode import Example
+from src.prompt.prompts import parse_prompt
 from src.train.objectives import OBJECTIVES, Objective, make_objective
+from src.train.trainer import fine_tune
 from src.tree.rows import AT_ONCE, Layout
 from tests import toys
-from tests.made_trainings import LAYOUTS, TRAIN, encoder
+from tests.made_task import FOUR, PROMPT, four_items, working_on
+from tests.made_trainings import CPU, LAYOUTS, TRAIN, Folder, encoder
 
 EVERY = sorted(OBJECTIVES)
 
@@ -56,7 +58,6 @@ def test_as_many_wrong_answers_are_encoded_as_the_plan_counts(name: str) -> None
 
 
 def test_wrong_answers_of_a_task_with_four_options() -> None:
-    before, four = task.current(), task.Task("four", ("x",), ("a", "b", "c", "d"), ("A", "B", "C", "D"))
     for name, pairs, count, words in (
         ("orpo", "both", 3, "against all 3 wrong ones"),
         ("orpo", "one", 1, "against one wrong one"),
@@ -65,11 +66,23 @@ def test_wrong_answers_of_a_task_with_four_options() -> None:
     ):
         one = objective(name, orpo_pairs=pairs)
         assert one.wrong_answers(4) == count
-        task.use(four)
-        try:
+        with working_on(FOUR):
             assert words in one.words()
-        finally:
-            task.use(before)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", EVERY)
+def test_a_task_with_four_options_is_learned(
+    name: str, backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", objective=name, epoch=1, share_prefixes="on")
+    with working_on(FOUR):
+        items, four = four_items(8), toys.encoder("qwen2", parse_prompt(PROMPT, "four"))
+        found = fine_tune(wanted, four, items, items, tmp_path, CPU).training
+    said = capsys.readouterr().out
+    assert "right answers A 2, B 2, C 2, D 2; 8 dev items; letters A, B, C, D are tokens" in said
+    assert found["rows"]["guard"]["agree"] and found["evaluations"][0]["eval_correct"] <= 8
+    assert said.count("rejected: ") == (3 if make_objective(wanted).compares else 0)
 
 
 @pytest.mark.parametrize("loss_per", ["item", "token"])

@@ -91,6 +91,7 @@ def start(place: Path, model: Path, name: str, *more: str) -> Record:
     return Record.load(place / name)
 
 
+@pytest.mark.trains
 def test_it_trains_evaluates_and_tells(
     place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_it_trains_evaluates_and_tells(
         assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-3)
 
 
+@pytest.mark.trains
 def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     model, flags = backbone_folder("qwen2"), ("--epoch", "4", "--orpo_pairs", "one")
     straight = start(place, model, "straight", *flags)

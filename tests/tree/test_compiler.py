@@ -113,7 +113,7 @@ def test_giving_up_is_said_once_and_lasts(capsys: pytest.CaptureFixture[str]) ->
     for _ in range(2):
         compiler.give_up("gcc is gone", 5.44)
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "gcc is gone. It goes on with the usual layers, about 5.4 times slower" in said
+    assert said.count("\n") == 1 and "gcc is gone. It goes on with the standard layers, about 5.4 times slower" in said
     assert compiler.gave_up() == compiler.obstacle(CUDA) == "gcc is gone" and not compiled.rows_on_gpu(CUDA)
 
     def refuse(*args: object) -> None:
