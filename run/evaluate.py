@@ -132,8 +132,8 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
     which = f"those with {against}" if against else f"all of {answers} answers"
     rest = f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
     console.print(
-        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, p corrected after Holm for "
-        f"{counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
+        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, "
+        f"p corrected after Holm for {counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
         soft_wrap=True,
     )
     for pair in shown:

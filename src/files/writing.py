@@ -41,7 +41,9 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Within, no other process is in `folder`, which is made; UserError when one is. Ends with the process, too."""
+    """Keeps other processes out of `folder`, which is made, until the block or this process ends. UserError when one is
+    in it already.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,7 +61,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # one in which nothing came to be
+            with contextlib.suppress(OSError):  # only an empty folder can be removed
                 folder.rmdir()
     finally:
         os.close(descriptor)
@@ -70,9 +72,11 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_text(path, json.dumps(_json_value(obj), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: str | Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line, values as in `write_json`."""
-    write_text(path, "".join(json.dumps(_json_value(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(
+        path, "".join(json.dumps(_json_value(one), ensure_ascii=False, allow_nan=False) + "\n" for one in objects)
+    )
 
 
 def _json_value(value: Any) -> Any:

@@ -11,7 +11,9 @@ from src.runs.facts import Part
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord(Part):
-    """search  the settings
+    """What is known of a search that has ended.
+
+    search  the settings
     data    file of the items, ids of those that were learned from and of those held out
     start   the prompt to begin with, and its accuracy on the items held out
     prompt  the same of the one that is left, with the step that it is from

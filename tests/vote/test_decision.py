@@ -5,7 +5,7 @@ import pytest
 from src.runs.facts import Result, TaskFacts
 from src.runs.record import Record
 from src.vote.decision import decide, unlike_earlier, vote_line
-from src.vote.voters import Call, Voters, gather_voters
+from src.vote.voters import Request, Voters, gather_voters
 from tests.made_runs import make_run, make_split
 
 
@@ -20,7 +20,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def gathered(place: Path, split: str) -> Voters:
-    return gather_voters(Call([], [], split, place / "results", place / "data"))
+    return gather_voters(Request([], [], split, place / "results", place / "data"))
 
 
 def test_a_vote_on_a_labelled_split_knows_what_it_is_worth(place: Path) -> None:
