@@ -150,7 +150,7 @@ def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.Cap
 def test_killed_and_gone_on_with(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.test_trainer import Killed, equal, kill_after, weights
+    from tests.made_trainings import Killed, equal, kill_after, weights
 
     model = backbone_folder("qwen2")
     flags = ("--method", "lora", "--epoch", "4", "--score", "test")
@@ -214,7 +214,7 @@ def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
 def test_what_does_not_go_on(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.test_trainer import Killed, kill_after
+    from tests.made_trainings import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:
@@ -248,7 +248,7 @@ def test_what_does_not_go_on(
 def test_settings_may_change_before_the_first_checkpoint(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.train.test_trainer import Killed, kill_after
+    from tests.made_trainings import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:

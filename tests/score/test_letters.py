@@ -238,8 +238,8 @@ def test_compiling_that_fails_while_prompts_are_read(
         return lay_out(prompts, terms, layout)
 
     monkeypatch.setattr(room, "lay_out", noted)
-    with toys.compiled_on_a_cpu(monkeypatch):
-        monkeypatch.setattr(torch.nn.Module, "compile", compile_layer)
+    with toys.compiled_on_a_cpu(monkeypatch) as patch:
+        patch.setattr(torch.nn.Module, "compile", compile_layer)
         found = scored(network, "qwen2", ORDERS, update=done.append)
         assert network.config._attn_implementation == "sdpa"
         assert not any(layer._compiled_call_impl for layer in network.model.layers)
