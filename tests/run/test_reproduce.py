@@ -269,7 +269,7 @@ def test_a_disk_without_room_for_all_is_told_before_the_first(
     monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
     monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "")
     usage = shutil.disk_usage(".")._replace(free=40 * 10**9)  # enough for one of them
-    monkeypatch.setattr(reproduce.plan.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"3 run\(s\) and 65\.3 GB of downloads needs .* 40\.0 GB free.*--only NAME"):
         call()
     assert machine.seen == [] and not Path("resource/results").exists()
