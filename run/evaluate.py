@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, new_file, run_main
 from src.console.words import counted
-from src.data import DATA, SPLITS
+from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
 from src.files.writing import write_json
-from src.runs.inputs import load_own, refuse_unlabelled
+from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
 from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
@@ -132,8 +132,8 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
     which = f"those with {against}" if against else f"all of {answers} answers"
     rest = f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
     console.print(
-        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, p corrected after Holm for "
-        f"{counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
+        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, "
+        f"p corrected after Holm for {counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
         soft_wrap=True,
     )
     for pair in shown:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import task
-from src.console.cli import Parser, UserError, announced, new_folder, run_main
+from src.console.cli import Parser, announced, new_folder, run_main
 from src.console.words import counted
 from src.data import DATA, Item, load_data, sha256
 from src.files.paths import RESULTS, find_run
@@ -36,6 +36,7 @@ from src.search.addresses import masked
 from src.search.calls import AnswerSettings, Ask, Calls
 from src.search.engine import Engine
 from src.search.folder import ASKED, Step, check_folder, draw_accuracy, last_kept, parse, read_steps
+from src.search.record import SearchRecord
 from src.search.settings import Scorer, Search, SearchSettings
 from src.worth.metrics import wilson
 
@@ -180,11 +181,7 @@ def engine_of(arguments: Namespace) -> Engine:
 
 def labelled_items(arguments: Namespace) -> tuple[list[Item], Path]:
     """The items of the split, or as many as --limit asks for, and their file."""
-    items, path = load_data(arguments.data, arguments.split)
-    if missing := [item.id for item in items if item.label is None]:
-        raise UserError(
-            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
-        )
+    items, path = load_data(arguments.data, arguments.split, all_labelled=True)
     return sample_items(items, arguments.limit, arguments.seed), path
 
 
@@ -268,18 +265,17 @@ def best_prompt(search: Search, steps: Sequence[Step]) -> Prompt:
 
 def write_record(search: Search, steps: Sequence[Step], ended: str, asked: dict[str, Any], path: Path) -> None:
     settings, start, last, calls = search.settings, search.start, last_kept(steps), search.calls
-    record = {
-        "search": asked | {"steps": settings.steps, "max_calls": settings.max_calls},
-        "data": {"path": path, "learned_from": ids(search.learn), "held_out": ids(search.held)},
-        "start": {"name": start.name, "sha256": start.sha256, "accuracy": steps[0].accuracy},
-        "prompt": {"step": last.number, "sha256": best_prompt(search, steps).sha256, "accuracy": last.accuracy},
-        "steps": len(steps) - 1,
-        "kept": [step.number for step in steps if step.kept and step.number],
-        "calls": calls.count,
-        "ended": ended,
+    SearchRecord(
+        search=asked | {"steps": settings.steps, "max_calls": settings.max_calls},
+        data={"path": path, "learned_from": ids(search.learn), "held_out": ids(search.held)},
+        start={"name": start.name, "sha256": start.sha256, "accuracy": steps[0].accuracy},
+        prompt={"step": last.number, "sha256": best_prompt(search, steps).sha256, "accuracy": last.accuracy},
+        steps=len(steps) - 1,
+        kept=[step.number for step in steps if step.kept and step.number],
+        calls=calls.count,
+        ended=ended,
         **made_with(),
-    }
-    write_json(search.folder / "search_record.json", record)
+    ).save(search.folder)
 
 
 def print_results(console: "Console", search: Search, steps: Sequence[Step], ended: str, difference: str) -> None:

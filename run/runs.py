@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src import task
 from src.console.cli import Parser, UserError, run_main
 from src.files.paths import RESULTS
 from src.files.tables import as_csv, as_markdown
@@ -25,6 +26,7 @@ def make_parser() -> Parser:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="print comma-separated values")
     forms.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    task.add_flag(parser)
     return parser
 
 

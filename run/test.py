@@ -10,9 +10,9 @@ The first two take a trained run with the prompt and template of its record; the
 the hub or a folder (the zero-shot row), which becomes a run NAME-untrained. Writes scores_SPLIT.jsonl and
 predictions_SPLIT.json into the run's folder.
 
-With --reasoning the model writes its grounds first, and the letters are read behind them; of several sampled chains
-the letters' probabilities are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that
-is scored with reasoning or with a prompt it was not trained for becomes a run beside it, by a name that says so.
+With --reasoning the model writes its reasoning first, and the letters are read after it; the letters' probabilities of
+several sampled chains are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that is
+scored with reasoning or with a prompt it was not trained for becomes a run beside it, by a name that says so.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
-    """Refuses what can be refused before anything dear is imported. folder: of a trained run, else None."""
+    """UserError for what can be known before torch is imported. folder: of a trained run, else None."""
     if folder:
         refuse_settings(arguments, folder)
         read_run(folder)
@@ -242,7 +242,7 @@ def suffix(sampling: "Sampling") -> str:
 
 
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:
-    """A trained run is scored with the prompt, template and base of its record."""
+    """UserError for settings of a trained run, which is scored with the prompt, template and base of its record."""
     fixed = [name for name in (*FIELDS, "recipe", "limit") if name not in ("model_id", "reasoning")]
     given = [name for name in fixed if getattr(arguments, name, None) is not None]
     if given:

@@ -22,7 +22,7 @@ from src.files.paths import RESULTS, predictions_path, record_path
 from src.runs.facts import TaskFacts
 from src.runs.record import Record
 from src.vote.decision import Decision, decide, unlike_earlier, vote_line
-from src.vote.voters import Call, Voters, earlier_votes, gather_voters
+from src.vote.voters import Request, Voters, earlier_votes, gather_voters
 from src.vote.voting import RULE
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         task.current().orders(args.orders)
     out = args.out or args.results / "vote"
     earlier = earlier_votes(out)
-    voters = gather_voters(Call(args.runs, args.expect, args.split, args.results, args.data, args.orders))
+    voters = gather_voters(Request(args.runs, args.expect, args.split, args.results, args.data, args.orders))
     predicted, votes = predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
     refuse_own_file(voters, predicted)
     decision = decide(voters)

@@ -110,11 +110,20 @@ def load_data(data: Path, split: str, all_labelled: bool = False) -> tuple[list[
     """
     path = data if data.suffix == ".json" else split_path(data, split)
     items = load_items(path) if path == data else load_split(data, split)
-    if all_labelled and (missing := [item.id for item in items if item.label is None]):
-        raise UserError(
-            f"{path}: {len(missing)} items have no label, {missing[0]} is the first; allowed: labelled items."
-        )
+    if all_labelled:
+        refuse_unlabelled(items, path)
     return items, path
+
+
+def refuse_unlabelled(items: Sequence[Item], path: Path) -> None:
+    """UserError when an item of `path` has no label."""
+    missing = [item.id for item in items if item.label is None]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, "
+            "so there is nothing to hold answers against. "
+            "Allowed: a split with a label for every item, such as --split dev."
+        )
 
 
 def split_path(folder: str | Path, split: str) -> Path:

@@ -37,7 +37,8 @@ FOLDERS = sorted(
     }
 )
 """Folders that have a page; the first is the repository's own."""
-PAGES = [folder / name for folder in FOLDERS for name in LANGUAGES]
+GUIDE = Path("CONTRIBUTING.md")
+PAGES = [*(folder / name for folder in FOLDERS for name in LANGUAGES), GUIDE, GUIDE.with_suffix(".en.md")]
 TOP, RUN, SRC = (tuple(Path(folder) / name for name in LANGUAGES) for folder in (".", "run", "src"))
 RECIPE_PAGES, PROMPT_PAGES, RESULT_PAGES, DATA_PAGES = (
     tuple(Path("resource", folder, name) for name in LANGUAGES) for folder in ("recipes", "prompts", "results", "data")
@@ -50,7 +51,7 @@ PUBLISHED = RECIPES / "published"
 YES, NO = ("예", "yes"), ("아니요", "no")
 
 each = pytest.mark.parametrize("page", PAGES, ids=str)
-each_pair = pytest.mark.parametrize("folder", FOLDERS, ids=str)
+each_pair = pytest.mark.parametrize("folder", [*FOLDERS, GUIDE], ids=str)
 
 
 def in_both(pages: tuple[Path, Path]) -> pytest.MarkDecorator:
@@ -58,6 +59,8 @@ def in_both(pages: tuple[Path, Path]) -> pytest.MarkDecorator:
 
 
 def pair(folder: Path) -> tuple[Path, Path]:
+    if folder == GUIDE:
+        return GUIDE, GUIDE.with_suffix(".en.md")
     return folder / LANGUAGES[0], folder / LANGUAGES[1]
 
 
@@ -200,6 +203,20 @@ def test_nothing_stands_on_two_pages(language: str) -> None:
         seen |= dict.fromkeys(here, page)
 
 
+# The guide for whoever changes the code
+
+
+@pytest.mark.parametrize("page", [GUIDE, GUIDE.with_suffix(".en.md")], ids=str)
+def test_the_guide_names_files_and_names_that_are_there(page: Path) -> None:
+    (table,) = tables(page)
+    assert len(table) == 14, "a header and thirteen changes"
+    for _, where in table[1:]:
+        paths = [Path(span) for span in code_spans(where) if "/" in span]
+        assert paths and all(path.exists() for path in paths), where
+        for name in [span for span in code_spans(where) if re.fullmatch(r"\w+", span)]:
+            assert any(re.search(rf"\b(class|def) {name}\b", path.read_text("utf-8")) for path in paths), (name, where)
+
+
 # Commands
 
 
@@ -317,7 +334,7 @@ def test_both_hold_the_same_links(folder: Path) -> None:
     korean, english = pair(folder)
     there = [[target(page, link) for link in links(page)[1:]] for page in (korean, english)]
     assert sorted(there[0]) == sorted(there[1])
-    assert links(korean)[0] == LANGUAGES[1] and links(english)[0] == LANGUAGES[0]
+    assert links(korean)[0] == english.name and links(english)[0] == korean.name
 
 
 def target(page: Path, link: str) -> tuple[str, int]:
@@ -327,7 +344,7 @@ def target(page: Path, link: str) -> tuple[str, int]:
     path, _, anchor = link.partition("#")
     file = (page.parent / path).resolve() if path else page.resolve()
     place = anchors(file).index(anchor) if anchor else -1
-    return file.as_posix().replace("README.en.md", "README.md"), place
+    return file.as_posix().replace(".en.md", ".md"), place
 
 
 @each_pair
@@ -350,7 +367,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), link
         assert not anchor or anchor in anchors(file), f"{link}: no such heading"
         # A reader stays in their language.
-        assert not file.name.startswith("README") or file.name == page.name or link == links(page)[0], link
+        same = file.name.endswith(".en.md") == page.name.endswith(".en.md")
+        assert file.suffix != ".md" or same or link == links(page)[0], link
 
 
 @each

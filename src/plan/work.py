@@ -17,7 +17,9 @@ from src.runs.record import Record
 
 @dataclass(frozen=True)
 class Place:
-    """results  folder of the runs
+    """Where the runs and their data lie, and what every command is told.
+
+    results  folder of the runs
     data     folder of the splits
     test     whether there is a test split, to be scored
     task     the flag that hands the task on to a command, or nothing
@@ -69,8 +71,8 @@ def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
             differing.append(f"{split} data")
     if differing:
         raise UserError(
-            f"{folder} is a finished run with other settings ({', '.join(differing)}). Delete it to train again, or "
-            "give the recipe another name to keep both."
+            f"{folder} is a finished run with other settings ({', '.join(differing)}). "
+            "Delete it to train again, or give the recipe another name to keep both."
         )
     scored = record.splits.get("test")
     if place.test and (scored is None or scored.data_sha256 != sha256(split_path(place.data, "test"))):
@@ -85,8 +87,9 @@ def _obstacles(
     found = ready.obstacles([recipe for recipe, _ in left], [row for _, row in left], gpus)
     if found and len(found) == recipes:
         raise UserError(
-            f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. The plan for other machines: "
-            "--dry_run; a try-out in a minute: --recipes resource/miniature/recipes --data resource/miniature/data"
+            f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "
+            "The plan for other machines: --dry_run; a try-out in a minute: "
+            "--recipes resource/miniature/recipes --data resource/miniature/data"
         )
     training = [
         row for recipe, row in left if recipe.name not in found and not record_path(results / row.run).is_file()

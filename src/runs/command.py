@@ -32,8 +32,10 @@ def make_parser(doc: str | None, prog: str) -> Parser:
 def train(
     parser: Parser, argv: list[str] | None, method: str, only: bool = False, objective: str | None = None
 ) -> None:
-    """Trains as the flags say. `method` is the default, or, with `only`, the one that any recipe is trained with.
-    objective: the one that any recipe is trained with.
+    """Trains as the flags say.
+
+    method     the default; with `only`, every recipe is trained with it
+    objective  every recipe is trained with it
     """
     arguments = parser.parse_args(argv)
     if (count := processes()) > 1:
@@ -71,8 +73,8 @@ def train(
             record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, a "
-                f"smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
+                f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, "
+                f"a smaller --batch_size with more --gradient_accumulation_steps. ({str(error).splitlines()[0]})"
             ) from error
     for split, result in record.splits.items():
         print(result_line(record.run, split, result))

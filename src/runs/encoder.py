@@ -1,4 +1,4 @@
-"""The encoder of a run: made from a recipe, or as the record of a finished run has it, and checked against that."""
+"""The encoder of a run, made from its recipe or from its record, and checked against what the record says."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ def make_encoder(
     library: Library | None = None,
     frozen: Frozen | None = None,
 ) -> Encoder:
-    """The encoder of a recipe; with the tokenizer and the config kept in `folder` when a run has them, and with what
-    a run has `frozen` of rendering.
+    """The encoder of a recipe. folder: of a run's weights, whose tokenizer and config are used where it has them.
+    frozen: what the run keeps of rendering.
     """
     config = models.load_config(recipe, folder)
     rendering = Rendering(
@@ -46,8 +46,8 @@ def encoder_of(folder: Path, record: Record, data_folder: Path = DATA) -> Encode
     then, train = record.prompt.examples_sha256 or "none", data.split_path(data_folder, "train")
     if library and (now := data.sha256(train)) != then:
         raise UserError(
-            f"{folder} takes its prompt's examples from another {train}: sha256 {then[:HASH_SHOWN]} then, "
-            f"{now[:HASH_SHOWN]} now. Give the folder of the first as --data."
+            f"{folder} takes its prompt's examples from another {train}: "
+            f"sha256 {then[:HASH_SHOWN]} then, {now[:HASH_SHOWN]} now. Give the folder of the first as --data."
         )
     kept = weights_folder(record.weights_in(folder))
     return make_encoder(recipe, prompt, kept, library, frozen_of(record.template))

@@ -27,7 +27,7 @@ HASH_SHOWN = 12
 
 @dataclass(frozen=True)
 class Split:
-    """A split's items, all of them or the first of --limit, and their file."""
+    """A split's items (with --limit, a sample of them) and their file."""
 
     name: str
     items: Sequence[Item]
@@ -39,8 +39,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a training starts from. `train` and `dev`: the items of only_category, where a recipe has one. `hashes`:
-    what inputs.json holds.
+    """Everything that a training starts from.
+
+    train, dev  what is trained and evaluated on: the items of only_category, where the recipe has one
+    splits      the same splits whole, and those that are scored beside dev
+    hashes      what inputs.json holds of them
     """
 
     train: Sequence[Item]
@@ -52,7 +55,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Began:
-    """What an unfinished run began with, as its inputs.json says."""
+    """What an unfinished run began with, from its inputs.json.
+
+    hashes   split → [digest, number of items]; the prompt's digest
+    commits  as `hub.pin` takes them
+    task     None where an older version did not say
+    """
 
     hashes: Mapping[str, Any]
     commits: Mapping[str, str | None]
@@ -61,8 +69,8 @@ class Began:
 
 
 def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence[str], limit: int | None) -> Inputs:
-    """All that a training in `folder` starts from. UserError where it could not: data, prompt, or a folder that holds
-    anything but the same run, unfinished.
+    """Everything that a training in `folder` starts from. UserError when the data or the prompt cannot be used, or when
+    the folder holds anything but the same run, unfinished.
     """
     _refuse_finished(folder)
     splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
@@ -96,8 +104,8 @@ def began_with(folder: Path) -> Began | None:
         task = TaskFacts.parse(found["task"], "task") if "task" in found else None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, is damaged or gone "
-            f"({error}). Delete the folder to train again, or give another --name."
+            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, "
+            f"is damaged or gone ({error}). Delete the folder to train again, or give another --name."
         ) from error
     commits = {key: found.get(key) for key in ("base_revision", "tokenizer_revision")}
     return Began(found, commits, template, task)
@@ -137,14 +145,14 @@ def _refuse_finished(folder: Path) -> None:
 
 
 def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds anything but the same run, unfinished."""
+    """UserError when `folder` holds anything but the same run, unfinished."""
     if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
         there = dataclasses.asdict(load_recipe(folder / RECIPE))
         if differing := differing_settings(there, recipe):
             told = [f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing]
             raise UserError(
-                f"{folder} holds an unfinished run with other settings: {', '.join(told)}. Delete the folder, or give "
-                "another --name."
+                f"{folder} holds an unfinished run with other settings: {', '.join(told)}. "
+                "Delete the folder, or give another --name."
             )
         began = began_with(folder)
         if began:
@@ -177,7 +185,7 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> Record:
     """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
-    lacks what scoring asks for or holds a recipe that is none.
+    lacks what scoring needs or whose recipe is not valid.
     """
     record = Record.load(folder)
     if record.is_vote:
@@ -193,8 +201,8 @@ def read_run(folder: Path) -> Record:
 
 
 def named_model(name: str) -> tuple[str, Recipe, Path | None]:
-    """(name, recipe, folder) of what can be scored: a trained run by name or folder, else, and without a folder, an
-    untrained model by its recipe's file, a backbone's short name, a hub id or its own folder.
+    """(name, recipe, folder of the weights) of a trained run, by its name or folder, or of an untrained model, by its
+    recipe's file, a backbone's short name, a hub id or its own folder. An untrained model has no folder of a run.
     """
     folder = find_run(name)
     if folder is not None:
@@ -208,7 +216,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
 
 
 def check_models(names: Sequence[str]) -> None:
-    """UserError for the first that is neither a finished run, nor a recipe's file, nor a model that there can be."""
+    """UserError for the first that is neither a finished run, nor a recipe's file, nor the name of a model."""
     for name in names:
         run = find_run(name)
         if run:
@@ -234,16 +242,6 @@ def refuse_bare_name(name: str) -> None:
 
 
 # Items of a run
-
-
-def refuse_unlabelled(items: Sequence[Item], path: Path) -> None:
-    """UserError when an item of `path` has no label."""
-    missing = [item.id for item in items if item.label is None]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(items)} items have no label, {missing[0]} is the first, so there is "
-            "nothing to hold answers against. Allowed: a split with a label for every item, such as --split dev."
-        )
 
 
 def load_own(given: Path | None, split: str, runs: Sequence[Path]) -> tuple[list[Item], Path, list[str]]:

@@ -43,7 +43,9 @@ def _orders_of(key: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """settings   the recipe as it stands in the file; None for a vote, and for another folder of answers alone
+    """What is known of a finished run or of a vote.
+
+    settings   the recipe as it stands in the file; None for a vote, and for another folder of answers alone
     data       split → the file that the run was trained on, or that chose its weights
     training   what the training leaves; None for an untrained model
     weights    name of the run beside this one whose weights it uses, where they are not its own
@@ -75,8 +77,8 @@ class Record:
 
     @classmethod
     def load(cls, run: str | Path) -> "Record":
-        """The record of a finished run. UserError when there is none (the run is not finished), when it is damaged, and
-        when the run is of another task than the current one. Keys of later versions are named.
+        """The record of a finished run. UserError when there is none (the run is not finished), when it is damaged, or
+        when the run is not of the current task. Names keys of later versions in one line.
         """
         path = record_path(run)
         refuse_missing(path.parent)
@@ -136,9 +138,7 @@ class Record:
         return {**self.stored, **{key: value for key, value in now.items() if key in (*changed, results_key())}}
 
     def _keys(self) -> dict[str, Any]:
-        """The keys of the file in the order in which a new record has them; what there is nothing to say of is left
-        out.
-        """
+        """The file's keys in the order of a new record; some are left out where they have no value."""
         found: dict[str, Any] = {"run": self.run}
         if self.settings is not None:
             found |= {"recipe": self.settings, "prompt": self.prompt.as_json(), "template": self.template.as_json()}
@@ -221,7 +221,7 @@ class Record:
         return replace(self, by_orders={**self.by_orders, orders: {**self.results(orders), split: result}})
 
     def with_results_of(self, earlier: "Record") -> "Record":
-        """This record with what came out for `earlier`, whose place it takes, and with that one's unknown keys."""
+        """This record with the results and the unknown keys of `earlier`, which it replaces."""
         same = {
             key: getattr(earlier, key) for key in ("prompt", "template") if getattr(earlier, key) == getattr(self, key)
         }
@@ -244,9 +244,10 @@ def refuse_other_task(then: TaskFacts | None, run: Path) -> None:
     then = then or TaskFacts(name=official.name, sha256=official.sha256)
     if then.sha256 == now.sha256:
         return
-    told = f"{then.name} as it was then" if then.name == now.name else f"{then.name}, and not of {now.name}"
+    same = then.name == now.name
+    told = f"another version of the task {now.name}" if same else f"the task {then.name}, and not of {now.name}"
     file = task.FILE if then.sha256 == official.sha256 else "FILE"
-    raise OtherTask(f"{run} is of the task {told}. Give the file of its task: --task {file}")
+    raise OtherTask(f"{run} is of {told}. Give the file of its task: --task {file}")
 
 
 @functools.cache

@@ -33,18 +33,18 @@ def train_run(
     also_score: Sequence[str] = (),
     limit: int | None = None,
 ) -> Record:
-    """Trains `recipe` in `folder`, scores dev with the best weights as they lie on disk, and returns the record,
-    written last.
+    """Trains `recipe` in `folder`, scores dev with the best weights as they lie on disk, and returns the record, which
+    is written last.
 
-    An unfinished run of the same recipe and data goes on where it stopped. `also_score`: further splits, labelled
-    or not. `limit`: only so many items of each split.
+    An unfinished run of the same recipe and data goes on where it stopped. also_score: more splits, labelled or not.
+    limit: only so many items of each split.
     """
     started = time.monotonic()
     device = models.pick_device(device_name)
     if device.type == "cuda" and device.index:
         raise UserError(
-            f"--device {device}: training takes the first GPU it sees; put CUDA_VISIBLE_DEVICES={device.index} in "
-            "front of the command instead."
+            f"--device {device}: training takes the first GPU it sees; "
+            f"put CUDA_VISIBLE_DEVICES={device.index} in front of the command instead."
         )
     given = gather(recipe, folder, data_folder, also_score, limit)
     began = began_with(folder)
@@ -53,7 +53,7 @@ def train_run(
     library = find_library(given.prompt, data_folder, recipe.reasoning)
     frozen = frozen_of(began.template) if began else None
     encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
-    for split in ("dev", *also_score):  # an item that does not fit is better known before the training
+    for split in ("dev", *also_score):  # finds items that do not fit before the training
         encoder.for_scoring(given.splits[split].items)
     record = new_record(folder.name, recipe, pinned, encoder, data_folder, device)
     if began:

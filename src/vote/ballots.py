@@ -1,4 +1,4 @@
-"""From what the user names (a run, its folder, a file of predictions or scores) to a ballot over a split's items."""
+"""From what the user names (a run, its folder, a file of predictions or scores) to a ballot on a split's items."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from src.vote.voting import Ballot, id_problem
 class Source:
     """A ballot, the file it was read from, that file's digest, and what the user should know about it (or nothing).
 
-    `expert`: backbone and category of a run that was trained on one category alone, else None.
-    `orders`: of the options that its scores were averaged over; None where a file does not tell.
+    expert  backbone and category of a run that was trained on one category alone, else None
+    orders  number of orders of the options that its scores are averaged over; None where a file does not tell
     """
 
     ballot: Ballot
@@ -47,8 +47,8 @@ def run_folders(arguments: Sequence[str], results: Path) -> list[Path]:
 def read_sources(
     arguments: Sequence[str], items: Sequence[Item], data: Path, split: str, results: Path, orders: int | None = None
 ) -> list[Source]:
-    """One source per argument, in their order, each with exactly the ids of `items`, which were read from `data`.
-    orders: of the options, that runs are read by; by default as `common_orders` has it.
+    """One source for each argument, in their order, each with exactly the ids of `items`, which were read from `data`.
+    orders: the number of orders that runs are read by; by default what `common_orders` says.
 
     An argument is a name under `results`, a run's folder or a file. UserError for the first that cannot be read, or for
     all files with other ids at once.
@@ -79,7 +79,7 @@ def read_sources(
 
 
 def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Source]:
-    """`sources`, the experts of a backbone made one voter: each item has the answer of its category's expert.
+    """`sources`, with the experts of a backbone made one voter: each item has the answer of its category's expert.
 
     UserError when a backbone has no expert, or several, for a category of `items`.
     """
@@ -92,16 +92,16 @@ def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Sourc
                 category = source.expert[1]
                 if category in experts:
                     raise UserError(
-                        f"{experts[category].ballot.run} and {source.ballot.run} are both {backbone}'s expert for "
-                        f"{category}; one of them may vote."
+                        f"{experts[category].ballot.run} and {source.ballot.run} are both "
+                        f"{backbone}'s expert for {category}; one of them may vote."
                     )
                 experts[category] = source
         missing = [category for category in dict.fromkeys(item.category for item in items) if category not in experts]
         if missing:
             names = ", ".join(source.ballot.run for source in experts.values())
             raise UserError(
-                f"{names}: trained on one category each, and {backbone} has no expert for {', '.join(missing)}. Train "
-                "one with --only_category, or leave the others out of the vote."
+                f"{names}: trained on one category each, and {backbone} has no expert for {', '.join(missing)}. "
+                "Train one with --only_category, or leave the others out of the vote."
             )
         ballots = {item.id: experts[item.category].ballot for item in items}
         logprobs = {id: ballot.logprobs[id] for id, ballot in ballots.items() if ballot.logprobs is not None}

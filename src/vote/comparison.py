@@ -13,7 +13,9 @@ from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, eva
 
 @dataclass(frozen=True)
 class Comparison:
-    """answers  name → its answers, in the order of `items`
+    """What several answers to the same items are worth.
+
+    answers  name → its answers, in the order of `items`
     results  name → what they are worth
     floors   name of a rule that never reads the dialogue → what its answers are worth
     pairs    two answers, tested against each other

@@ -1,4 +1,4 @@
-"""A vote, decided: an answer for each item, what the record says of it, and the line of each item."""
+"""The decision of a vote: an answer for each item, and what its files say of it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from src.worth.metrics import evaluate
 
 @dataclass(frozen=True)
 class Voter:
-    """One of those who voted.
+    """What the record says of a voter.
 
     scores     whether there are log-probabilities beside the answers
     agreement  share of the items that it answers as the vote does
@@ -114,8 +114,8 @@ def unlike_earlier(earlier: Record | None, split: str, sources: Sequence[Source]
     (now,) = orders
     before = {other: result.orders or 1 for other, result in earlier.splits.items() if other != split}
     return [
-        f"this vote on {split} is by {counted(now, 'order')} of the options, that on {other} in the same folder by "
-        f"{counted(count, 'order')}; --orders makes them alike"
+        f"this vote on {split} is by {counted(now, 'order')} of the options, "
+        f"that on {other} in the same folder by {counted(count, 'order')}; --orders makes them alike"
         for other, count in before.items()
         if count != now
     ]

@@ -26,8 +26,8 @@ def samples_of(
         raise UserError(f"{folder} has answers alone and no scores, so leave out --orders.")
     if orders and orders not in scored:
         raise UserError(
-            f"{folder} has no scores of {counted(orders, 'order')} on {split}. Score it: python -m run.test "
-            f"--model_id {folder} --split {split} --orders {orders}"
+            f"{folder} has no scores of {counted(orders, 'order')} on {split}. "
+            f"Score it: python -m run.test --model_id {folder} --split {split} --orders {orders}"
         )
     prompt = record.prompt.sha256 or None
     if not scored:
@@ -48,15 +48,15 @@ def _scored_items(
     if len(kept) < len(scores):
         unknown = next(iter(scores.keys() - {item.id for item in items}))
         raise UserError(
-            f"{file}: {len(scores) - len(kept)} of {len(scores)} items are not in {data}, {unknown} for one. Give the "
-            "data that the run was scored on with --data."
+            f"{file}: {len(scores) - len(kept)} of {len(scores)} items are not in {data}, {unknown} for one. "
+            "Give the data that the run was scored on with --data."
         )
     predicted = file.with_name(file.name.replace("scores_", "predictions_").replace(".jsonl", ".json"))
     if predicted.is_file():  # it has the options that the run saw
         seen = {item.id: item.options for item in load_items(predicted)}
         if other := [item.id for item in kept if seen.get(item.id, item.options) != item.options]:
             raise UserError(
-                f"{folder}: {len(other)} items of {split} have other options, or in another order, than {data}: "
-                f"{other[0]} is the first. Give the data that the run was scored on with --data."
+                f"{folder}: {len(other)} items of {split} have other options, or in another order, than {data}, "
+                f"{other[0]} first. Give the data that the run was scored on with --data."
             )
     return kept

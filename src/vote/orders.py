@@ -86,8 +86,8 @@ def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[P
     there = {run.name: " and ".join(counted(count, "order") for count in sorted(found[run])) for run in found}
     commands = [f"python -m run.test --model_id {run} --split {split} --orders {wanted}" for run in lacking]
     return (
-        f"{len(lacking)} of {len(found)} runs have no scores of {counted(wanted, 'order')} on {split}, and answers by "
-        "different numbers of orders are not mixed. "
+        f"{len(lacking)} of {len(found)} runs have no scores of {counted(wanted, 'order')} on {split}, "
+        "and answers by different numbers of orders are not mixed. "
         f"Found {'; '.join(f'{name}: {told}' for name, told in there.items())}. Score what is missing:\n  "
         + "\n  ".join(commands)
     )

@@ -20,7 +20,7 @@ def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
     raw = read.value
     if not isinstance(raw, list) or not raw:
         return faults
-    # Our reader takes more forms than whoever receives the file.
+    # Our reader accepts more than the receiver of the file may.
     problems = [*read.problems, *(f"the file: {KINDS[one.kind].split(';')[0]} ({one.found})" for one in read.oddities)]
     problems += [f"the file: the key {', '.join(keys)} more than once in an object" for _, keys in read.repeated]
     if content.startswith(b"\xef\xbb\xbf"):

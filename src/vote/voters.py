@@ -16,8 +16,8 @@ from src.vote.orders import partly_scored, scored_orders
 
 
 @dataclass(frozen=True)
-class Call:
-    """Whose votes are asked for.
+class Request:
+    """Whose votes are asked for, on what.
 
     runs      runs and files that the user named; without any, those of `expected`, or all runs in `results`, that can
     expected  names of runs that ought to vote
@@ -35,10 +35,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Voters:
-    """sources   a ballot for each voter, over `items`
+    """Who votes, and on what.
+
+    sources   a ballot for each voter, on `items`
     data      file of the items
-    left_out  name → why a run that could be meant does not vote
-    missing   the same of the expected ones
+    left_out  name → why a run that may vote without being named does not
+    missing   name → why an expected run does not vote
     notes     what the user should know
     """
 
@@ -50,18 +52,20 @@ class Voters:
     notes: Sequence[str]
 
 
-def gather_voters(call: Call) -> Voters:
+def gather_voters(request: Request) -> Voters:
     """UserError when nobody can vote, or when a ballot does not answer exactly the items."""
-    reasons = {name: why_cannot_vote(call.results / name, call.split) for name in _meant(call)}
-    names = call.runs or [name for name, reason in reasons.items() if not reason]
+    reasons = {name: why_cannot_vote(request.results / name, request.split) for name in _meant(request)}
+    names = request.runs or [name for name, reason in reasons.items() if not reason]
     if not names:
-        raise UserError(_nobody(call, reasons))
-    items, data, notes = load_own(call.data, call.split, run_folders(names, call.results))
-    chosen, left_out = (list(call.runs), {}) if call.runs else _able(call, reasons, items)
-    sources = join_experts(read_sources(chosen, items, data, call.split, call.results, call.orders), items)
+        raise UserError(_nobody(request, reasons))
+    items, data, notes = load_own(request.data, request.split, run_folders(names, request.results))
+    chosen, left_out = (list(request.runs), {}) if request.runs else _able(request, reasons, items)
+    sources = join_experts(read_sources(chosen, items, data, request.split, request.results, request.orders), items)
     voters = [source.ballot.run for source in sources]
-    missing = {name: reasons[name] or left_out.get(name) or "not named" for name in call.expected if name not in voters}
-    notes = [*notes, *(source.note for source in sources if source.note), *hardly_a_vote(sources)]
+    missing = {
+        name: reasons[name] or left_out.get(name) or "not named" for name in request.expected if name not in voters
+    }
+    notes = [*notes, *(source.note for source in sources if source.note), *notes_on_voters(sources)]
     return Voters(sources, items, data, left_out, missing, notes)
 
 
@@ -88,8 +92,8 @@ def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
     return f"scored on {len(largest)} of the {len(wanted)} items only" if largest < wanted else "scored on other items"
 
 
-def hardly_a_vote(sources: Sequence[Source]) -> list[str]:
-    """What to say of a single voter, and of answers by different numbers of orders."""
+def notes_on_voters(sources: Sequence[Source]) -> list[str]:
+    """What to say where there is only one voter, or where answers by different numbers of orders come together."""
     notes = []
     if len(sources) == 1:
         notes.append(f"a single voter: these are the answers of {sources[0].ballot.run}, and no vote of several")
@@ -103,27 +107,30 @@ def hardly_a_vote(sources: Sequence[Source]) -> list[str]:
     return notes
 
 
-def _meant(call: Call) -> Sequence[str]:
+def _meant(request: Request) -> Sequence[str]:
     """Names of the runs that may vote without being named."""
-    return call.expected or ([] if call.runs else run_names(call.results))
+    return request.expected or ([] if request.runs else run_names(request.results))
 
 
-def _able(call: Call, reasons: Mapping[str, str], items: Sequence[Item]) -> tuple[list[str], dict[str, str]]:
+def _able(request: Request, reasons: Mapping[str, str], items: Sequence[Item]) -> tuple[list[str], dict[str, str]]:
     """Names of the runs that can vote, and why others cannot, some of which is known by `reasons`."""
-    reasons = {name: reason or other_items(call.results / name, call.split, items) for name, reason in reasons.items()}
+    reasons = {
+        name: reason or other_items(request.results / name, request.split, items) for name, reason in reasons.items()
+    }
     left_out = {name: reason for name, reason in reasons.items() if reason}
-    if able := [call.results / name for name in reasons if name not in left_out]:
-        left_out |= partly_scored(able, call.split, items, call.orders)
+    if able := [request.results / name for name in reasons if name not in left_out]:
+        left_out |= partly_scored(able, request.split, items, request.orders)
     if len(left_out) == len(reasons):
-        raise UserError(_nobody(call, left_out))
+        raise UserError(_nobody(request, left_out))
     return [name for name in reasons if name not in left_out], left_out
 
 
-def _nobody(call: Call, reasons: Mapping[str, str]) -> str:
+def _nobody(request: Request, reasons: Mapping[str, str]) -> str:
     found = ", ".join(f"{name} ({reason})" for name, reason in reasons.items()) or "no runs"
     return (
-        f"Nobody can vote on {call.split}. Found in {call.results}: {found}. Allowed: finished runs with "
-        f"scores_{call.split}.jsonl (python -m run.train, then run.test), or predictions files named here."
+        f"Nobody can vote on {request.split}. Found in {request.results}: {found}. "
+        f"Allowed: finished runs with scores_{request.split}.jsonl (python -m run.train, then run.test), "
+        "or predictions files named here."
     )
 
 

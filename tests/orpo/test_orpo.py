@@ -174,7 +174,7 @@ def house(tmp_path: Path) -> Path:
     """The repository's rooms without corpus, miniature and environment."""
     for name in ("run", "src", "orpo"):
         (tmp_path / name).mkdir()
-        for file in (ROOT / name).glob("*.*"):
+        for file in (ROOT / name).glob("*"):
             (tmp_path / name / file.name).symlink_to(file)
     (tmp_path / "orpo" / "run_orpo.bash").unlink()
     script = (ROOT / "orpo" / "run_orpo.bash").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import run.reproduce as reproduce
+from src import task
 from src.console.cli import UserError
 from src.console.tables import make_console
 from src.data import load_split, sha256, split_path
@@ -24,6 +25,12 @@ from src.model.recipe_files import load_recipe
 from tests.made_runs import make_run, make_split, stored
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def official_afterwards() -> Iterator[None]:
+    yield
+    task.use(None)
 
 
 @pytest.fixture
@@ -336,3 +343,21 @@ def test_no_name_is_cut_on_a_narrow_terminal(commands: Commands, monkeypatch: py
         console.print(reproduce.table(runs, Path("resource/results/vote-try")))
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "vote-try" in text and "hard" in text and "…" not in text and "0.833" in text
+
+
+def test_the_task_is_handed_on(commands: Commands, house: Path) -> None:
+    (house / "mine.yaml").write_text((ROOT / "resource" / "task.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert call("--only", "eeve", "--task", "mine.yaml") == 0
+    assert [arguments[-2:] for _, arguments in commands.seen] == [["--task", "mine.yaml"]] * 3
+
+
+def test_a_task_whose_sizes_are_not_known_is_planned_for_its_data(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "resource" / "task.yaml").read_text(encoding="utf-8")
+    (house / "mine.yaml").write_text(text.split("official:")[0], encoding="utf-8")
+    assert call("--dry_run", "--task", "mine.yaml") == 0
+    assert "eeve" in capsys.readouterr().out
+    shutil.rmtree(house / "data")
+    with pytest.raises(UserError, match=r"data_train\.json: no such file"):
+        call("--dry_run", "--task", "mine.yaml")

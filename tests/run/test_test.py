@@ -244,6 +244,62 @@ def test_what_is_rendered_is_what_was_rendered_in_training(place: Path) -> None:
     scored(place, "lora", "--split", "dev")
 
 
+def test_a_run_of_an_older_version_is_scored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record is as commit 5139f1e wrote it: fewer settings, less of the template, no task, and no data's path."""
+    run = place / "results" / "lora"
+    record, before = stored(run), (run / "scores_dev.jsonl").read_bytes()
+    del record["task"], record["splits"]["dev"]["data"]
+    for key in ("date", "arguments", "text_sha256", "ids_sha256"):
+        del record["template"][key]
+    for key in ("tokenizer_revision", "reasoning", "order", "share_prefixes"):
+        del record["recipe"][key]
+    write_json(record_path(run), record)
+    scored(place, "lora", "--split", "dev", "test")
+    assert (run / "scores_dev.jsonl").read_bytes() == before
+    found = stored(run)
+    assert list(found) == list(record) and found["recipe"] == record["recipe"] and "date" not in found["template"]
+    assert found["splits"]["test"]["items"] == 4
+    assert "unknown to this version" not in capsys.readouterr().out
+    scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
+    assert stored(place / "results" / "lora-korean+cot")["splits"]["dev"]["items"] == 6
+
+
+def test_a_run_of_a_later_version_is_scored_and_loses_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "results" / "lora"
+    record, before = stored(run), (run / "scores_dev.jsonl").read_bytes()
+    record |= {"report": {"pages": 2}}
+    record["recipe"]["temperature"] = 0.5
+    record["template"]["language"] = "ko"
+    record["splits"]["dev"]["calibration"] = [0.5]
+    write_json(record_path(run), record)
+    scored(place, "lora", "--split", "test")
+    assert "kept as they are: report, recipe.temperature, template.language, splits.dev.cal" in capsys.readouterr().out
+    found = stored(run)
+    del found["splits"]["test"]
+    assert found == record and (run / "scores_dev.jsonl").read_bytes() == before
+    scored(place, "lora", "--other_prompt", "korean+cot", "--split", "dev")
+    other = stored(place / "results" / "lora-korean+cot")
+    assert other["report"] == {"pages": 2} and other["recipe"]["temperature"] == 0.5
+
+
+def test_a_run_of_another_task_is_not_scored(place: Path) -> None:
+    text = (Path(__file__).parents[2] / "resource" / "task.yaml").read_text(encoding="utf-8")
+    (place / "mine.yaml").write_text(text.replace("name: 대화 맥락 추론", "name: 내 과제"), encoding="utf-8")
+    try:
+        said = problem_of(place, "lora", "--task", str(place / "mine.yaml"))
+    finally:
+        task.use(None)
+    assert "results/lora is of the task 대화 맥락 추론, and not of 내 과제. Give the file of its task: --task" in said
+
+
+def test_a_number_of_orders_that_is_not_balanced(place: Path) -> None:
+    assert "--orders: found 4, allowed for 3 options: 1, 3" in problem_of(place, "lora", "--orders", "4")
+    scored(place, "lora", "--split", "dev", "--orders", "3")
+    run = place / "results" / "lora"
+    assert stored(run)["splits_3orders"]["dev"]["orders"] == 3
+    assert {len(one.orders) for one in read_scores(run / "scores_dev.3orders.jsonl")} == {3}
+
+
 def test_items_longer_than_the_context(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turn = {"speaker": 1, "utterance": "가나다 " * 2000, "utterance_id": "x"}
     long = make_item(7, output="", conversation=[turn], reference_id=["x"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from run.vote import main
+from src import task
 from src.console.cli import UserError
 from src.data import load_items, sha256
 from src.files.paths import record_path
@@ -304,3 +305,43 @@ def test_orders_are_not_mixed_without_a_word(place: Path, capsys: pytest.Capture
     # A file of scores is a voter as it is.
     vote(place, str(results / "alpha" / "scores_dev.6orders.jsonl"), "beta", "--split", "dev", "--orders", "1")
     assert "scores by different numbers of orders vote together: " in capsys.readouterr().out
+
+
+# Older and later versions
+
+
+def test_runs_of_older_and_later_versions_vote_together(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = place / "results"
+    old, later = stored(results / "alpha"), stored(results / "beta")
+    old["recipe"] = {"backbone": "polar", "method": "lora"}
+    later["recipe"] = {"backbone": "eeve", "method": "of a later version", "temperature": 0.5}
+    later |= {"report": {"pages": 2}, "task": {"name": task.current().name, "sha256": task.current().sha256}}
+    later["splits"]["test"]["calibration"] = [0.5]
+    write_json(record_path(results / "alpha"), old)
+    write_json(record_path(results / "beta"), later)
+    vote(place)
+    assert [voter["run"] for voter in record_of(results / "vote")["voters"]] == ["alpha", "beta", "gamma"]
+    said = capsys.readouterr().out
+    assert said.count("unknown to this version, and kept as they are: report, recipe.temperature, splits.test.cal") == 1
+    assert stored(results / "beta") == later
+
+
+def test_a_vote_of_an_older_version_is_kept_beside_the_new_one(place: Path) -> None:
+    out = place / "results" / "vote"
+    dev = {"accuracy": 0.5, "correct": 2, "items": 4, "rule": "…", "voters": [{"run": "x"}], "git_commit": "5139f1e"}
+    out.mkdir()
+    write_json(record_path(out), {"run": "vote", "splits": {"dev": dev}})
+    vote(place)
+    assert record_of(out, "dev") == dev
+    assert "commit" in record_of(out) and "git_commit" not in record_of(out)
+
+
+def test_runs_of_another_task_are_left_out_aloud_and_refused_by_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place / "results" / "gamma"
+    write_json(record_path(run), stored(run) | {"task": {"name": "날씨 추론", "sha256": "0"}})
+    vote(place)
+    assert "left out: gamma (of another task)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"gamma is of the task 날씨 추론, and not of .*--task FILE"):
+        vote(place, "alpha", "gamma")

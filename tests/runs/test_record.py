@@ -268,7 +268,7 @@ def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OtherTask, match=r"mine is of the task 날씨 추론, and not of 대화 맥락 추론\. .*--task FILE$"):
         Record.load(mine)
     task.use(replace(other, categories=("결과",)))
-    with pytest.raises(OtherTask, match=r"mine is of the task 날씨 추론 as it was then\. .*--task FILE$"):
+    with pytest.raises(OtherTask, match=r"mine is of another version of the task 날씨 추론\. .*--task FILE$"):
         Record.load(mine)
 
 

@@ -9,7 +9,7 @@ from src.data import load_data
 from src.files.paths import record_path, scores_path
 from src.runs.facts import TaskFacts
 from src.runs.record import Record
-from src.vote.voters import Call, earlier_votes, gather_voters, other_items, why_cannot_vote
+from src.vote.voters import Request, earlier_votes, gather_voters, other_items, why_cannot_vote
 from tests.made_runs import add_orders, make_run, make_split
 
 
@@ -58,25 +58,25 @@ def test_who_is_left_out_and_who_is_missing(data: Path, results: Path) -> None:
     for name in ("alpha", "beta"):
         make_run(results / name, data, "test", [0] * 8)
     make_run(results / "begun", data, "test", [0] * 8, finished=False)
-    call = Call([], [], "test", results, data)
-    voters = gather_voters(call)
+    request = Request([], [], "test", results, data)
+    voters = gather_voters(request)
     assert [source.ballot.run for source in voters.sources] == ["alpha", "beta"]
     assert (voters.left_out, voters.missing, voters.notes) == ({"begun": "not finished"}, {}, [])
-    expected = gather_voters(replace(call, expected=["alpha", "begun", "delta"]))
+    expected = gather_voters(replace(request, expected=["alpha", "begun", "delta"]))
     assert expected.missing == {"begun": "not finished", "delta": "no such run"}
     assert expected.notes == ["a single voter: these are the answers of alpha, and no vote of several"]
     # A damaged run that was not meant spoils nothing.
     record_path(results / "begun").write_text("{")
-    assert len(gather_voters(replace(call, runs=["alpha", "beta"])).sources) == 2
+    assert len(gather_voters(replace(request, runs=["alpha", "beta"])).sources) == 2
     with pytest.raises(UserError, match=r"Nobody can vote on dev\. Found in .*: alpha \(not scored on dev\)"):
-        gather_voters(Call([], ["alpha"], "dev", results, data))
+        gather_voters(Request([], ["alpha"], "dev", results, data))
 
 
 def test_answers_by_different_numbers_of_orders(data: Path, results: Path) -> None:
     alpha, beta = (make_run(results / name, data, "test", [0] * 8) for name in ("alpha", "beta"))
     add_orders(alpha, data, "test", [0] * 8)
-    call = Call([str(scores_path(alpha, "test", 6)), str(beta)], [], "test", results, data)
-    (note,) = gather_voters(call).notes
+    request = Request([str(scores_path(alpha, "test", 6)), str(beta)], [], "test", results, data)
+    (note,) = gather_voters(request).notes
     assert note.startswith("scores by different numbers of orders vote together: 6 orders of ")
     assert note.endswith("; 1 order of beta") or note.endswith(", 1 order of beta")
 
@@ -93,6 +93,6 @@ def test_runs_of_another_task_do_not_vote(data: Path, results: Path) -> None:
     task.use(replace(task.current(), categories=(*task.current().categories, "까닭")))
     try:
         with pytest.raises(UserError, match=r"alpha is of the task .*--task "):
-            gather_voters(Call([str(run)], [], "test", results, data))
+            gather_voters(Request([str(run)], [], "test", results, data))
     finally:
         task.use(None)

@@ -1,0 +1,90 @@
+"""What is left to do of some recipes, and what of it cannot be done here."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from src.console.cli import UserError
+from src.data import sha256, split_path
+from src.files.writing import write_json
+from src.model.recipes import Recipe, make_recipe
+from src.plan import ready
+from src.plan.estimates import estimate_runs
+from src.plan.work import Place, command_left, jobs_left
+from src.runs.facts import DataFile, Result
+from src.runs.record import Record
+from tests.made_runs import make_split
+
+FILE = Path("recipes/polar.yaml")
+RECIPE = make_recipe({"backbone": "polar", "method": "lora"}, "here")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    for split, count in (("train", 6), ("dev", 6), ("test", 4)):
+        make_split(tmp_path / "data", split, count, labelled=split != "test")
+    return Place(tmp_path / "results", tmp_path / "data", test=True, task=("--task", "mine.yaml"))
+
+
+def finished(place: Place, recipe: Recipe = RECIPE) -> Record:
+    """The record of a run of `recipe` that was scored on test, which lies in its folder."""
+    digests = {split: sha256(split_path(place.data, split)) for split in ("train", "dev", "test")}
+    record = Record(
+        run=recipe.name,
+        settings=asdict(recipe),
+        data={split: DataFile(sha256=digests[split]) for split in ("train", "dev")},
+        by_orders={1: {"test": Result(items=4, data_sha256=digests["test"])}},
+    )
+    record.save(place.results / recipe.name)
+    return record
+
+
+def test_a_run_that_is_not_there_is_trained_and_scored(place: Place) -> None:
+    words = command_left(FILE, RECIPE, place)
+    assert words[2:] == [
+        *("run.train", "--recipe", str(FILE), "--data", str(place.data), "--score", "test", "--task", "mine.yaml")
+    ]
+    assert "--score" not in command_left(FILE, RECIPE, replace(place, test=False))
+    assert command_left(FILE, RECIPE.replace(objective="orpo"), place)[2] == "orpo.orpo_train"
+
+
+def test_a_finished_run_is_scored_on_another_test_split_and_else_left_alone(place: Place) -> None:
+    finished(place)
+    assert command_left(FILE, RECIPE, place) == []
+    make_split(place.data, "test", 5)
+    folder = str(place.results / "polar")
+    words = command_left(FILE, RECIPE, place)
+    assert words[2:] == ["run.test", "--model_id", folder, "--data", str(place.data), "--task", "mine.yaml"]
+    assert command_left(FILE, RECIPE, replace(place, test=False)) == []
+
+
+def test_a_run_of_other_settings_or_data_is_not_this_one(place: Place) -> None:
+    record = finished(place)
+    with pytest.raises(UserError, match=r"is a finished run with other settings \(epoch\)"):
+        command_left(FILE, RECIPE.replace(epoch=9), place)
+    settings = {key: value for key, value in asdict(RECIPE).items() if key != "orpo_beta"}
+    replace(record, settings={**settings, "of_a_later_version": 1}).save(place.results / "polar")
+    assert command_left(FILE, RECIPE, place) == []
+    make_split(place.data, "dev", 5)
+    with pytest.raises(UserError, match=r"other settings \(dev data\)"):
+        command_left(FILE, RECIPE, place)
+
+
+def test_what_cannot_be_done_here_is_named_and_the_rest_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {FILE: RECIPE, Path("eeve.yaml"): make_recipe({"backbone": "eeve", "method": "lora"}, "here")}
+    rows = estimate_runs(list(recipes.values()), {"train": 6, "dev": 6, "test": 4})
+    monkeypatch.setattr(ready, "check_room", lambda *given: None)
+    monkeypatch.setattr(ready, "obstacles", lambda *given: {"eeve": "too large"})
+    jobs, failures = jobs_left(recipes, rows, [], place)
+    assert ([job.name for job in jobs], failures) == (["polar"], {"eeve": "too large"})
+    assert jobs[0].log == place.results / "polar" / "log.txt" and jobs[0].weight > 0
+    monkeypatch.setattr(ready, "obstacles", lambda *given: {"eeve": "too large", "polar": "too large"})
+    with pytest.raises(UserError, match=r"nothing can be run here\. eeve, polar: too large\. Nothing was fetched"):
+        jobs_left(recipes, rows, [], place)
+
+
+def test_a_damaged_run_is_a_failure_of_its_own(place: Place) -> None:
+    write_json(place.results / "polar" / "record.json", [])
+    jobs, failures = jobs_left({FILE: RECIPE}, estimate_runs([RECIPE], {}), [], place)
+    assert jobs == [] and "is damaged: not an object" in failures["polar"]
