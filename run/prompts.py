@@ -239,11 +239,11 @@ def compare(arguments: Namespace, orders: Sequence[str], console: "Console") -> 
     check_models(arguments.runs)
     items = sample_items(items, arguments.limit, seed=0)
     with announced("loading torch and transformers"):
-        from src.model import load as models
+        from src.model import load
         from src.score.letters import LetterScorer
         from src.search.compare import compare_with_first, encoder_for, refuse_too_long, score_prompt
 
-    device = models.pick_device(arguments.device)
+    device = load.pick_device(arguments.device)
     chosen = [(given, *named(given, arguments.chat_template)) for given in arguments.runs]
     # Every prompt must fit every model before the first model is loaded.
     encoders = {
@@ -254,7 +254,7 @@ def compare(arguments: Namespace, orders: Sequence[str], console: "Console") -> 
     console.print(f"{len(items)} items of {path}, {counted(arguments.orders, 'order')} of the options")
     runs = []
     for given, name, recipe, folder in chosen:
-        network = models.load_run(folder or Path(), recipe, device, trained=folder is not None)
+        network = load.load_run(folder or Path(), recipe, device, trained=folder is not None)
         # Behind another prompt the letters may be other tokens.
         scorers = functools.cache(functools.partial(LetterScorer, network))
         results = [score_prompt(scorers, encoder, items, orders) for encoder in encoders[given]]

@@ -84,14 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     with announced("asking torch for GPUs"):
         gpus = devices.gpus()
     sizes = {**known, **{split: len(items) for split, items in splits.items()}}
-    rows = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
+    estimates = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
     too_long = lengths.too_long(list(recipes.values()), splits)
     if arguments.dry_run:
-        show_plan(console, rows, too_long)
+        show_plan(console, estimates, too_long)
         return 0
     handed_on = ["--task", str(arguments.task)] if arguments.task else []
-    jobs, failures = jobs_left(recipes, rows, gpus, Place(RESULTS, arguments.data, "test" in splits, handed_on))
-    show_plan(console, rows, too_long)
+    jobs, failures = jobs_left(recipes, estimates, gpus, Place(RESULTS, arguments.data, "test" in splits, handed_on))
+    show_plan(console, estimates, too_long)
 
     # The runs
     failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console)
@@ -128,8 +128,8 @@ def load_splits(data: Path, known: Mapping[str, int]) -> dict[str, list[Item]]:
     }
 
 
-def show_plan(console: "Console", rows: Sequence[plan.Estimate], too_long: Sequence[str]) -> None:
-    console.print(plan_table(rows))
+def show_plan(console: "Console", estimates: Sequence[plan.Estimate], too_long: Sequence[str]) -> None:
+    console.print(plan_table(estimates))
     for line in too_long:
         console.print(line, markup=False, soft_wrap=True)
 

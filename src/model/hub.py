@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from src.console.cli import UserError, nearest
 from src.console.start import find
@@ -25,6 +24,8 @@ SECONDS = 6
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+Commits = Mapping[str, str | None]
+"""What a run was loaded at, by the keys of its record: `base_revision` and `tokenizer_revision`."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -35,7 +36,7 @@ def is_hub_id(source: str) -> bool:
 # Which commit
 
 
-def pin(recipe: Recipe, began: Mapping[str, Any] | None = None) -> Recipe:
+def pin(recipe: Recipe, began: Commits | None = None) -> Recipe:
     """`recipe` with the commits at which base model and tokenizer are loaded.
 
     These are the commits that a run `began` with (its inputs.json or record). Else they are what the hub has under the
@@ -43,16 +44,16 @@ def pin(recipe: Recipe, began: Mapping[str, Any] | None = None) -> Recipe:
     with.
     """
     began = began or {}
-    commits = {}
+    found = {}
     sources = [(recipe.model_id, "revision", "base_revision")]
     if recipe.tokenizer:
         sources.append((recipe.tokenizer, "tokenizer_revision", "tokenizer_revision"))
     for source, setting, kept in sources:
         asked, then = getattr(recipe, setting), began.get(kept)
-        commits[setting] = then or find_commit(source, asked) or asked
+        found[setting] = then or find_commit(source, asked) or asked
         if then and (now := _commit_now(source, asked)) not in (None, then):
             print(f"{source}: {asked or 'main'} is commit {now} now; this goes on with {then}, which it began with")
-    return recipe.replace(**commits)
+    return recipe.replace(**found)
 
 
 def commits(pinned: Recipe) -> dict[str, str | None]:
@@ -134,7 +135,7 @@ def cached_file(model_id: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def check_there(recipe: Recipe, began: Mapping[str, Any] | None = None) -> None:
+def check_there(recipe: Recipe, began: Commits | None = None) -> None:
     """UserError when neither this machine nor the hub has the base model. Only its config is looked for, which needs no
     torch. began: as in `pin`.
     """

@@ -17,7 +17,7 @@ CPU_PARAMETERS = 1.5e9
 
 
 def obstacles(recipes: Sequence[Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu]) -> dict[str, str]:
-    """Why a run cannot be done here, by its name; equal reasons are equal texts. estimates: one a recipe."""
+    """Why a run cannot be done here, by its name; equal reasons are equal texts. estimates: one for each recipe."""
     largest = max((gpu.total_bytes for gpu in gpus), default=0)
     found: dict[str, str] = {}
     for recipe, one in zip(recipes, estimates, strict=True):

@@ -32,15 +32,15 @@ class Place:
 
 
 def jobs_left(
-    recipes: Mapping[Path, Recipe], rows: Sequence[Estimate], gpus: Sequence[Gpu], place: Place
+    recipes: Mapping[Path, Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu], place: Place
 ) -> tuple[list[Job], dict[str, str]]:
-    """(jobs that this machine can do, name → why a recipe cannot be done). rows: the plan's, one a recipe.
+    """(jobs that this machine can do, name → why a recipe cannot be done). estimates: one for each recipe.
 
     UserError when nothing can be done, or when the disk has no room for all: before anything is fetched or made.
     """
     failures: dict[str, str] = {}
     jobs: list[Job] = []
-    for (file, recipe), row in zip(recipes.items(), rows, strict=True):
+    for (file, recipe), estimate in zip(recipes.items(), estimates, strict=True):
         try:
             command = command_left(file, recipe, place)
         except UserError as error:
@@ -48,9 +48,11 @@ def jobs_left(
             continue
         if command:
             log = place.results / recipe.name / "log.txt"
-            jobs.append(Job(recipe.name, tuple(command), log, row.seconds or 1.0))
+            jobs.append(Job(recipe.name, tuple(command), log, estimate.seconds or 1.0))
     names = {job.name for job in jobs}
-    left = [(recipe, row) for recipe, row in zip(recipes.values(), rows, strict=True) if recipe.name in names]
+    left = [
+        (recipe, estimate) for recipe, estimate in zip(recipes.values(), estimates, strict=True) if recipe.name in names
+    ]
     obstacles = _obstacles(left, gpus, place.results, len(recipes))
     return [job for job in jobs if job.name not in obstacles], failures | obstacles
 
@@ -84,16 +86,15 @@ def _obstacles(
     left: Sequence[tuple[Recipe, Estimate]], gpus: Sequence[Gpu], results: Path, recipes: int
 ) -> dict[str, str]:
     """Name → why a run that is left to do cannot be done here. recipes: their number, the finished ones included."""
-    found = ready.obstacles([recipe for recipe, _ in left], [row for _, row in left], gpus)
+    found = ready.obstacles([recipe for recipe, _ in left], [estimate for _, estimate in left], gpus)
     if found and len(found) == recipes:
         raise UserError(
             f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "
             "The plan for other machines: --dry_run; a try-out in a minute: "
             "--recipes resource/miniature/recipes --data resource/miniature/data"
         )
-    training = [
-        row for recipe, row in left if recipe.name not in found and not record_path(results / row.run).is_file()
-    ]
+    able = [estimate for recipe, estimate in left if recipe.name not in found]
+    training = [estimate for estimate in able if not record_path(results / estimate.run).is_file()]
     if training:
         from huggingface_hub import constants
 

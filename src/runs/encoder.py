@@ -7,7 +7,7 @@ from src import data, task
 from src.console.cli import UserError
 from src.data import DATA
 from src.files.paths import record_path, weights_folder
-from src.model import load as models
+from src.model import load
 from src.model.recipes import Recipe
 from src.prompt.chat import Frozen, Rendering
 from src.prompt.encode import Encoder, Limits
@@ -28,12 +28,12 @@ def make_encoder(
     """The encoder of a recipe. folder: of a run's weights, whose tokenizer and config are used where it has them.
     frozen: what the run keeps of rendering.
     """
-    config = models.load_config(recipe, folder)
+    config = load.load_config(recipe, folder)
     rendering = Rendering(
         recipe.chat_template, recipe.overrides_template, recipe.system_turn, reasoning=recipe.reasoning, frozen=frozen
     )
-    limits = Limits(models.context_length(config), getattr(config.get_text_config(), "vocab_size", None))
-    return Encoder(models.load_tokenizer(recipe, folder), prompt, recipe.backbone, rendering, limits, library)
+    limits = Limits(load.context_length(config), getattr(config.get_text_config(), "vocab_size", None))
+    return Encoder(load.load_tokenizer(recipe, folder), prompt, recipe.backbone, rendering, limits, library)
 
 
 def encoder_of(folder: Path, record: Record, data_folder: Path = DATA) -> Encoder:

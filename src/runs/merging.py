@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.data import Item
-from src.model import load as models
+from src.model import load
 from src.prompt.encode import Encoder
 from src.score.letters import LetterScorer
 
@@ -15,7 +15,7 @@ def compare_merged(encoder: Encoder, scorer: LetterScorer, items: Sequence[Item]
     """
     examples = encoder.for_scoring(items)
     before = scorer.score(examples).items
-    network = models.merged(scorer.model)
+    network = load.merged(scorer.model)
     after = LetterScorer(network, scorer.letter_ids, scorer.pad_id, scorer.share).score(examples).items
     changed = sum(one.prediction != other.prediction for one, other in zip(before, after, strict=True))
     gap = max(

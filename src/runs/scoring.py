@@ -17,7 +17,7 @@ from src.console.words import counted
 from src.data import DATA, Item
 from src.files.paths import predictions_path, reasoning_path, scores_path
 from src.files.writing import write_jsonl, write_text
-from src.model import load as models
+from src.model import load
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import encoder_of, letters_of, refuse_changed
@@ -57,7 +57,7 @@ def open_run(
     print_notes(encoder, splits)
     announce(found, device)
     weights, recipe = record.weights_in(folder), record.pinned_recipe
-    network = models.load_run(weights, recipe, device, trained=record.training is not None)
+    network = load.load_run(weights, recipe, device, trained=record.training is not None)
     return OpenRun(folder, record, encoder, scorer_for(network, encoder, recipe))
 
 

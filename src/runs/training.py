@@ -12,8 +12,7 @@ import torch
 from src.console.cli import UserError
 from src.files.paths import INPUTS, RECIPE
 from src.files.writing import write_json, write_text
-from src.model import hub
-from src.model import load as models
+from src.model import hub, load
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import find_library, frozen_of, make_encoder, prompt_facts, refuse_other_text, template_facts
@@ -40,7 +39,7 @@ def train_run(
     limit: only so many items of each split.
     """
     started = time.monotonic()
-    device = models.pick_device(device_name)
+    device = load.pick_device(device_name)
     if device.type == "cuda" and device.index:
         raise UserError(
             f"--device {device}: training takes the first GPU it sees; "
@@ -49,7 +48,7 @@ def train_run(
     given = gather(recipe, folder, data_folder, also_score, limit)
     began = began_with(folder)
     pinned = hub.pin(recipe, began.commits if began else None)
-    models.check_trainable(pinned)
+    load.check_trainable(pinned)
     library = find_library(given.prompt, data_folder, recipe.reasoning)
     frozen = frozen_of(began.template) if began else None
     encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
@@ -73,7 +72,7 @@ def train_run(
         parameters=outcome.parameters,
         training=outcome.training,
     )
-    network = models.load_run(folder, pinned, device)
+    network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
     for split in ("dev", *also_score):
         record, _ = score_run(run, given.splits[split])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.data import DATA
-from src.files.paths import record_path
-from src.model import hub
-from src.model import load as models
+from src.files.paths import record_path, weights_folder
+from src.model import hub, load
 from src.model.recipes import Recipe, differing_settings
 from src.prompt.prompts import load_prompt, parse_prompt
 from src.runs.encoder import (
@@ -34,7 +33,7 @@ def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None, 
     frozen = frozen_of(there.template) if there else None
     library = find_library(prompt, data_folder, recipe.reasoning)
     encoder = make_encoder(pinned, prompt, library=library, frozen=frozen)
-    device = models.pick_device(device_name)
+    device = load.pick_device(device_name)
     record = replace(new_record(folder.name, recipe, pinned, encoder, data_folder, device), trainable_parameters=0)
     if there is None:
         return record
@@ -68,7 +67,7 @@ def rerun_with_prompt(
         weights=weights.name,
     )
     library = find_library(prompt, data_folder, reasons)
-    kept = models.weights_folder(weights)
+    kept = weights_folder(weights)
     encoder = make_encoder(made.pinned_recipe, prompt, kept, library, frozen_of(record.template))
     made = replace(made, prompt=prompt_facts(encoder, data_folder), template=template_facts(encoder))
     if not record_path(there).is_file():

@@ -8,7 +8,7 @@ from typing import Any
 from src.console.cli import UserError
 from src.console.progress import stage
 from src.data import Item
-from src.model import load as models
+from src.files.paths import weights_folder
 from src.model.recipes import Recipe
 from src.plan import lengths
 from src.prompt.encode import Encoder
@@ -23,7 +23,7 @@ from src.worth.metrics import evaluate, mcnemar
 def encoder_for(prompt: Prompt, recipe: Recipe, folder: Path | None, data: Path) -> Encoder:
     """The encoder of a model with another prompt. `folder`: of a trained run; `data`: where examples come from."""
     recipe = recipe.replace(prompt=prompt.name, reasoning=False)
-    weights = models.weights_folder(folder) if folder else None
+    weights = weights_folder(folder) if folder else None
     return make_encoder(recipe, prompt, weights, find_library(prompt, data), frozen_in(folder))
 
 

@@ -42,7 +42,7 @@ def test_planning_loads_neither_torch_nor_transformers() -> None:
 def test_plan_of_the_published_recipes_without_a_gpu() -> None:
     estimates = plan.estimate_runs(list(load_recipes(PUBLISHED).values()), ITEMS)
     by_run = {one.run: one for one in estimates}
-    assert len(by_run) == 8 and set(by_run) <= set(backbones())
+    assert set(by_run) <= set(backbones())
     for one in estimates:
         assert list(one.cards) == ["24", "48", "80", "141"]
         assert one.training == one.cards["141"] and one.training.fits

@@ -73,15 +73,15 @@ def test_a_run_of_other_settings_or_data_is_not_this_one(place: Place) -> None:
 
 def test_what_cannot_be_done_here_is_named_and_the_rest_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {FILE: RECIPE, Path("eeve.yaml"): make_recipe({"backbone": "eeve", "method": "lora"}, "here")}
-    rows = estimate_runs(list(recipes.values()), {"train": 6, "dev": 6, "test": 4})
+    estimates = estimate_runs(list(recipes.values()), {"train": 6, "dev": 6, "test": 4})
     monkeypatch.setattr(ready, "check_room", lambda *given: None)
     monkeypatch.setattr(ready, "obstacles", lambda *given: {"eeve": "too large"})
-    jobs, failures = jobs_left(recipes, rows, [], place)
+    jobs, failures = jobs_left(recipes, estimates, [], place)
     assert ([job.name for job in jobs], failures) == (["polar"], {"eeve": "too large"})
     assert jobs[0].log == place.results / "polar" / "log.txt" and jobs[0].weight > 0
     monkeypatch.setattr(ready, "obstacles", lambda *given: {"eeve": "too large", "polar": "too large"})
     with pytest.raises(UserError, match=r"nothing can be run here\. eeve, polar: too large\. Nothing was fetched"):
-        jobs_left(recipes, rows, [], place)
+        jobs_left(recipes, estimates, [], place)
 
 
 def test_a_damaged_run_is_a_failure_of_its_own(place: Place) -> None:

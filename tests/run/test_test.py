@@ -499,16 +499,16 @@ def test_the_help_is_about_scoring(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_keeps_a_machine_from_compiling_is_said_before_weights_are_loaded_and_recorded(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from src.model import load as model
+    from src.model import load
     from src.tree import compiler
 
     said: list[str] = []
-    load = model.load_run
+    load_run = load.load_run
     monkeypatch.setattr(compiler, "_reasons", [])
     monkeypatch.setattr(compiler, "stay_eager", lambda: None)
     monkeypatch.setattr(compiler, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
     monkeypatch.setattr(
-        model, "load_run", lambda *args, **keys: said.append(capsys.readouterr().out) or load(*args, **keys)
+        load, "load_run", lambda *args, **keys: said.append(capsys.readouterr().out) or load_run(*args, **keys)
     )
     main(["--model_id", "lora", "--data", str(place / "data"), "--split", "dev"])
     assert said[0].count("nothing is compiled and no prefixes are shared: there is no C compiler") == 1

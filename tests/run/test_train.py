@@ -305,7 +305,7 @@ def test_mistakes_end_in_one_message(place: Path, backbone_folder: Folder, capsy
         assert "run is being trained by another process" in fails(capsys, busy)
     where = busy.index("--data") + 1
     busy[where] = str(place / "short.yaml")
-    assert "short.yaml is a file, where the folder of data_train.json is needed" in fails(capsys, busy)
+    assert "short.yaml is a file; the folder of data_train.json is needed here" in fails(capsys, busy)
     (place / "data" / "data_dev.json").unlink()
     assert "data_dev.json" in fails(capsys, arguments(place, model))
     assert not (place / "run").exists()

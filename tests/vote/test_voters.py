@@ -92,7 +92,7 @@ def test_runs_of_another_task_do_not_vote(data: Path, results: Path) -> None:
     run = make_run(results / "alpha", data, "test", [0] * 8)
     task.use(replace(task.current(), categories=(*task.current().categories, "까닭")))
     try:
-        with pytest.raises(UserError, match=r"alpha is of the task .*--task "):
+        with pytest.raises(UserError, match=r"alpha is of another version of the task .*--task "):
             gather_voters(Request([str(run)], [], "test", results, data))
     finally:
         task.use(None)
