@@ -41,8 +41,8 @@ from src.data import dump_items, load_items
 from src.files.paths import RESULTS
 from src.files.writing import write_json, write_text
 from src.model.backbones import backbones
+from src.model.devices import gpus
 from src.model.shapes import GIB
-from src.plan.estimates import gpus
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
 from src.runs.versions import made_with

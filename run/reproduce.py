@@ -27,6 +27,7 @@ from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job, run_jobs
 from src.data import DATA, SPLITS, Item, load_split, split_path
 from src.files.paths import RESULTS, record_path
+from src.model import devices
 from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipes import CHOICES
 from src.plan import estimates as plan
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     for recipe in recipes.values():
         load_prompt(recipe.prompt)
     with announced("asking torch for GPUs"):
-        gpus = plan.gpus()
+        gpus = devices.gpus()
     sizes = {**known, **{split: len(items) for split, items in splits.items()}}
     estimates = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
     too_long = lengths.too_long(list(recipes.values()), splits)

@@ -17,6 +17,14 @@ def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def same_task() -> Iterator[None]:
+    """A test that works on another task leaves none behind; fixtures of a module may keep theirs for its tests."""
+    before = task._chosen
+    yield
+    task.use(before)
+
+
 @pytest.fixture
 def four_options() -> Iterator[task.Task]:
     """Within, the task is another: four options, and categories of its own."""

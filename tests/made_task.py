@@ -38,12 +38,13 @@ answer: "{{ letter }}. {{ option }}"
 
 @contextlib.contextmanager
 def working_on(one: Task) -> Iterator[Task]:
-    """Within, `one` is the current task; after it the shipped one."""
+    """Within, `one` is the current task; after it the one before."""
+    before = task.current()
     task.use(one)
     try:
         yield one
     finally:
-        task.use(None)
+        task.use(before)
 
 
 def make_four(number: int, **changes: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from src.prompt.fewshot import Library
 from src.prompt.messages import Prompt
 from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
 from src.train import trainer
-from src.tree import layouts, rows
+from src.tree import compiled, layouts
 from tests.conftest import DIALOGUES, make_item
 
 torch.set_num_threads(1)
@@ -236,27 +236,29 @@ def limits() -> Any:
 
 
 @contextlib.contextmanager
-def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Within, a CPU counts as a GPU that rows are computed on by flex attention in compiled layers. torch refuses its
     backward on a CPU; its definition, compiled by aot_eager, has one. What is set in torch is set back.
+
+    Gives what further patches are made with: `monkeypatch` itself would put these ones back when it ends.
     """
 
     def compile_layer(layer: Any, **keys: Any) -> None:
         layer._compiled_call_impl = torch.compile(layer._call_impl, backend="aot_eager", **keys)
 
-    compiled = torch.compile(flex.flex_attention, backend="aot_eager")
+    attention = torch.compile(flex.flex_attention, backend="aot_eager")
 
     def attend(query: Any, key: Any, value: Any, training: bool = False, **keys: Any) -> Any:
-        return compiled(query, key, value, **keys)
+        return attention(query, key, value, **keys)
 
     torch._dynamo.reset()
     with monkeypatch.context() as patch, limits(), torch.compiler.set_stance("default"):
-        for room in (rows, trainer):
+        for room in (compiled, trainer):
             patch.setattr(room, "rows_on_gpu", lambda device: True)
         patch.setattr(layouts, "free_bytes", lambda device: 2**37)
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
         patch.setattr(flex, "_validate_device", lambda query, key, value: None)
         patch.setattr(hf_flex, "compile_friendly_flex_attention", attend)
         patch.setattr(torch.nn.Module, "compile", compile_layer)
-        yield
+        yield patch
     torch._dynamo.reset()

@@ -85,11 +85,11 @@ def read_corpus(folder: str | Path | None = None) -> Corpus:
 
 
 def of_shipped_kind() -> bool:
-    """Whether the current task has the categories and options of the shipped one. The repository's prompts and its
-    sample corpus are for that kind.
+    """Whether the current task has the categories, options and letters of the shipped one. The repository's prompts
+    and its sample corpus are for that kind.
     """
-    own, wanted = task.load_task(task.FILE), task.current()
-    return (own.categories, own.options) == (wanted.categories, wanted.options)
+    own, wanted = task.official(), task.current()
+    return (own.categories, own.options, own.letters) == (wanted.categories, wanted.options, wanted.letters)
 
 
 def sample_corpus() -> Corpus:

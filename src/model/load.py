@@ -25,10 +25,10 @@ from src.files.paths import ADAPTER, MODEL, weights_folder
 from src.model import hub, weights
 from src.model.adapters import patch_lora_forward
 from src.model.backbones import backbones
+from src.model.causal import usual_attention
 from src.model.disk import check_download
 from src.model.recipes import Recipe
 from src.model.weights import class_of
-from src.tree.rows import usual_attention
 
 if not sys.stderr.isatty():  # bars that last a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()

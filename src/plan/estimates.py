@@ -4,13 +4,11 @@ What fits follows from the shape of a model (src/model/memory.py) and from how m
 of an item (src/plan/kinds.py).
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 from src import task
+from src.model.devices import REFERENCE, Gpu, relative_speed
 from src.model.disk import download_bytes
 from src.model.memory import (
     ANSWER_TOKENS,
@@ -29,68 +27,6 @@ from src.train.objectives import make_objective
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    total_bytes: int
-    free_bytes: int
-
-
-REFERENCE = Gpu("NVIDIA H200", 141 * GIB, 141 * GIB)
-
-
-def gpus() -> list[Gpu]:
-    """The GPUs that this process may use; none on a CPU machine.
-
-    A process of its own asks, for whoever asks holds memory on each of them until it ends, and the runs would find GPUs
-    in exclusive mode taken.
-    """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_ask_torch).result()
-
-
-def _ask_torch() -> list[Gpu]:
-    import torch
-
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(Gpu(torch.cuda.get_device_name(index), total, free))
-    return found
-
-
-# Dense bf16 TFLOP/s from the makers' data sheets; the first name found in the device's name counts.
-PEAKS = {
-    "B200": 2250,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H200": 989,
-    "GH200": 989,
-    "H100": 989,
-    "H20": 148,
-    "A100": 312,
-    "A40": 150,
-    "A30": 165,
-    "A10": 125,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX 6000 Ada": 364,
-    "RTX A6000": 155,
-    "RTX 5090": 210,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
-
-
-def peak_tflops(device: str) -> float | None:
-    """Dense bf16 peak of the GPU called `device`, None for one that is not in the table."""
-    for name, peak in PEAKS.items():
-        if re.search(rf"\b{re.escape(name)}\b", device, re.IGNORECASE):
-            return peak
-    return None
 
 
 @dataclass(frozen=True)
@@ -176,9 +112,3 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         note="; ".join(text for text in (base.place, facts.note if facts else "") if text),
         miniature=miniature,
     )
-
-
-def relative_speed(device: str) -> float | None:
-    """The bf16 peak of the GPU called `device` relative to that of the reference, an H200; None for an unknown GPU."""
-    peak, reference = peak_tflops(device), peak_tflops(REFERENCE.name)
-    return None if peak is None or reference is None else peak / reference

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.model import hub
+from src.model.devices import Gpu
 from src.model.disk import GB, check_disk, existing_parent
 from src.model.recipes import Recipe
 from src.model.shapes import GIB
-from src.plan.estimates import Estimate, Gpu
+from src.plan.estimates import Estimate
 from src.plan.known import known_base
 
 CPU_PARAMETERS = 1.5e9

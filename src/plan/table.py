@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from src.model.devices import REFERENCE
 from src.model.disk import GB
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT
 from src.model.shapes import GIB
-from src.plan.estimates import CARDS, REFERENCE, Estimate
+from src.plan.estimates import CARDS, Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

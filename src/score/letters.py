@@ -8,24 +8,15 @@ from typing import Any
 
 import torch
 
+from src.model.causal import causal_of
 from src.model.shapes import Shape
 from src.prompt.encode import Example
 from src.score.item_scores import ItemScores, Logits
-from src.train.guard import allowed, gap, rounding
 from src.tree import compiler
-from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slower
-from src.tree.rows import (
-    Layout,
-    Term,
-    causal_of,
-    lay_out,
-    logits_at,
-    make_ready,
-    make_usual,
-    obstacle,
-    to_device,
-    usually,
-)
+from src.tree.compare import allowed, gap, rounding
+from src.tree.compiled import make_ready, obstacle, restore_standard_layers, standard_attention
+from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slowdown
+from src.tree.rows import Kind, Layout, Term, lay_out, logits_at, to_device
 
 PROBES = 4
 """Prompts that are compared before a model's rows are trusted."""
@@ -56,7 +47,7 @@ class HowRead:
     obstacle    why nothing could be shared; "" where it could, or was not asked for
     """
 
-    kind: str
+    kind: Kind
     guard: Comparison | None = None
     obstacle: str = ""
 
@@ -133,7 +124,7 @@ class LetterScorer:
         *,
         update: Callable[[int], None] = lambda done: None,
         batch_tokens: int | None = None,
-        kind: str | None = None,
+        kind: Kind | None = None,
     ) -> Scored:
         """One `ItemScores` for each item of `examples` (prompts, from `Encoder.for_scoring`), in the order they came.
 
@@ -156,8 +147,8 @@ class LetterScorer:
                 if not (failed := compiler.failure(error)):
                     raise
             if failed:
-                compiler.give_up(failed, scoring_slower(prompts, self.share))
-                make_usual(model)
+                compiler.give_up(failed, scoring_slowdown(prompts, self.share))
+                restore_standard_layers(model)
                 layout, guard, why = self._side_by_side(), None, failed
                 logits = self._read(prompts, layout, update)
         return Scored(_by_item(examples, logits), HowRead(layout.kind, guard, why))
@@ -171,10 +162,10 @@ class LetterScorer:
             print(f"no prefixes are shared: {why}", flush=True)
             self._told = why
         if machine:
-            compiler.give_up(machine, scoring_slower(prompts, self.share))
+            compiler.give_up(machine, scoring_slowdown(prompts, self.share))
         return why or machine
 
-    def _layout(self, prompts: Prompts, kind: str | None, batch_tokens: int | None, why: str) -> Layout:
+    def _layout(self, prompts: Prompts, kind: Kind | None, batch_tokens: int | None, why: str) -> Layout:
         """What to read `prompts` in. why: the obstacle to sharing prefixes, if any."""
         if kind == "padded" or why or not prompts:
             return self._side_by_side(batch_tokens)
@@ -236,7 +227,7 @@ class LetterScorer:
                 update(done)
             before.clear()
 
-        with usually(self.model) if layout.kind == "padded" else contextlib.nullcontext():
+        with standard_attention(self.model) if layout.kind == "padded" else contextlib.nullcontext():
             for row in lay_out(prompts, _terms(prompts), layout):
                 found = logits_at(self.model, to_device(row, self.model.device))
                 # The GPU works on this row while the one before is fetched and the next laid out.
@@ -249,7 +240,7 @@ class LetterScorer:
 def announce(splits: Sequence[Sequence[Example]], device: torch.device) -> None:
     """Tells what keeps this machine from compiling, for `splits` that are to be scored; before weights are loaded."""
     if why := compiler.obstacle(device):
-        compiler.give_up(why, scoring_slower([example.ids for examples in splits for example in examples]))
+        compiler.give_up(why, scoring_slowdown([example.ids for examples in splits for example in examples]))
 
 
 def _by_item(examples: Sequence[Example], logits: torch.Tensor) -> list[ItemScores]:

@@ -16,11 +16,11 @@ from transformers import GenerationConfig
 
 from src.console.cli import UserError
 from src.data import Item
+from src.model.devices import free_bytes
 from src.prompt.encode import Encoder
 from src.score.item_scores import ItemScores, Logits
 from src.score.letters import HowRead, LetterScorer
-from src.tree.layouts import free_bytes
-from src.tree.rows import usually
+from src.tree.compiled import standard_attention
 
 CPU_CHAINS = 2**14
 """Tokens of prompts and chains that are generated side by side on a CPU."""
@@ -132,7 +132,7 @@ def generate(
             ids[line, longest - len(prompts[place]) :] = torch.tensor(prompts[place])
             mask[line, longest - len(prompts[place]) :] = 1
         cuda = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), usually(model), own_generation_config_ignored(model):
+        with torch.random.fork_rng(devices=cuda), standard_attention(model), own_generation_config_ignored(model):
             torch.manual_seed(sampling.seed + number)
             out = model.generate(
                 input_ids=ids.to(model.device),

@@ -32,6 +32,7 @@ from src.prompt.prompts import Prompt
 from src.toy import corpus
 from src.toy.corpus import RawItem
 from src.toy.miniature import load_values
+from src.train.order import epoch_steps
 from src.tree import layouts
 from src.tree.rows import Layout, sizes
 
@@ -219,7 +220,7 @@ def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[It
     prompts = [one.ids for one in encoder.for_scoring(test)]
     layout = Layout("tree", layouts.GPU_ROW, encoder.pad_id)
     recipe = make_recipe({"model_id": "bench", "batch_size": STEP, "order": "dialogue", "seed": SEED}, "bench")
-    steps = [[examples[number].ids for number in step] for step in layouts.epoch_steps(examples, recipe)]
+    steps = [[examples[number].ids for number in step] for step in epoch_steps(examples, recipe)]
     computed = sum(sum(sizes(step, layout)) for step in steps) / len(examples)
     texts = [turn.text for item in train[::5] for turn in item.dialogue]
     talk_tokens = sum(len(ids) for ids in encoder.tokenizer(texts, add_special_tokens=False)["input_ids"])

@@ -24,11 +24,14 @@ from src.toy.bench_cases import GROWTH, LORA, Case
 from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
 from src.toy.bench_inputs import SEED, lengthened
 from src.toy.bench_setting import Setting
-from src.train.guard import guarded
+from src.train.arguments import has_fp32_masters
+from src.train.guard import check_rows_against_single
 from src.train.objectives import make_objective
-from src.train.trainer import LetterTrainer, make_trainer, mixed
+from src.train.order import epoch_steps
+from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import layouts
-from src.tree.rows import Layout, rows_on_gpu, sizes
+from src.tree.compiled import rows_on_gpu
+from src.tree.rows import Layout, sizes
 
 SCORED_ON_CPU = 24
 """Items of the scoring cases on a CPU; a GPU gets the whole test split."""
@@ -93,29 +96,30 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     recipe, device = recipe_of(case, setting), setting.device
     objective = make_objective(recipe)
     examples = objective.examples(setting.encoder, setting.train)
-    steps = layouts.epoch_steps(examples, recipe)
+    steps = epoch_steps(examples, recipe)
     positions = functools.partial(objective.logit_positions, examples)
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
-    layout, _, way = layouts.training_layout(work, device, rows_on_gpu(device))
+    chosen = layouts.training_layout(work, device, rows_on_gpu(device))
+    memory = chosen.memory
     # Dequantised once, NF4 is weights in bf16: any will do.
-    nf4 = setting.dtype if case.method == "qlora" and not way.dequantised else None
+    nf4 = setting.dtype if case.method == "qlora" and not memory.dequantised else None
     network = setting.model(
-        torch.float32 if mixed(recipe, way) else setting.dtype, setting.attention, nf4=nf4, double=True
+        torch.float32 if has_fp32_masters(recipe, memory) else setting.dtype, setting.attention, nf4=nf4, double=True
     )
     if case.method != "full":
         network = add_adapter(network, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(network, recipe, setting.encoder, examples, [], [], Path(folder), layout, way)
+        trainer = make_trainer(network, recipe, Encoded(setting.encoder, examples), Path(folder), chosen)
         for name, value in endless_arguments(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)
-        clock.guard = guard = guarded(trainer, way.checkpointing)
+        clock.guard = guard = check_rows_against_single(trainer)
         train_by_clock(trainer, clock, CountedSteps(clock, trainer))
     notes = [
         f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
-        way.optimizer if case.method == "full" else "",
-        "dequantised once" if way.dequantised else "",
-        "checkpointing" if way.checkpointing else "",
+        memory.optimizer if case.method == "full" else "",
+        "dequantised once" if memory.dequantised else "",
+        "checkpointing" if memory.checkpointing else "",
         "" if guard is None or guard["agree"] else f"guard failed: {guard}",
     ]
     return ", ".join(text for text in notes if text)

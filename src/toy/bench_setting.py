@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from src.data import Item
+from src.model.devices import free_bytes
 from src.model.load import compute_dtype
 from src.model.shapes import Shape
 from src.prompt.encode import Encoder
 from src.toy.bench_inputs import make_model
-from src.tree.layouts import free_bytes
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,47 @@
-"""Do rows of shared prefixes compute the same? Asked at the start of every run, on its own device and in its dtype.
+"""Checks that rows with shared prefixes give the same result as single items, on the run's own device and in its dtype.
 
-Two items each of two dialogues are learned in the run's rows and one by one in the usual way. Loss, letter logits and
-gradient must agree but for rounding; if they do not, the run goes on one by one, and says so. How much rounding moves
-the letter logits is measured on the model at hand: a deep or a barely trained one has far more of it than others.
+At the start of every run two items each of two dialogues are learned in the run's rows, and one by one in the standard
+layers. Loss, gradient and the letters' logits must agree but for rounding (src/tree/compare.py). If they do not, the
+run goes on one by one, and says so.
 """
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from src.console.cli import UserError
-from src.prompt.encode import Example
+from src.model.recipes import Recipe
+from src.prompt.encode import Encoder, Example
+from src.train.arguments import CHECKPOINTING
+from src.train.objectives import Objective
 from src.tree import compiler, layouts
-from src.tree.rows import Layout, causal_of, make_usual, to_device, usually
+from src.tree.compare import SHARE, allowed, gap, rounding
+from src.tree.compiled import restore_standard_layers, standard_attention
+from src.tree.rows import Layout, Row, to_device
 
-CHECKPOINTING = {"use_reentrant": False}
-SHARE = {"cpu": 1e-3, "cuda": 0.05}
-"""By which share loss and gradient norm may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
-EPSILON = {"cpu": torch.finfo(torch.float32).eps, "cuda": torch.finfo(torch.bfloat16).eps}
-"""Relative distance of neighbouring numbers in the dtype that is computed in."""
-TIMES = 5
-"""How often the gap that rounding makes (`rounding`) letter logits may be apart.
 
-Random models of 4 to 64 layers, 256 and 512 wide, bf16 on a CPU: sound rows, compiled or not, were apart by at most 1.5
-of it (in fp32 1.8); rows whose branches saw each other by 4.8 to 192, by more than 12 but for two of 64 layers. On an
-H200 rows of the shapes of 8B and 14B were apart by 0.7 to 1.4 of it.
-"""
-LEAST = {"cpu": 1e-4, "cuda": 0.1}
-"""What is always allowed: neighbouring bf16 numbers between 8 and 32 are 0.06 to 0.125 apart."""
+class GuardedTrainer(Protocol):
+    """What the check needs of a trainer, and may change: `layout` and the layers of `network`."""
+
+    recipe: Recipe
+    encoder: Encoder
+    objective: Objective
+    examples: list[Example]
+    layout: Layout
+    network: Any
+    checkpointing: bool
+    """Whether memory asks for gradient checkpointing."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def fall_back(self, why: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,53 +53,16 @@ class Probe:
     letters: list[float]
 
 
-def gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Root mean square of the differences."""
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)) / len(ours))
+def check_rows_against_single(trainer: GuardedTrainer) -> dict[str, Any] | None:
+    """What was compared and whether it agrees, for the record; None where there is nothing to compare: items are
+    learned side by side anyway, or compiling the rows failed.
 
-
-def allowed(rounded: float, kind: str) -> float:
-    """How far apart letter logits may be on a kind of device where rounding moves them by `rounded`."""
-    return max(LEAST[kind], TIMES * rounded)
-
-
-@contextlib.contextmanager
-def rounding(model: Any) -> Iterator[None]:
-    """Within, each decoder layer's output is moved at random by up to half a last bit of the dtype computed in, once
-    more than it is by itself. What that does to the logits is what any other order of summation may do.
-    """
-    generator = torch.Generator(model.device).manual_seed(0)
-
-    def move(layer: Any, inputs: Any, output: Any) -> Any:
-        values = output[0] if isinstance(output, tuple) else output
-        noise = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
-        moved = (values * (1 + EPSILON[values.device.type] * noise)).to(values.dtype)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-    hooks = [layer.register_forward_hook(move) for layer in causal_of(model).get_decoder().layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
-    """What was compared: two items of each of two dialogues in the trainer's rows, and one by one in the usual way.
-
-    Where loss, letter logits or gradient differ by more than rounding, the trainer goes on one by one, and says so.
-    Rows that do not fit into memory after all become shorter; None where they cannot be compiled, and the trainer goes
-    on one by one. checkpointing: as it is wanted one by one, too.
+    Where they do not agree, and where compiling fails, the trainer goes on one by one. Rows that do not fit into memory
+    after all become shorter.
     """
     if trainer.layout.kind == "padded":
         return None
-    dialogues: dict[str, list[Example]] = {}
-    for one in trainer.examples:
-        dialogues.setdefault(one.dialogue, []).append(one)
-    several = [items for items in dialogues.values() if len(items) > 1] or list(dialogues.values())
-    # The longest, at whose end a sliding window leaves something out.
-    several = sorted(several, key=lambda items: -min(one.tokens for one in items[:2]))[:2]
-    probes = [one for items in several for one in items[:2]]
+    probes = _choose(trainer.examples)
     why = ""
     try:
         ours = _fitting(trainer, probes)
@@ -99,9 +72,9 @@ def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
     if why:
         trainer.fall_back(why)
         return None
-    alone = _alone(trainer.layout)
+    alone = trainer.layout.one_by_one
     theirs = probe(trainer, probes, alone)
-    kind = trainer.args.device.type
+    kind = trainer.device.type
     apart = gap(ours.letters, theirs.letters)
     limit = allowed(gap(probe(trainer, probes, alone, rounded=True).letters, theirs.letters), kind)
     agree = (
@@ -118,42 +91,49 @@ def guarded(trainer: Any, checkpointing: bool = False) -> dict[str, Any] | None:
     }
     if not agree:
         print(f"WARNING: rows of shared prefixes compute something else here: {found}; training one by one", flush=True)
-        one_by_one(trainer, checkpointing)
+        go_on_one_by_one(trainer)
     return found
 
 
-def one_by_one(trainer: Any, checkpointing: bool) -> None:
-    """From here on `trainer` takes one item (with its answers) at a time through the usual layers."""
-    trainer.layout = _alone(trainer.layout)
-    make_usual(trainer.network)
-    # On a GPU the usual layers keep more of an item than memory was planned for, of several answers anywhere.
-    on_gpu = trainer.args.device.type == "cuda"
+def go_on_one_by_one(trainer: GuardedTrainer) -> None:
+    """From here on `trainer` takes one item (with its answers) at a time through the standard layers."""
+    trainer.layout = trainer.layout.one_by_one
+    restore_standard_layers(trainer.network)
+    # On a GPU the standard layers keep more of an item than memory was planned for; of several answers they do so on
+    # any device.
+    on_gpu = trainer.device.type == "cuda"
     tight = trainer.objective.compares or (on_gpu and trainer.recipe.gradient_checkpointing != "off")
-    if checkpointing or tight:
+    if trainer.checkpointing or tight:
         trainer.network.gradient_checkpointing_enable(CHECKPOINTING)
 
 
-def _alone(layout: Layout) -> Layout:
-    return Layout("padded", layout.tokens, layout.pad_id, sequences=1)
+def _choose(examples: Sequence[Example]) -> list[Example]:
+    """Two items each of two dialogues. They are the longest, at whose end a sliding window leaves something out."""
+    dialogues: dict[str, list[Example]] = {}
+    for one in examples:
+        dialogues.setdefault(one.dialogue, []).append(one)
+    several = [items for items in dialogues.values() if len(items) > 1] or list(dialogues.values())
+    several = sorted(several, key=lambda items: -min(one.tokens for one in items[:2]))[:2]
+    return [one for items in several for one in items[:2]]
 
 
-def _fitting(trainer: Any, probes: Sequence[Example]) -> Probe:
+def _fitting(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe:
     """`probe` in the trainer's rows, which become shorter until they fit into memory."""
     while (ours := _in_rows(trainer, probes)) is None:
         shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
         if shorter is None:
             raise UserError(
-                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. A method that takes "
-                "less (qlora, or gradient_checkpointing on) or a larger GPU may help."
+                f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. "
+                "A method that takes less (qlora, or gradient_checkpointing on) or a larger GPU may help."
             )
         print(f"rows of {trainer.layout.tokens:,} tokens do not fit into memory; trying {shorter.tokens:,}", flush=True)
         trainer.layout = shorter
     return ours
 
 
-def _in_rows(trainer: Any, probes: Sequence[Example]) -> Probe | None:
-    """`probe` in the trainer's rows at their greatest length, where memory is shortest; None when it does not suffice,
-    with whatever was made gone.
+def _in_rows(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe | None:
+    """`probe` in the trainer's rows at their greatest length, where memory is shortest. None when it does not suffice;
+    what was made until then is freed.
     """
     try:
         return probe(trainer, probes, dataclasses.replace(trainer.layout, lengths=trainer.layout.lengths[-1:]))
@@ -163,48 +143,54 @@ def _in_rows(trainer: Any, probes: Sequence[Example]) -> Probe | None:
     return None
 
 
-def probe(trainer: Any, examples: Sequence[Example], layout: Layout, rounded: bool = False) -> Probe:
-    """What `examples` give in a layout, on the real device and in its dtype, without dropout. rounded: with `rounding`,
-    and without the gradient.
-    """
-    network = trainer.accelerator.unwrap_model(trainer.model)
-    device = network.device
-    letter_ids = list(trainer.encoder.letter_ids or ())
-    network.train()  # checkpointing is for training only
-    for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()
+def probe(trainer: GuardedTrainer, examples: Sequence[Example], layout: Layout, rounded: bool = False) -> Probe:
+    """What `examples` give in a layout, without dropout. rounded: with `rounding`, and without the gradient."""
+    network, objective = trainer.network, trainer.objective
+    letter_ids = trainer.encoder.letter_ids or ()
     with (
-        _one_by_one(network) if layout.kind == "padded" else contextlib.nullcontext(),
+        _without_dropout(network),
+        _standard_layers(network) if layout.kind == "padded" else contextlib.nullcontext(),
         rounding(network) if rounded else contextlib.nullcontext(),
         torch.set_grad_enabled(not rounded),
     ):
-        total = 0.0
+        loss_sum = 0.0
         letters: dict[int, list[float]] = {}
-        rows = trainer.objective.collate(examples, layout)
-        totals = trainer.objective.totals(rows).to(device)
+        rows = objective.collate(examples, layout)
+        totals = objective.totals(rows).to(network.device)
         for row in rows:
-            row = to_device(row, device)
+            row = to_device(row, network.device)
             loss, outputs = trainer.row_loss(network, row, totals)
             if not rounded:
                 loss.backward()
-            total += loss.item()
-            letters |= trainer.objective.letters(outputs, row, letter_ids)
+            loss_sum += loss.item()
+            letters |= objective.letters(outputs, row, letter_ids)
     squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
     norm = math.nan if rounded else torch.stack(squares).sum().sqrt().item()
     network.zero_grad(set_to_none=True)
-    network.train()
-    return Probe(total, norm, [value for number in sorted(letters) for value in letters[number]])
+    return Probe(loss_sum, norm, [value for number in sorted(letters) for value in letters[number]])
 
 
 @contextlib.contextmanager
-def _one_by_one(network: Any) -> Iterator[None]:
-    """Within, the usual layers with checkpointing, so that they never take more memory than rows do."""
+def _without_dropout(network: Any) -> Iterator[None]:
+    """Within, `network` is in training mode, since models checkpoint in no other, but its dropout does nothing."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
+@contextlib.contextmanager
+def _standard_layers(network: Any) -> Iterator[None]:
+    """Within, the standard layers with checkpointing, so that they never take more memory than rows do."""
     was_on = network.is_gradient_checkpointing
     if not was_on:
         network.gradient_checkpointing_enable(CHECKPOINTING)
     try:
-        with usually(network):
+        with standard_attention(network):
             yield
     finally:
         if not was_on:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from src.prompt.encode import Example
-from src.tree.rows import Layout, Row, Term, lay_out, logprobs_at, to_device, usually
+from src.tree.compiled import standard_attention
+from src.tree.rows import Layout, Row, Term, lay_out, logprobs_at, to_device
 
 
 def collate(examples: Sequence[Example], layout: Layout, loss_per: str, learns_prompt: bool) -> list[Row]:
@@ -120,7 +121,7 @@ def means(
     with (
         torch.inference_mode(),
         torch.autocast(model.device.type, torch.bfloat16, enabled=mixed),
-        usually(model) if layout.kind == "padded" else contextlib.nullcontext(),
+        standard_attention(model) if layout.kind == "padded" else contextlib.nullcontext(),
     ):
         for row in rows:
             row = to_device(row, model.device)

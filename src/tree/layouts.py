@@ -1,29 +1,22 @@
 """How the sequences of a run are laid out on the device at hand: the kind of rows, and how many tokens they hold.
 
-On a GPU the work is done in rows as long as memory lets them be. On a CPU attention over a tree takes a mask of all
-pairs, so that short rows are best, and small models are quicker with padded batches.
+On a GPU rows are as long as memory allows. On a CPU attention over a tree takes a mask of all pairs, so that short rows
+are best, and small models are faster with padded batches.
 """
 
 import dataclasses
-import random
 from collections.abc import Callable, Sequence
 
 import torch
 
-from src.model import shapes
-from src.model.memory import (
-    MemoryPlan,
-    Workload,
-    choose_memory_plan,
-    memory_options,
-    scoring_memory,
-)
+from src.model.devices import free_bytes, peak_tflops
+from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_options, scoring_memory
 from src.model.recipes import OPTIMIZERS, Recipe
-from src.plan import estimates as plan
+from src.model.shapes import Shape, flops
 from src.prompt.encode import Example
 from src.tree.compiler import QUICKER
 from src.tree.prefix import BLOCK
-from src.tree.rows import WORTHWHILE, Layout, lengths_for, sizes
+from src.tree.rows import WORTHWHILE, Kind, Layout, lengths_for, sizes
 
 CPU_TREE, CPU_BATCH = 1024, 2048
 """Tokens of a row of a tree, and of a padded batch, on a CPU: about a dialogue, and what stays in the caches."""
@@ -33,11 +26,13 @@ GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU, which are more than enough to keep it busy."""
 ROOM = 0.6
 """Share of the free memory that a run may take with NF4 weights dequantised; on a fuller card they stay as they are."""
+UNPACKING = 1.05
+"""About how many times longer a step takes that unpacks NF4 weights."""
 COMPILING_SECONDS = 12
 """What another length of rows costs once, roughly, on the host of an H200: 8 to 15 s were seen."""
 SEEN = 1024
-"""Items of the first steps that are looked at to settle the lengths of rows."""
-Step = tuple[Sequence[Sequence[int]], Sequence[int] | None]
+"""Items of the first steps that the lengths of rows are derived from."""
+GroupedSequences = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 """Sequences of an optimizer step, and the group of each where some are to stay in one row."""
 
 
@@ -50,88 +45,131 @@ class TrainingSteps:
     """
 
     recipe: Recipe
-    shape: shapes.Shape
+    shape: Shape
     examples: Sequence[Example]
     steps: Sequence[Sequence[int]]
     pad_id: int
     logit_positions: Callable[[int], int]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest item, its answers behind one prompt."""
+        return max(one.tokens for one in self.examples)
 
-def training_layout(work: TrainingSteps, device: torch.device, compiled: bool) -> tuple[Layout, float, MemoryPlan]:
-    """(layout of a step, tokens of its items to one that is computed, how the run is kept in memory).
+    @property
+    def answers(self) -> int:
+        """Most sequences of an item."""
+        return max(len(one.sequences) for one in self.examples)
 
-    compiled: whether rows are computed as `rows.make_ready` has it. The cheapest way that fits, in multiplications; of
-    the optimizers, the first that fits.
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLayout:
+    """How a training is computed.
+
+    sharing_factor   input tokens per computed token
+    memory           how the run is kept in memory
     """
-    recipe, shape, examples, steps, pad_id = work.recipe, work.shape, work.examples, work.steps, work.pad_id
-    some = _some(examples, steps)
-    raw = _raw(some)
-    longest = max(one.tokens for one in examples)
-    answers = max(len(one.sequences) for one in examples)
-    if not compiled:
-        widest = max(len(ids) for one in examples for ids in one.sequences)
-        places = work.logit_positions(recipe.batch_size)
-        return _usual_layout(recipe, shape, some, longest, widest * answers, answers, places, raw, pad_id, device)
+
+    layout: Layout
+    sharing_factor: float
+    memory: MemoryPlan
+
+
+def training_layout(training: TrainingSteps, device: torch.device, compiled: bool) -> TrainingLayout:
+    """The layout of a training's steps on `device`, and its place in memory.
+
+    compiled: whether layers are compiled for rows (`compiled.make_ready`). Then it is the cheapest way that fits, in
+    multiplications; of the optimizers, the first that fits.
+    """
+    some = _first_steps(training.examples, training.steps)
+    return _compiled_layout(training, some, device) if compiled else _standard_layout(training, some, device)
+
+
+def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], device: torch.device) -> TrainingLayout:
+    recipe, shape, pad_id, longest = training.recipe, training.shape, training.pad_id, training.longest
+    tokens_in = _input_tokens(some)
     whole = [_sizes(step, Layout("tree", max(longest, GPU_ROW), pad_id)) for step in some]
-    saved = raw / sum(map(sum, whole))
-    shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and saved >= WORTHWHILE)
-    kind = "tree" if shares else "single"
-    largest = max(map(max, whole)) if shares else longest
+    worthwhile = tokens_in / sum(map(sum, whole)) >= WORTHWHILE
+    shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and worthwhile)
+    kind: Kind = "tree" if shares else "single"
     found: list[tuple[tuple[float, ...], Layout, MemoryPlan]] = []
-    for budget in _budgets(largest, longest):
+    for budget in row_budgets(max(map(max, whole)) if shares else longest, longest):
         rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
         # Rows are filled evenly, so the longest may be well below what was allowed.
         tokens = -(-max(*rows, longest) // BLOCK) * BLOCK
-        items = len(steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
-        for way in row_ways(recipe, shape, tokens, work.logit_positions(items), free_bytes(device)):
-            # Unpacking NF4 in every pass costs a little.
-            slower = 1.05 if recipe.method == "qlora" and not way.dequantised else 1.0
-            cost = sum(rows) * shapes.flops(recipe.method, way.checkpointing) * slower
-            fits = (0, OPTIMIZERS.index(way.optimizer), cost)
-            found.append((fits if way.fits else (1, way.memory.total), Layout(kind, tokens, pad_id), way))
-    _, layout, way = min(found, key=lambda one: one[0])
+        items = len(training.steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
+        for option in row_options(recipe, shape, tokens, training.logit_positions(items), free_bytes(device)):
+            slower = UNPACKING if recipe.method == "qlora" and not option.dequantised else 1.0
+            cost = sum(rows) * flops(recipe.method, option.checkpointing) * slower
+            fits = (0, OPTIMIZERS.index(option.optimizer), cost)
+            found.append((fits if option.fits else (1, option.memory.total), Layout(kind, tokens, pad_id), option))
+    _, layout, memory = min(found, key=lambda one: one[0])
     rows = [size for step in some for size in _sizes(step, layout)]
     lengths = lengths_for([*rows, longest], compiling_tokens(shape, recipe.method, device) // max(1, recipe.epoch))
-    return Layout(kind, lengths[-1], pad_id, lengths), raw / sum(rows), way
+    return TrainingLayout(Layout(kind, lengths[-1], pad_id, lengths), tokens_in / sum(rows), memory)
 
 
-def sharing(examples: Sequence[Example], steps: Sequence[Sequence[int]], layout: Layout) -> float:
-    """Tokens of the steps' items to one that is computed in the layout, over the first steps."""
-    some = _some(examples, steps)
-    return _raw(some) / sum(size for step in some for size in _sizes(step, layout))
+def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], device: torch.device) -> TrainingLayout:
+    on_cpu, recipe = device.type == "cpu", training.recipe
+    widest = max(len(ids) for one in training.examples for ids in one.sequences) * training.answers
+    batch, sequences = widest * recipe.batch_size, training.answers * recipe.batch_size
+    work = Workload(
+        recipe.method, recipe.lora_r, batch, sequences, logit_positions=training.logit_positions(recipe.batch_size)
+    )
+    free = None if on_cpu else free_bytes(device)
+    memory = choose_memory_plan(training.shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
+    most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
+    padded = Layout("padded", most, training.pad_id, sequences=sequences)
+    tree = Layout("tree", max(CPU_TREE, training.longest), training.pad_id)
+    # The answers of an item differ in their ends alone: the miniature's are learned 2.4 times faster as a tree.
+    if on_cpu and (
+        recipe.share_prefixes == "on"
+        or (recipe.share_prefixes == "auto" and (training.answers > 1 or _pays(training.shape, some, tree, padded)))
+    ):
+        return TrainingLayout(tree, sharing_factor(training.examples, training.steps, tree), memory)
+    return TrainingLayout(padded, 1.0, memory)
 
 
-def slower(recipe: Recipe, examples: Sequence[Example], pad_id: int) -> float:
-    """About how many times longer the usual layers take to train than compiled ones on a GPU."""
+def sharing_factor(examples: Sequence[Example], steps: Sequence[Sequence[int]], layout: Layout) -> float:
+    """Input tokens per computed token in the layout, over the first steps."""
+    some = _first_steps(examples, steps)
+    return _input_tokens(some) / sum(size for step in some for size in _sizes(step, layout))
+
+
+def slowdown(recipe: Recipe, examples: Sequence[Example], steps: Sequence[Sequence[int]], pad_id: int) -> float:
+    """About how many times longer the standard layers take to train than compiled ones on a GPU."""
     if recipe.share_prefixes == "off":
         return QUICKER
-    shared = sharing(examples, epoch_steps(examples, recipe), Layout("tree", GPU_ROW, pad_id))
-    return QUICKER * (shared if shared >= WORTHWHILE else 1)
+    return _slowdown(sharing_factor(examples, steps, Layout("tree", GPU_ROW, pad_id)))
 
 
-def scoring_slower(prompts: Sequence[Sequence[int]], share: str = "auto") -> float:
-    """About how many times longer the usual layers take to score `prompts` than compiled ones on a GPU."""
+def scoring_slowdown(prompts: Sequence[Sequence[int]], share: str = "auto") -> float:
+    """About how many times longer the standard layers take to score `prompts` than compiled ones on a GPU."""
     if share == "off" or not prompts:
         return QUICKER
-    shared = sum(map(len, prompts)) / sum(sizes(prompts, Layout("tree", GPU_SCORING, 0)))
-    return QUICKER * (shared if shared >= WORTHWHILE else 1)
+    return _slowdown(sum(map(len, prompts)) / sum(sizes(prompts, Layout("tree", GPU_SCORING, 0))))
 
 
-def row_ways(recipe: Recipe, shape: shapes.Shape, tokens: int, places: int, free: int | None) -> list[MemoryPlan]:
-    """Ways to train in rows of `tokens` tokens, the logits of `places` of which are made at a time."""
-    dropout = recipe.lora_dropout > 0
-    work = Workload(recipe.method, recipe.lora_r, tokens, attention="tree", dropout=dropout, logit_positions=places)
-    found = memory_options(shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
+def _slowdown(factor: float) -> float:
+    return QUICKER * (factor if factor >= WORTHWHILE else 1)
+
+
+def row_options(recipe: Recipe, shape: Shape, tokens: int, logit_positions: int, free: int | None) -> list[MemoryPlan]:
+    """The ways to train in rows of `tokens` tokens, each with its memory and whether it fits into `free` bytes."""
+    dropout, switches = recipe.lora_dropout > 0, (recipe.optimizer, recipe.gradient_checkpointing)
+    work = Workload(
+        recipe.method, recipe.lora_r, tokens, attention="tree", dropout=dropout, logit_positions=logit_positions
+    )
+    found = memory_options(shape, work, *switches, free)
     if recipe.method == "qlora":
-        in_bf16 = dataclasses.replace(work, method="lora")
-        for way in memory_options(shape, in_bf16, recipe.optimizer, recipe.gradient_checkpointing, free):
-            fits = free is None or way.memory.total <= ROOM * free
-            found.append(MemoryPlan(way.optimizer, way.checkpointing, way.memory, fits, dequantised=True))
+        for option in memory_options(shape, dataclasses.replace(work, method="lora"), *switches, free):
+            fits = free is None or option.memory.total <= ROOM * free
+            found.append(dataclasses.replace(option, fits=fits, dequantised=True))
     return found
 
 
 def shorter(layout: Layout, longest: int) -> Layout | None:
-    """Rows of a quarter less tokens, all of one length, that still hold `longest` tokens; None when there are none."""
+    """Rows of a quarter fewer tokens, all of one length, that still hold `longest` tokens; None when there are none."""
     least = -(-longest // BLOCK) * BLOCK
     tokens = max(least, int(layout.tokens * 0.75) // BLOCK * BLOCK)
     return dataclasses.replace(layout, tokens=tokens, lengths=(tokens,)) if tokens < layout.tokens else None
@@ -139,7 +177,7 @@ def shorter(layout: Layout, longest: int) -> Layout | None:
 
 def scoring_layout(
     prompts: Sequence[Sequence[int]],
-    shape: shapes.Shape,
+    shape: Shape,
     pad_id: int,
     device: torch.device,
     compiled: bool,
@@ -157,108 +195,52 @@ def scoring_layout(
     tokens = max(tokens, max(map(len, prompts)))
     rows = sizes(prompts, Layout("tree", tokens, pad_id))
     pays = share == "auto" and sum(map(len, prompts)) >= WORTHWHILE * sum(rows)
-    kind = "tree" if share == "on" or pays else "single"
+    kind: Kind = "tree" if share == "on" or pays else "single"
     if kind == "single":
         rows = list(map(len, prompts))
     return Layout(kind, tokens, pad_id, lengths_for(rows, compiling_tokens(shape, "scoring", device)))
 
 
-def scoring_tokens(shape: shapes.Shape, free: int) -> int:
-    """Tokens of a row whose activations fit into half of `free` bytes, which count what the weights leave."""
+def scoring_tokens(shape: Shape, free: int) -> int:
+    """Tokens of a row whose activations fit into half of `free` bytes, those that the weights leave."""
     each = scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
 
-def free_bytes(device: torch.device) -> int:
-    """GPU memory that this process may still take, a limit set by `set_per_process_memory_fraction` heeded."""
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free + held, allowed) - torch.cuda.memory_allocated(device)
-
-
-def compiling_tokens(shape: shapes.Shape, method: str, device: torch.device) -> int:
+def compiling_tokens(shape: Shape, method: str, device: torch.device) -> int:
     """Tokens that are computed in the time that compiling for another length takes, at half the GPU's peak."""
-    peak = plan.peak_tflops(torch.cuda.get_device_name(device)) or 300
-    each = 2 if method == "scoring" else shapes.flops(method, False)
+    peak = peak_tflops(torch.cuda.get_device_name(device)) or 300
+    each = 2 if method == "scoring" else flops(method, False)
     return int(COMPILING_SECONDS * peak * 1e12 / 2 / (each * shape.linear_parameters))
 
 
-def epoch_steps(examples: Sequence[Example], recipe: Recipe, devices: int = 1) -> list[list[int]]:
-    """Numbers of the examples, by optimizer step of one device, in an epoch drawn as the recipe has it."""
-    order = list(range(len(examples)))
-    if recipe.order == "dialogue":
-        order = by_dialogue(examples, f"{recipe.seed}-0")
-    else:
-        random.Random(recipe.seed).shuffle(order)
-    step = recipe.batch_size * recipe.gradient_accumulation_steps
-    return [order[start : start + step] for start in range(0, max(1, len(order) // devices), step)]
-
-
-def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
-    """Numbers of the examples: dialogues in a random order, and the items of each in a random order."""
-    rng = random.Random(seed)
-    groups: dict[str, list[int]] = {}
-    for number, one in enumerate(examples):
-        groups.setdefault(one.dialogue, []).append(number)
-    dialogues = list(groups.values())
-    return [number for group in rng.sample(dialogues, len(dialogues)) for number in rng.sample(group, len(group))]
-
-
-def _some(examples: Sequence[Example], steps: Sequence[Sequence[int]]) -> list[Step]:
-    return [_sequences([examples[number] for number in step]) for step in steps[: max(1, SEEN // len(steps[0]))]]
-
-
-def _raw(steps: Sequence[Step]) -> int:
-    return sum(len(ids) for sequences, _ in steps for ids in sequences)
-
-
-def _sequences(examples: Sequence[Example]) -> Step:
-    pairs = [(ids, item) for item, one in enumerate(examples) for ids in one.sequences]
-    return [ids for ids, _ in pairs], [item for _, item in pairs]
-
-
-def _sizes(step: Step, layout: Layout) -> list[int]:
-    return sizes(step[0], layout, step[1])
-
-
-def _budgets(largest: int, longest: int) -> list[int]:
-    """Tokens of a row to choose from: a whole step's, then a quarter less each time, down to the longest sequence's."""
+def row_budgets(largest: int, longest: int) -> list[int]:
+    """Tokens of a row to choose from: a whole step's, then a quarter fewer each time, down to `longest`."""
     found = [float(largest)]
     while found[-1] * 0.75 > longest:
         found.append(found[-1] * 0.75)
     return sorted({-(-max(int(tokens), longest) // BLOCK) * BLOCK for tokens in [*found, longest]}, reverse=True)
 
 
-def _usual_layout(
-    recipe: Recipe,
-    shape: shapes.Shape,
-    some: list[Step],
-    longest: int,
-    widest: int,
-    answers: int,
-    places: int,
-    raw: int,
-    pad_id: int,
-    device: torch.device,
-) -> tuple[Layout, float, MemoryPlan]:
-    on_cpu = device.type == "cpu"
-    batch, sequences = widest * recipe.batch_size, answers * recipe.batch_size
-    free = None if on_cpu else free_bytes(device)
-    work = Workload(recipe.method, recipe.lora_r, batch, sequences, logit_positions=places)
-    way = choose_memory_plan(shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
-    most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
-    padded = Layout("padded", most, pad_id, sequences=sequences)
-    tree = Layout("tree", max(CPU_TREE, longest), pad_id)
-    wanted = recipe.share_prefixes
-    # The answers of an item differ in their ends alone: the miniature's are learned 2.4 times faster as a tree.
-    if on_cpu and (wanted == "on" or (wanted == "auto" and (answers > 1 or _pays(shape, some, tree, padded)))):
-        return tree, raw / sum(sum(_sizes(step, tree)) for step in some), way
-    return padded, 1.0, way
+def _first_steps(examples: Sequence[Example], steps: Sequence[Sequence[int]]) -> list[GroupedSequences]:
+    return [_sequences([examples[number] for number in step]) for step in steps[: max(1, SEEN // len(steps[0]))]]
 
 
-def _pays(shape: shapes.Shape, steps: Sequence[Step], tree: Layout, padded: Layout) -> bool:
-    """Whether a CPU computes the tree's rows in less multiplications than the padded batches, of which those of masked
+def _sequences(examples: Sequence[Example]) -> GroupedSequences:
+    pairs = [(ids, item) for item, one in enumerate(examples) for ids in one.sequences]
+    return [ids for ids, _ in pairs], [item for _, item in pairs]
+
+
+def _input_tokens(steps: Sequence[GroupedSequences]) -> int:
+    return sum(len(ids) for sequences, _ in steps for ids in sequences)
+
+
+def _sizes(step: GroupedSequences, layout: Layout) -> list[int]:
+    return sizes(step[0], layout, step[1])
+
+
+def _pays(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout, padded: Layout) -> bool:
+    """Whether a CPU computes the tree's rows in fewer multiplications than the padded batches, where those of masked
     attention count more.
     """
     linear, attention = 2 * shape.linear_parameters / shape.layers, 4 * shape.query_size

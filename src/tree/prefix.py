@@ -143,7 +143,7 @@ def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[in
     return list(units.values())
 
 
-def spread(end: np.ndarray, tiles: int) -> tuple[int, int]:
+def key_copies(end: np.ndarray, tiles: int) -> tuple[int, int]:
     """(prefix, copies): how `block_mask` is to repeat the keys of the row's root, the tokens that all others see.
 
     Flex attention's backward pass walks over all queries of a tile of keys one by one; for the root's that takes longer

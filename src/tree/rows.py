@@ -1,72 +1,68 @@
-"""Tokenised sequences → what a model is called with: rows of a prefix tree, or a padded batch.
+"""Tokenised sequences → the rows that a model is called with: prefix trees, or sequences side by side.
 
-A `Term` is one place of a sequence at which the model's logits are wanted. Training wants them in front of every
+A `Term` is one position of a sequence at which the model's logits are wanted. Training wants them in front of every
 supervised token, scoring behind every prompt. Both lay their sequences out with `lay_out` and call the model with
-`logits_at`; which of the layouts it is makes a difference to the time only.
+`logits_at`. The layout changes the time that takes, and nothing else:
 
     tree      every token that sequences share stands once in a row
     single    one sequence, or one group of sequences, a row, by the same kernels
-    padded    sequences side by side, filled up on the right: the usual path, which the others are held against
+    padded    sequences side by side, filled up on the right: the standard way, which the others are checked against
 
-On a GPU rows are computed by flex attention in compiled layers (`make_ready`), which are compiled once for each length
-of row; so there are few lengths.
+On a GPU rows of trees and of single sequences are computed in compiled layers (src/tree/compiled.py).
 """
 
 import contextlib
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.masking_utils import flex_attention_mask
 
-from src.tree import compiler
-from src.tree import prefix as tree
+from src.model.causal import causal_of
+from src.tree import compiled, prefix
 
 Row = dict[str, Any]
+Kind = Literal["tree", "single", "padded"]
 
-ATTENTION = "tree"
-"""Our name for flex attention over the keys as `tree.spread` has them repeated."""
-SPREAD = 24
+TILES_PER_COPY = 24
 """Tiles of queries to a copy of the root's keys. One H200, 20,736 tokens, 32 heads of 128: forward and backward take
 8.1 ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12."""
 AT_ONCE = 1024
-"""Places that the head reads at a time where log-probabilities are asked for: 1.6 GB for a vocabulary of 152,064."""
-COMPILATIONS = 1024
-"""Of one process, at the most; one more is an error."""
+"""Positions that the head reads at a time where log-probabilities are wanted: 1.6 GB for a vocabulary of 152,064."""
 WORTHWHILE = 1.3
-"""Tokens of the sequences to tokens of their rows below which a tree is not worth it (unsloth's threshold, too)."""
+"""Sharing factor below which a tree is not worth it (unsloth's threshold, too)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How sequences become rows.
 
-    kind        "tree", "single" or "padded"
     tokens      at most so many in a row, padding counted; a longer sequence has a row to itself
-    pad_id      an id to fill rows with; nobody looks at it
+    pad_id      an id to fill rows with; nothing attends to it
     lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending; () for none
     sequences   at most so many in a padded batch, but for a group with more
     """
 
-    kind: str
+    kind: Kind
     tokens: int
     pad_id: int
     lengths: tuple[int, ...] = ()
     sequences: int | None = None
 
+    @property
+    def one_by_one(self) -> "Layout":
+        """The standard way, which rows are checked against: one sequence, or one group, at a time."""
+        return Layout("padded", self.tokens, self.pad_id, sequences=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One wanted place: the token at `place` of sequence `sequence` predicts `target`, which counts `weight`."""
+    """One wanted position: the token at `position` of sequence `sequence` predicts `target`, which counts `weight`."""
 
     sequence: int
-    place: int
+    position: int
     target: int
     weight: float = 1.0
 
@@ -74,21 +70,41 @@ class Term:
 def lay_out(
     sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout, groups: Sequence[int] | None = None
 ) -> Iterator[Row]:
-    """The rows of `sequences`, each made when it is asked for, so that a GPU may compute the one before.
+    """The rows of `sequences`. Each is made when it is asked for, while a GPU may compute the one before.
 
     groups: the group of each sequence; those of one group come in one row, whatever the layout.
 
-    Each holds `input_ids` (int64, (sequences or 1, tokens)), `sequence`, `target` (int64) and `weight` (float32) of its
-    m terms, and `source`: the places that predict, (m,) int64 in a tree, else bool like input_ids. Rows of a tree also
-    hold depth and end (int64, (tokens,)) and copies (`tree.spread`).
+    A row holds `input_ids` (int64, (sequences or 1, tokens)); `sequence`, `target` (int64) and `weight` (float32) of
+    its m terms; and `source`, the positions that predict: (m,) int64 in a tree, else bool like input_ids. Rows of a
+    tree also hold depth and end (int64, (tokens,)) and copies (`prefix.key_copies`).
     """
     wanted: dict[int, list[Term]] = {}
     for term in terms:
         wanted.setdefault(term.sequence, []).append(term)
-    for numbers in _rows(sequences, layout, groups):
+    for numbers in assign(sequences, layout, groups):
         chosen, terms_of = [sequences[number] for number in numbers], [wanted.get(number, []) for number in numbers]
         padded = layout.kind == "padded"
         yield _padded_row(chosen, terms_of, layout.pad_id) if padded else _tree_row(chosen, terms_of, layout)
+
+
+def assign(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[list[int]]:
+    """Numbers of the sequences of each row. Padded batches and single sequences come by falling length: the largest
+    comes first, so that memory problems show at once.
+    """
+    if layout.kind == "tree":
+        return prefix.pack(sequences, layout.tokens, groups)
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    units = prefix.together(order, groups)
+    if layout.kind == "single":
+        return units
+    rows: list[list[int]] = []
+    for unit in units:
+        count = len(rows[-1]) + len(unit) if rows else 0
+        full = not rows or len(sequences[rows[-1][0]]) * count > layout.tokens
+        if full or (layout.sequences is not None and count > layout.sequences):
+            rows.append([])
+        rows[-1] += unit
+    return rows
 
 
 def logits_at(model: Any, row: Row) -> torch.Tensor:
@@ -97,9 +113,9 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
         # Filled up on the right, causal attention needs no mask, and has its fast kernels without one.
         out = model(input_ids=row["input_ids"], logits_to_keep=row["source"], use_cache=False)
         return out.logits.reshape(-1, out.logits.shape[-1])
-    ours = model.config._attn_implementation == ATTENTION
-    keys = {"tree_copies": row["copies"]} if ours else {}
-    mask = tree.attention_mask(model.config, row["depth"], row["end"], copies=row["copies"] if ours else None)
+    ready = compiled.is_ready(model)
+    keys = {"tree_copies": row["copies"]} if ready else {}
+    mask = prefix.attention_mask(model.config, row["depth"], row["end"], copies=row["copies"] if ready else None)
     out = model(
         input_ids=row["input_ids"],
         position_ids=row["depth"][None],
@@ -114,8 +130,8 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
 def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
     """(m,): log-probability in nats of each term's target, in the order of the terms, at least in fp32.
 
-    Logits over a vocabulary of 150,000 are larger than all else of a long row. So the head reads `at_once` places at a
-    time and, when there are more, again in the backward pass.
+    Logits over a vocabulary of 150,000 take more memory than all else of a long row. So the head reads `at_once`
+    positions at a time and, when there are more, reads them again in the backward pass.
     """
     with _headless(model) as (head, softcap):
         hidden = logits_at(model, row)
@@ -135,9 +151,9 @@ def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _headless(model: Any) -> Iterator[tuple[Any, float | None]]:
-    """Within, the model's "logits" are what its head would be given; gives the head, and the cap of its logits.
+    """Within, the model's "logits" are the input of its head. Gives the head and the softcap of its logits.
 
-    What else a model does to its logits is a factor, which may as well come in front of the head.
+    Some models also multiply their logits by a factor; in front of the head it does the same.
     """
     causal = causal_of(model)
     config, head = causal.config.get_text_config(), causal.get_output_embeddings()
@@ -154,18 +170,20 @@ def _headless(model: Any) -> Iterator[tuple[Any, float | None]]:
 
 
 def sizes(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[int]:
-    """Tokens of each row that `lay_out` would make, before they are filled up to a length; of a padded batch, all."""
-    rows = [[sequences[number] for number in numbers] for numbers in _rows(sequences, layout, groups)]
+    """Tokens of each row that `lay_out` would make: of a padded batch with its padding, of others before they are
+    filled up to a length.
+    """
+    assigned = [[sequences[number] for number in numbers] for numbers in assign(sequences, layout, groups)]
     if layout.kind == "padded":
-        return [len(row) * max(map(len, row)) for row in rows]
-    return [len(tree.build(row)) for row in rows]
+        return [len(several) * max(map(len, several)) for several in assigned]
+    return [len(prefix.build(several)) for several in assigned]
 
 
 def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
-    """The lengths to fill rows of `found` tokens up to: those with the least cost in tokens, where each length costs
-    `compiling` tokens once.
+    """The lengths to fill rows of `found` tokens up to: those that cost the fewest tokens, padding counted, where each
+    length costs `compiling` tokens once.
     """
-    wanted, count = np.unique(-(-np.asarray(found) // tree.BLOCK) * tree.BLOCK, return_counts=True)
+    wanted, count = np.unique(-(-np.asarray(found) // prefix.BLOCK) * prefix.BLOCK, return_counts=True)
     # best[i]: (cost, lengths) of the i shortest
     best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
     for last in range(1, len(wanted) + 1):
@@ -177,82 +195,6 @@ def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
             )
         )
     return best[-1][1]
-
-
-def usual_attention(model_class: Any) -> str:
-    """sdpa where the architecture has it; Gemma2's softcap needs eager."""
-    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-
-
-def rows_on_gpu(device: torch.device) -> bool:
-    """Whether `make_ready` serves for `device`. Elsewhere a tree takes a mask of all pairs, and should be short."""
-    return device.type == "cuda" and not compiler.obstacle(device)
-
-
-def obstacle(model_class: Any, config: Any, device: torch.device) -> str:
-    """Why models of this class cannot compute rows of a tree on `device`; "" when they can.
-
-    model_class: None for code that comes with the weights and is not loaded yet.
-    """
-    name = config.model_type
-    if getattr(model_class, "_is_stateful", False):
-        return f"{name} carries a state along the sequence, which cannot branch"
-    if model_class is not None and "position_ids" not in inspect.signature(model_class.forward).parameters:
-        return f"{name} takes no positions of tokens"
-    if device.type == "cuda" and not getattr(model_class, "_supports_flex_attn", False):
-        return f"{name} has no flex attention in transformers"
-    if device.type == "cuda" and (getattr(config.get_text_config(), "attention_dropout", None) or 0) > 0:
-        return f"{name} has dropout in its attention, which flex attention has not"
-    return tree.obstacle(config)
-
-
-def make_ready(model: Any, checkpointing: bool = False) -> bool:
-    """Has `model` compute rows by flex attention in compiled layers, where there is a GPU for it; whether there is.
-
-    checkpointing: of a layer only the input is kept for the backward pass. The model's own must be off then: it would
-    be compiled with the layer, where it is the compiler's word what is kept.
-    """
-    causal = causal_of(model)
-    if not rows_on_gpu(causal.device):
-        return False
-    if causal.config._attn_implementation != ATTENTION:
-        # A layer would go on uncompiled past a limit: slow, and flex attention's gradients are wrong then under
-        # checkpointing. Layers of all models count together, and a search for prompts has many lengths of rows.
-        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
-        causal.set_attn_implementation(ATTENTION)
-        for layer in causal.get_decoder().layers:
-            layer.compile(dynamic=False)
-            if checkpointing:
-                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl)
-        causal.wanting = causal.get_input_embeddings().register_forward_hook(_wanting_gradients)
-    return True
-
-
-def make_usual(model: Any) -> None:
-    """Takes `make_ready` back."""
-    causal = causal_of(model)
-    if causal.config._attn_implementation == ATTENTION:
-        causal.set_attn_implementation(usual_attention(type(causal)))
-        for layer in causal.get_decoder().layers:
-            layer._compiled_call_impl = None
-        causal.wanting.remove()
-
-
-@contextlib.contextmanager
-def usually(model: Any) -> Iterator[None]:
-    """Within, `model` computes as Hugging Face's models do, uncompiled, with its usual attention."""
-    causal = causal_of(model)
-    before = causal.config._attn_implementation
-    if before != ATTENTION:
-        yield
-        return
-    causal.set_attn_implementation(usual_attention(type(causal)))
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        causal.set_attn_implementation(before)
 
 
 def totals(rows: Sequence[Row], *keys: str) -> torch.Tensor:
@@ -267,74 +209,19 @@ def to_device(row: Row, device: torch.device) -> Row:
     }
 
 
-def _attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, tree_copies: tuple[int, int], **keys: Any
-) -> Any:
-    """Flex attention with the root's keys repeated; autograd adds the copies' gradients up."""
-    prefix, copies = tree_copies
-    if copies > 1:
-        key, value = (torch.cat([part[:, :, :prefix]] * (copies - 1) + [part], 2) for part in (key, value))
-    if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == 9:
-        keys["kernel_options"] = {"bwd_num_warps": 8}  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
-    return flex_attention_forward(module, query, key, value, attention_mask, **keys)
-
-
-AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
-
-
-def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed(*inputs: Any, **keys: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return call(*inputs, **keys)
-        return checkpoint(call, *inputs, use_reentrant=False, **keys)
-
-    return checkpointed
-
-
-def _wanting_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """So that the first layer, whose input would want none, need not be compiled for itself."""
-    return output.requires_grad_() if torch.is_grad_enabled() else output
-
-
-def causal_of(model: Any) -> Any:
-    """The Hugging Face model below peft's wrapper, where there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _rows(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[list[int]]:
-    """Numbers of sequences. Padded batches and single sequences come by falling length: the largest comes first, and
-    memory problems show at once.
-    """
-    if layout.kind == "tree":
-        return tree.pack(sequences, layout.tokens, groups)
-    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
-    units = tree.together(order, groups)
-    if layout.kind == "single":
-        return units
-    rows: list[list[int]] = []
-    for unit in units:
-        count = len(rows[-1]) + len(unit) if rows else 0
-        full = not rows or len(sequences[rows[-1][0]]) * count > layout.tokens
-        if full or (layout.sequences is not None and count > layout.sequences):
-            rows.append([])
-        rows[-1] += unit
-    return rows
-
-
 def _tree_row(sequences: list[Sequence[int]], wanted: list[list[Term]], layout: Layout) -> Row:
-    laid = tree.build(sequences)
-    source = [int(laid.paths[number][term.place]) for number, terms in enumerate(wanted) for term in terms]
+    laid = prefix.build(sequences)
+    source = [int(laid.paths[number][term.position]) for number, terms in enumerate(wanted) for term in terms]
     if layout.lengths:
-        # A sequence longer than all rows so far: whole tiles, at the price of another compilation.
-        longer = -(-len(laid) // tree.BLOCK) * tree.BLOCK
-        laid = tree.pad(laid, next((some for some in layout.lengths if some >= len(laid)), longer), layout.pad_id)
+        # A sequence longer than every row so far gets whole tiles, at the price of another compilation.
+        longer = -(-len(laid) // prefix.BLOCK) * prefix.BLOCK
+        laid = prefix.pad(laid, next((some for some in layout.lengths if some >= len(laid)), longer), layout.pad_id)
     return {
         "input_ids": torch.from_numpy(laid.ids)[None],
         "depth": torch.from_numpy(laid.depth),
         "end": torch.from_numpy(laid.end),
         "source": torch.tensor(source, dtype=torch.long),
-        "copies": tree.spread(laid.end, SPREAD),
+        "copies": prefix.key_copies(laid.end, TILES_PER_COPY),
         **_targets(wanted),
     }
 
@@ -345,9 +232,9 @@ def _padded_row(sequences: list[Sequence[int]], wanted: list[list[Term]], pad_id
     source = torch.zeros((len(sequences), longest), dtype=torch.bool)
     for number, (sequence, terms) in enumerate(zip(sequences, wanted, strict=True)):
         ids[number, : len(sequence)] = torch.tensor(sequence)
-        source[number, [term.place for term in terms]] = True
-    # The model gives the logits back place by place, row after row.
-    in_order = [sorted(terms, key=lambda term: term.place) for terms in wanted]
+        source[number, [term.position for term in terms]] = True
+    # The model returns the logits sequence by sequence, in the order of positions.
+    in_order = [sorted(terms, key=lambda term: term.position) for terms in wanted]
     return {"input_ids": ids, "source": source, **_targets(in_order)}
 
 

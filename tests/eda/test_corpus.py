@@ -80,7 +80,7 @@ def test_nothing_is_official_where_nothing_is_known(tmp_path: Path) -> None:
 
 
 def test_another_task_has_no_sample(tmp_path: Path) -> None:
-    task.use(dataclasses.replace(task.current(), name="말만 다른 과제", letters=tuple("XYZ")))
+    task.use(dataclasses.replace(task.current(), name="이름만 다른 과제"))
     assert corpora.read_corpus(tmp_path).kind == corpora.SAMPLE
     task.use(weather(4))
     with pytest.raises(UserError, match=r"날씨 추론 has no sample corpus.* --data FOLDER"):

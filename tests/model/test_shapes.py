@@ -54,8 +54,8 @@ def test_parameters_of_a_real_model(model_type: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("model_type", shapes.FAMILIES)
 def test_the_attention_of_a_family_is_what_its_class_has(model_type: str) -> None:
+    from src.model.causal import usual_attention
     from src.model.weights import class_of
-    from src.tree.rows import usual_attention
 
     assert usual_attention(class_of(toy_config(model_type))) == shapes.FAMILIES[model_type].attention
 

@@ -64,25 +64,24 @@ def test_the_texts_are_what_training_has(place: Path, backbone_folder: Folder) -
     from src.model.recipes import make_recipe
     from src.prompt.prompts import load_prompt
     from src.runs.encoder import make_encoder
-    from src.train.pairs import wrong_options
-    from src.train.trainer import training_examples
+    from src.train.objectives import make_objective
 
     items = load_items(split_path(place / "data", "train"))
     prompt = place / "short.yaml"
     for more, changes in ((), {}), (("--orpo_pairs", "one", "--seed", "3"), {"orpo_pairs": "one", "seed": 3}):
         values = {"model_id": str(backbone_folder("qwen2it")), "method": "orpo", "prompt": str(prompt), **changes}
         recipe = make_recipe(values, "test")
-        encoder = make_encoder(recipe, load_prompt(prompt))
+        encoder, objective = make_encoder(recipe, load_prompt(prompt)), make_objective(recipe)
         decode = encoder.tokenizer.decode
         trained = [
             (decode(one.ids[:start]), decode(one.ids[start:]), decode(ids[start:]))
-            for one in training_examples(recipe, encoder, items)
+            for one in objective.examples(encoder, items)
             for start in [one.answer_start]
             for ids in one.rejected
         ]
         found = pairs(place, "--model_id", str(backbone_folder("qwen2it")), *more)
         assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found] == trained
-        assert len(found) == sum(len(wrong_options(item, recipe)) for item in items)
+        assert len(found) == sum(len(objective.wrong_options(item)) for item in items)
 
 
 def test_letters_alone_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from src.model import devices
 from src.model.backbones import backbones
 from src.model.memory import Workload, layer_activations
 from src.model.recipe_files import load_recipe, load_recipes
@@ -36,63 +36,6 @@ def test_planning_loads_neither_torch_nor_transformers() -> None:
     assert done.stdout.strip() == "set()"
 
 
-# GPUs
-
-
-@pytest.mark.parametrize(
-    ("device", "peak"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA H20", 148),
-        ("NVIDIA GH200 480GB", 989),
-        ("NVIDIA B200", 2250),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA A40", 150),
-        ("NVIDIA GeForce RTX 4090", 165),
-        ("NVIDIA GeForce RTX 3090", 71),
-        ("NVIDIA RTX A6000", 155),
-        ("NVIDIA RTX 6000 Ada Generation", 364),
-        ("NVIDIA GeForce GTX 1080", None),
-    ],
-)
-def test_peaks_are_found_by_name(device: str, peak: float | None) -> None:
-    assert plan.peak_tflops(device) == peak
-    assert plan.relative_speed(device) == (None if peak is None else peak / 989)
-
-
-FAKE_TORCH = """
-import os, pathlib, types
-
-def device_count():
-    (pathlib.Path(__file__).parent / "asked_by").write_text(str(os.getpid()))
-    return 2
-
-cuda = types.SimpleNamespace(
-    device_count=device_count,
-    mem_get_info=lambda index: (index + 10, index + 20),  # free, total
-    get_device_name=lambda index: f"NVIDIA L{index}",
-)
-"""
-
-
-def test_gpus_are_asked_of_torch_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A started process looks for modules where this one does, and finds this torch first.
-    (tmp_path / "torch.py").write_text(FAKE_TORCH)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert plan.gpus() == [plan.Gpu("NVIDIA L0", 20, 10), plan.Gpu("NVIDIA L1", 21, 11)]
-    assert int((tmp_path / "asked_by").read_text()) != os.getpid()
-
-
-def test_a_machine_without_gpus_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch.py").write_text(FAKE_TORCH.replace("return 2", "return 0"))
-    monkeypatch.syspath_prepend(tmp_path)
-    assert plan.gpus() == []
-
-
 # The plan
 
 
@@ -113,14 +56,14 @@ def test_plan_of_the_published_recipes_without_a_gpu() -> None:
 
 
 def test_the_plan_for_the_gpu_at_hand() -> None:
-    gpu = plan.Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
+    gpu = devices.Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
     recipes = [load_recipe(PUBLISHED / f"{name}.yaml") for name in ("polar", "qwen2")]
     estimates = plan.estimate_runs(recipes, ITEMS, gpu=gpu)
     assert [one.training.optimizer for one in estimates] == ["fp32", "bf16-stochastic"]
     assert estimates[0].training == estimates[0].cards[gpu.name]
     on_h200 = plan.estimate_runs(recipes[:1], ITEMS)[0].seconds
     assert estimates[0].seconds == pytest.approx(on_h200 * 989 / 312)
-    crowded = plan.estimate_runs(recipes, ITEMS, gpu=plan.Gpu(gpu.name, 80 * GIB, 2 * GIB))
+    crowded = plan.estimate_runs(recipes, ITEMS, gpu=devices.Gpu(gpu.name, 80 * GIB, 2 * GIB))
     assert not any(one.training.fits for one in crowded)
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from src.console.cli import UserError
+from src.model.devices import Gpu
 from src.model.recipe_files import load_recipe
 from src.model.shapes import GIB
 from src.plan import ready
-from src.plan.estimates import Gpu, estimate_runs
+from src.plan.estimates import estimate_runs
 
 PUBLISHED = Path("resource/recipes/published")
 pytestmark = pytest.mark.usefixtures("empty_hub_cache")

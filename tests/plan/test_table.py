@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from src.model.devices import Gpu
 from src.model.recipe_files import load_recipe, load_recipes
 from src.model.recipes import make_recipe
 from src.model.shapes import GIB
-from src.plan.estimates import Estimate, Gpu, estimate_runs
+from src.plan.estimates import Estimate, estimate_runs
 from src.plan.table import plan_table
 from tests.toy_configs import toy_config
 

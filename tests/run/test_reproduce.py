@@ -105,7 +105,7 @@ def set_run_job(monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., str]) -
 def commands(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands(house)
     set_run_job(monkeypatch, stand_in)
-    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [])
+    monkeypatch.setattr(reproduce.devices, "gpus", lambda: [])
     for name in ("obstacles", "check_room"):  # what this machine could really do
         monkeypatch.setattr(reproduce.ready, name, lambda *given: {})
     return stand_in
@@ -219,7 +219,7 @@ def machine(house: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
     stand_in = Commands(house)
     set_run_job(monkeypatch, stand_in)
-    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [])
+    monkeypatch.setattr(reproduce.devices, "gpus", lambda: [])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(house / "hub"))
     monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "the hub is asleep")
     return stand_in
@@ -241,8 +241,8 @@ def test_what_does_not_fit_the_gpu_is_left_out(
     machine: Commands, house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small(house)
-    gpu = reproduce.plan.Gpu("NVIDIA RTX 2060", 6 * 2**30, 6 * 2**30)
-    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    gpu = reproduce.devices.Gpu("NVIDIA RTX 2060", 6 * 2**30, 6 * 2**30)
+    monkeypatch.setattr(reproduce.devices, "gpus", lambda: [gpu])
     assert call() == 1
     shown = capsys.readouterr().out
     assert machine.modules() == ["run.train", "run.vote", "run.vote"]
@@ -253,8 +253,8 @@ def test_what_does_not_fit_the_gpu_is_left_out(
 def test_a_hub_that_does_not_answer_is_said_once(
     machine: Commands, house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gpu = reproduce.plan.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
-    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    gpu = reproduce.devices.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
+    monkeypatch.setattr(reproduce.devices, "gpus", lambda: [gpu])
     reason = "its base model is not on this machine and the hub is asleep"
     with pytest.raises(UserError, match=rf"eeve, polar, qwen2: {reason}\. Nothing was fetched"):
         call()
@@ -272,8 +272,8 @@ def test_a_hub_that_does_not_answer_is_said_once(
 def test_a_disk_without_room_for_all_is_told_before_the_first(
     machine: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = reproduce.plan.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
-    monkeypatch.setattr(reproduce.plan, "gpus", lambda: [gpu])
+    gpu = reproduce.devices.Gpu("NVIDIA H200", 141 * 2**30, 141 * 2**30)
+    monkeypatch.setattr(reproduce.devices, "gpus", lambda: [gpu])
     monkeypatch.setattr(reproduce.ready.hub, "unreachable", lambda: "")
     usage = shutil.disk_usage(".")._replace(free=40 * 10**9)  # enough for one of them
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)

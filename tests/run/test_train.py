@@ -150,7 +150,7 @@ def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.Cap
 def test_killed_and_gone_on_with(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.test_trainer import Killed, equal, kill_after, weights
+    from tests.made_trainings import Killed, equal, kill_after, weights
 
     model = backbone_folder("qwen2")
     flags = ("--method", "lora", "--epoch", "4", "--score", "test")
@@ -214,7 +214,7 @@ def test_a_run_goes_on_and_is_scored_with_the_date_that_it_began_with(
 def test_what_does_not_go_on(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.train.test_trainer import Killed, kill_after
+    from tests.made_trainings import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:
@@ -248,7 +248,7 @@ def test_what_does_not_go_on(
 def test_settings_may_change_before_the_first_checkpoint(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.train.test_trainer import Killed, kill_after
+    from tests.made_trainings import Killed, kill_after
 
     model = backbone_folder("qwen2")
     with monkeypatch.context() as patch:
@@ -305,7 +305,7 @@ def test_mistakes_end_in_one_message(place: Path, backbone_folder: Folder, capsy
         assert "run is being trained by another process" in fails(capsys, busy)
     where = busy.index("--data") + 1
     busy[where] = str(place / "short.yaml")
-    assert "short.yaml is a file, where the folder of data_train.json is needed" in fails(capsys, busy)
+    assert "short.yaml is a file; the folder of data_train.json is needed here" in fails(capsys, busy)
     (place / "data" / "data_dev.json").unlink()
     assert "data_dev.json" in fails(capsys, arguments(place, model))
     assert not (place / "run").exists()

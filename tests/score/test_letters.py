@@ -17,7 +17,8 @@ from src.tree import compiler, layouts
 from src.tree import prefix as tree
 from src.tree.rows import Layout
 from tests import toys
-from tests.conftest import ORDERS
+from tests.conftest import OFFICIAL, ORDERS
+from tests.made_task import working_on
 
 SHORT = parse_prompt(toys.SHORT, "short")
 ITEMS = toys.items(7)
@@ -129,7 +130,9 @@ def test_six_orders_are_gathered_by_item(short: str, network: Any) -> None:
 @pytest.mark.parametrize("kind", ["padded", "tree"])
 def test_four_letters(kind: str, network: Any, short: str) -> None:
     letter_ids, examples = (40, 31, 52, 60), []
-    for example in encoder(short).for_scoring(ITEMS[:3]):
+    with working_on(OFFICIAL):  # of a task with three options, so that the order's digits can follow as tokens
+        three = encoder(short).for_scoring(ITEMS[:3])
+    for example in three:
         for order in ("0123", "3120"):
             examples.append(dataclasses.replace(example, order=order, ids=(*example.ids, *map(int, order))))
     found = LetterScorer(network, letter_ids, 0).score(examples, kind=kind)
@@ -235,8 +238,8 @@ def test_compiling_that_fails_while_prompts_are_read(
         return lay_out(prompts, terms, layout)
 
     monkeypatch.setattr(room, "lay_out", noted)
-    with toys.compiled_on_a_cpu(monkeypatch):
-        monkeypatch.setattr(torch.nn.Module, "compile", compile_layer)
+    with toys.compiled_on_a_cpu(monkeypatch) as patch:
+        patch.setattr(torch.nn.Module, "compile", compile_layer)
         found = scored(network, "qwen2", ORDERS, update=done.append)
         assert network.config._attn_implementation == "sdpa"
         assert not any(layer._compiled_call_impl for layer in network.model.layers)

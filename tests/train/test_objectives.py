@@ -14,16 +14,9 @@ from src.prompt.encode import Example
 from src.train.objectives import OBJECTIVES, Objective, make_objective
 from src.tree.rows import AT_ONCE, Layout
 from tests import toys
-from tests.train.test_trainer import TRAIN, encoder
+from tests.made_trainings import LAYOUTS, TRAIN, encoder
 
 EVERY = sorted(OBJECTIVES)
-LAYOUTS = {
-    "tree": Layout("tree", 10**6, 0),
-    "tree rows": Layout("tree", 260, 0),
-    "single": Layout("single", 10**6, 0),
-    "padded": Layout("padded", 10**6, 0),
-    "item by item": Layout("padded", 10**6, 0, sequences=1),
-}
 
 
 def objective(name: str, **changes: Any) -> Objective:
@@ -140,3 +133,26 @@ def test_positions_whose_logits_are_in_memory() -> None:
         assert (one.logit_positions(examples, 1), one.logit_positions(examples, 3)) == (alone, several), name
     assert objective("answer").logit_positions([long, short], 100) == 4000
     assert objective("ranking").logit_positions(pairs, 100) == AT_ONCE, "the head reads so many at a time"
+
+
+def test_rows_of_tokens_by_hand() -> None:
+    examples = [Example("a", "012", (5, 6, 7, 8), 2, 0), Example("b", "012", (5, 9), 1, 1)]
+    (row,) = objective("answer").collate(examples, Layout("padded", 100, 0))
+    assert row["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    # A token is predicted at the place in front of it.
+    assert row["source"].tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert (row["target"].tolist(), row["weight"].tolist()) == ([7, 8, 9], [0.5, 0.5, 1])
+    (row,) = objective("answer", loss_per="token").collate(examples, Layout("tree", 100, 0))
+    assert row["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert (row["source"].tolist(), row["target"].tolist(), row["weight"].tolist()) == ([1, 2, 0], [7, 8, 9], [1, 1, 1])
+
+
+def test_what_is_supervised_of_right_answers() -> None:
+    one = encoder("bllossom")
+    examples = one.for_training(TRAIN)
+    assert objective("answer").examples(one, TRAIN) == examples
+    for name in ("letter", "letters"):
+        cut = objective(name).examples(one, TRAIN)
+        assert [len(short.ids) - short.answer_start for short in cut] == [1] * len(cut)
+        assert one.letter_ids is not None
+        assert [short.ids[-1] for short in cut] == [one.letter_ids[item.label or 0] for item in TRAIN]

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,33 +15,31 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
 from src.prompt.encode import Example
-from src.train import orpo, pair_rows, trainer
-from src.train.objectives import make_objective
-from src.train.trainer import fine_tune
-from src.tree import prefix as tree
-from src.tree import rows
-from src.tree.layouts import training_layout
-from src.tree.rows import Layout, logprobs_at, sizes
+from src.train import orpo, trainer
+from src.train.keep import best_of
+from src.train.objectives import Orpo, make_objective
+from src.tree import prefix
+from src.tree.layouts import TrainingLayout, training_layout
+from src.tree.rows import Layout, logprobs_at
 from tests import toys
 from tests.conftest import LETTERS
-from tests.train.test_trainer import DEV, TRAIN, Killed, Recorder, encoder, equal, kill_after, weights
+from tests.made_trainings import (
+    CPU,
+    DEV,
+    LAYOUTS,
+    TRAIN,
+    Folder,
+    Killed,
+    Recorder,
+    encoder,
+    equal,
+    gradients,
+    kill_after,
+    train,
+    weights,
+)
 
-CPU = torch.device("cpu")
-Folder = Callable[[str], Path]
 FAMILIES = ("bllossom", "qwen2", "kogemma")  # llama, qwen2, gemma2 with its window and softcaps
-LAYOUTS = {
-    "tree": Layout("tree", 10**6, 0),
-    "tree rows": Layout("tree", 260, 0),
-    "single": Layout("single", 10**6, 0),
-    "padded": Layout("padded", 10**6, 0),
-    "item by item": Layout("padded", 10**6, 0, sequences=1),
-}
-
-
-@pytest.fixture(autouse=True)
-def stay_eager() -> Iterator[None]:
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def recipe(short: str = "qwen2", **changes: Any) -> Recipe:
@@ -56,12 +53,6 @@ def loss_of(network: Any, wanted: Recipe, examples: list[Example], layout: Layou
     totals = objective.totals(made).to(torch.float64)
     found = [objective.loss(logprobs_at(network, row, at_once), row, totals, ()) for row in made]
     return torch.stack(found).sum()
-
-
-def gradients(network: Any) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-    network.zero_grad()
-    return found
 
 
 def by_the_paper(network: Any, wanted: Recipe, examples: list[Example]) -> torch.Tensor:
@@ -227,62 +218,6 @@ def test_the_head_in_pieces_is_the_head_at_once(short: str) -> None:
     )
 
 
-# Rows
-
-
-@given(
-    st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=6), st.integers(1, 3)), min_size=1, max_size=8),
-    st.integers(1, 40),
-    st.sampled_from(["tree", "single", "padded"]),
-)
-def test_groups_are_never_split_over_rows(prompts: list[tuple[list[int], int]], tokens: int, kind: str) -> None:
-    sequences = [[*prompt, 7 + answer, 5] for prompt, answers in prompts for answer in range(answers)]
-    groups = [item for item, (_, answers) in enumerate(prompts) for _ in range(answers)]
-    layout = Layout(kind, tokens, 0, sequences=2)
-    found = rows._rows(sequences, layout, groups)
-    assert sorted(number for row in found for number in row) == list(range(len(sequences)))
-    for item in set(groups):
-        assert len([row for row in found if any(groups[number] == item for number in row)]) == 1
-    if kind == "tree":
-        for row in found:
-            whole = len(tree.build([sequences[number] for number in row]))
-            assert whole <= tokens or len({groups[number] for number in row}) == 1
-    elif kind == "single":
-        assert len(found) == len(prompts)
-    assert len(sizes(sequences, layout, groups)) == len(found)
-
-
-def test_a_row_by_hand() -> None:
-    examples = [
-        Example("a", "012", (5, 6, 7, 8), 2, 0, "", ((5, 6, 9), (5, 6, 1, 2, 3))),
-        Example("b", "012", (5, 4), 1, 1, "", ((5, 3),)),
-    ]
-    (row,) = make_objective(recipe(orpo_nll="prompt")).collate(examples, Layout("tree", 100, 0))
-    logprobs = -torch.arange(1.0, len(row["target"]) + 1)
-    found = {
-        (ids, int(target)): float(value)
-        for ids, target, value in zip(row["input_ids"][0, row["source"]].tolist(), row["target"], logprobs, strict=True)
-    }
-    assert len(found) == len(logprobs) == 9, "5 → 6 is predicted once for three answers, of which one is supervised"
-    assert row["weight"].sum() == pytest.approx(2) and row["pair_weight"].tolist() == [0.5, 0.5, 1]
-    expected = {
-        0: (found[6, 7] + found[7, 8]) / 2,
-        1: found[6, 9],
-        2: (found[6, 1] + found[1, 2] + found[2, 3]) / 3,
-        3: found[5, 4],
-        4: found[5, 3],
-    }
-    means = pair_rows.answer_logprobs(logprobs, row).tolist()
-    assert dict(zip(row["numbers"].tolist(), means, strict=True)) == pytest.approx(expected)
-    pairs = [[int(row["numbers"][place]) for place in pair] for pair in row["pairs"]]
-    assert pairs == [[0, 1], [0, 2], [3, 4]]
-    own = -(found[5, 6] + found[6, 7] + found[7, 8]) / 3 - found[5, 4]
-    assert pair_rows.own_loss(logprobs, row) == pytest.approx(own)
-    assert pair_rows.pair_logprobs(logprobs, row).shape == (3, 2)
-    letters = pair_rows.letter_logprobs(logprobs, row)
-    assert letters == {0: [found[6, 7]], 1: [found[6, 9]], 2: [found[6, 1]], 3: [found[5, 4]], 4: [found[5, 3]]}
-
-
 # Pairs
 
 
@@ -302,7 +237,7 @@ def test_pairs_have_one_form_and_one_prompt() -> None:
             for text, place in zip(texts, (item.label, *make_objective(wanted).wrong_options(item)), strict=True):
                 whole = f"{LETTERS[place]}. {item.options[place]}{one.turn_end}"
                 assert text == (whole if wanted.orpo_answer == "whole" else LETTERS[place])
-            assert example.tokens == len(tree.build(example.sequences))
+            assert example.tokens == len(prefix.build(example.sequences))
 
 
 def test_one_pair_is_drawn_by_seed_and_item() -> None:
@@ -318,16 +253,6 @@ def test_one_pair_is_drawn_by_seed_and_item() -> None:
 
 
 # Training
-
-
-def train(wanted: Recipe, folder: Path, **more: Any) -> Any:
-    return fine_tune(wanted, encoder(wanted.backbone), more.get("items", TRAIN), more.get("dev", DEV), folder, CPU)
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    monkeypatch.setattr(trainer, "LetterTrainer", Recorder)
-    return Recorder
 
 
 @pytest.mark.parametrize("share", ["on", "off"])
@@ -368,9 +293,11 @@ def test_rows_of_one_item_share_its_prompt_and_the_record_says_so(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where larger rows would share too little more."""
-    monkeypatch.setattr(
-        trainer.layouts, "training_layout", lambda *given: (Layout("single", 4096, 0), 2.5, training_layout(*given)[2])
-    )
+
+    def single(*given: Any) -> TrainingLayout:
+        return TrainingLayout(Layout("single", 4096, 0), 2.5, training_layout(*given).memory)
+
+    monkeypatch.setattr(trainer, "training_layout", single)
     found = train(recipe(lora_dropout=0.05, model_id=str(backbone_folder("qwen2"))), tmp_path).training["rows"]
     assert (found["kind"], found["sharing"]) == ("single", 2.5) and found["guard"]["agree"]
     assert found["dropout"] == "one mask for each shared token"
@@ -384,7 +311,7 @@ def test_what_an_evaluation_logs(backbone_folder: Folder, tmp_path: Path, capsys
 
     examples = make_objective(wanted).examples(encoder("qwen2"), DEV)
     network = load_run(tmp_path, wanted, CPU)
-    best = outcome.training["evaluations"][trainer.best_of(outcome.training["evaluations"])]
+    best = outcome.training["evaluations"][best_of(outcome.training["evaluations"])]
     for layout in LAYOUTS.values():
         for key, value in make_objective(wanted).measure(network, examples, layout).items():
             assert best[f"eval_{key}"] == pytest.approx(value, abs=1e-5), key
@@ -402,12 +329,13 @@ def test_the_guard_compares_and_falls_back(
     wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", **keys)
     guard = train(wanted, tmp_path / "sound").training["rows"]["guard"]
     assert guard["agree"] and guard["letter_logits_gap"] < 1e-4 and guard["gradient_norm"][0] > 0
-    merged = pair_rows._merged
+    collate = Orpo.collate
 
-    def wrong(row: Any) -> Any:
-        return {**merged(row), "depth": row["depth"].clamp(max=3)}
+    def wrong(self: Any, *given: Any) -> Any:
+        rows = collate(self, *given)
+        return [{**row, "depth": row["depth"].clamp(max=3)} if "end" in row else row for row in rows]
 
-    monkeypatch.setattr(pair_rows, "_merged", wrong)
+    monkeypatch.setattr(Orpo, "collate", wrong)
     rows_of = train(wanted, tmp_path / "wrong").training["rows"]
     assert not rows_of["guard"]["agree"] and rows_of["kind"] == "padded"
     assert "WARNING" in capsys.readouterr().out
@@ -439,7 +367,7 @@ def test_it_learns_to_prefer_the_right_answer(
     keys |= {"epoch": 10, "lr": 3e-3} if method == "orpo" else {"epoch": 20, "lr": 2e-2, "batch_size": 4}
     wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", objective="orpo", method=method, **keys)
     items = toys.items(8)
-    outcome = train(wanted, tmp_path, items=items, dev=items)
+    outcome = train(wanted, tmp_path, items, items)
     first, *_, last = outcome.training["evaluations"]
     assert last["eval_accuracy"] == 1.0 and last["eval_reward_accuracy"] == 1.0
     assert last["eval_log_odds"] > first["eval_log_odds"] and last["eval_loss"] < first["eval_loss"]

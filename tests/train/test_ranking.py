@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from src.runs.record import Record
 from src.train.objectives import make_objective
 from tests import toys
 from tests.made_runs import make_split
-from tests.train.test_orpo import LAYOUTS, gradients
-from tests.train.test_trainer import TRAIN, Killed, encoder, equal, kill_after, weights
-
-Folder = Callable[[str], Path]
+from tests.made_trainings import LAYOUTS, TRAIN, Folder, Killed, encoder, equal, gradients, kill_after, weights
 
 
 def recipe(short: str = "qwen2", **changes: Any) -> Recipe:
@@ -87,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(place: Path, model: Path, name: str, *more: str) -> dict[str, Any]:
+def start(place: Path, model: Path, name: str, *more: str) -> Record:
     """`run.train --objective ranking`, as a user starts it; gives the record."""
     flags = ["--model_id", str(model), "--objective", "ranking", "--data", str(place / "data"), "--device", "cpu"]
     flags += ["--prompt", "short.yaml", "--method", "lora", "--lr", "1e-2", "--batch_size", "4", "--lora_dropout", "0"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from src.console.cli import UserError
-from src.tree import compiler, rows
+from src.tree import compiled, compiler
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_gcc = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @needs_gcc
 def test_a_machine_that_has_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compiler.missing() == "" == compiler.obstacle(CUDA)
-    assert rows.rows_on_gpu(CUDA) and not rows.rows_on_gpu(CPU)
+    assert compiled.rows_on_gpu(CUDA) and not compiled.rows_on_gpu(CPU)
     assert list((tmp_path / "inductor").iterdir()) == [] and capsys.readouterr().out == "", "nothing stays"
 
 
@@ -47,7 +47,7 @@ def test_triton_or_a_gpu_that_it_knows_is_missing(monkeypatch: pytest.MonkeyPatc
     assert "too old" in compiler.missing()
     compiler.missing.cache_clear()
     monkeypatch.setattr(compiler, "has_triton_package", lambda: False)
-    assert "pip install triton" in compiler.missing() and not rows.rows_on_gpu(CUDA)
+    assert "pip install triton" in compiler.missing() and not compiled.rows_on_gpu(CUDA)
 
 
 @pytest.mark.parametrize("name", [None, "no-such-cc", "gcc -m64"])
@@ -57,7 +57,7 @@ def test_no_c_compiler(name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_pa
         monkeypatch.setenv("CC", name)
     why = compiler.missing()
     assert "apt-get install gcc" in why and (f"CC is {name!r}, which is no program" in why if name else "no C compiler")
-    assert not rows.rows_on_gpu(CUDA) and compiler.obstacle(CUDA) == why and compiler.obstacle(CPU) == ""
+    assert not compiled.rows_on_gpu(CUDA) and compiler.obstacle(CUDA) == why and compiler.obstacle(CPU) == ""
 
 
 @needs_gcc
@@ -114,7 +114,7 @@ def test_giving_up_is_said_once_and_lasts(capsys: pytest.CaptureFixture[str]) ->
         compiler.give_up("gcc is gone", 5.44)
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "gcc is gone. It goes on with the usual layers, about 5.4 times slower" in said
-    assert compiler.gave_up() == compiler.obstacle(CUDA) == "gcc is gone" and not rows.rows_on_gpu(CUDA)
+    assert compiler.gave_up() == compiler.obstacle(CUDA) == "gcc is gone" and not compiled.rows_on_gpu(CUDA)
 
     def refuse(*args: object) -> None:
         raise AssertionError("asked to compile")

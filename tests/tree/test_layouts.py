@@ -1,17 +1,12 @@
 """How a run is laid out, for GPUs that need not be there: 8B shapes, sequences as long as the official ones."""
 
 import functools
-import itertools
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from src.model import memory
 from src.model.backbones import backbones
@@ -20,15 +15,16 @@ from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
 from src.train.objectives import make_objective
+from src.train.order import by_dialogue, epoch_steps
 from src.tree import layouts
 from src.tree.layouts import (
     CPU_BATCH,
     CPU_TREE,
     GPU_SCORING,
-    by_dialogue,
-    epoch_steps,
-    free_bytes,
-    row_ways,
+    TrainingSteps,
+    compiling_tokens,
+    row_budgets,
+    row_options,
     scoring_layout,
     scoring_tokens,
     training_layout,
@@ -36,29 +32,12 @@ from src.tree.layouts import (
 from src.tree.prefix import BLOCK
 from src.tree.rows import AT_ONCE, WORTHWHILE, Layout, lay_out, sizes
 from tests import toys
+from tests.made_sequences import corpus
 
 PAD = 7
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BLLOSSOM = Shape.of_backbone(backbones()["bllossom"])
 TOY = Shape.of_config(toys.network("qwen2").config)
-
-
-def corpus(system: int = 454, dialogue: tuple[int, int] = (300, 600), question: tuple[int, int] = (150, 250)) -> Any:
-    """Items of so many tokens, by default about 1,100, three to five to a dialogue, as the official training set has
-    them.
-    """
-    rng = random.Random(0)
-
-    def words(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(10, 30000) for _ in range(count))
-
-    start, made = words(system), []
-    for number in range(40):
-        said = start + words(rng.randint(*dialogue))
-        for item in range(rng.randint(3, 5)):
-            prompt = said + words(rng.randint(*question))
-            made.append(Example(f"{number}-{item}", "012", prompt + words(17), len(prompt), 0, str(number)))
-    return made
 
 
 CORPUS: list[Example] = corpus()
@@ -83,7 +62,7 @@ def recipe(**changes: Any) -> Recipe:
     return make_recipe({**values, **changes}, "here")
 
 
-def settled(
+def laid_out(
     one: Recipe,
     examples: Sequence[Example] = CORPUS,
     shape: Shape = BLLOSSOM,
@@ -92,8 +71,9 @@ def settled(
 ) -> tuple[Layout, float, MemoryPlan]:
     steps = epoch_steps(examples, one)
     positions = functools.partial(make_objective(one).logit_positions, examples)
-    work = layouts.TrainingSteps(one, shape, examples, steps, PAD, positions)
-    return training_layout(work, device, compiled=compiled and device.type == "cuda")
+    work = TrainingSteps(one, shape, examples, steps, PAD, positions)
+    found = training_layout(work, device, compiled=compiled and device.type == "cuda")
+    return found.layout, found.sharing_factor, found.memory
 
 
 def steps_of(one: Recipe, epoch: int = 0, examples: Sequence[Example] = CORPUS) -> list[list[tuple[int, ...]]]:
@@ -111,7 +91,7 @@ def steps_of(one: Recipe, epoch: int = 0, examples: Sequence[Example] = CORPUS) 
 
 def test_a_step_is_one_row_where_it_fits(card: Card) -> None:
     card(141)
-    layout, saved, way = settled(recipe())
+    layout, saved, way = laid_out(recipe())
     assert [len(sizes(step, layout)) for step in steps_of(recipe())] == [1, 1, 1]
     assert (layout.kind, layout.pad_id, way.checkpointing, way.fits, way.dequantised) == (
         "tree",
@@ -130,28 +110,28 @@ def test_a_step_is_one_row_where_it_fits(card: Card) -> None:
 def test_a_small_card_keeps_nf4_and_computes_again_or_in_short_rows(card: Card) -> None:
     for gib in (24, 16):
         card(gib)
-        layout, _, way = settled(recipe(method="qlora"))
+        layout, _, way = laid_out(recipe(method="qlora"))
         assert way.fits and not way.dequantised and layout.kind == "tree"
         assert way.memory.total <= memory.USABLE * gib * GIB
         assert way.checkpointing or layout.tokens < 4096
     card(4)
-    layout, _, way = settled(recipe(method="qlora"))
+    layout, _, way = laid_out(recipe(method="qlora"))
     assert not way.fits and way.checkpointing and layout.tokens == -(-LONGEST // BLOCK) * BLOCK, "the least of all"
 
 
 def test_quantised_weights_are_unpacked_once_where_there_is_room(card: Card) -> None:
     card(141)
-    way = settled(recipe(method="qlora"))[2]
+    way = laid_out(recipe(method="qlora"))[2]
     assert way.dequantised and not way.checkpointing and way.memory.total < 0.6 * 141 * GIB
     assert way.memory.weights == pytest.approx(2 * BLLOSSOM.parameters, rel=0.02)
     card(way.memory.total / 0.61 / GIB)
-    assert settled(recipe(method="qlora"))[2] != way, "with room to spare"
+    assert laid_out(recipe(method="qlora"))[2] != way, "with room to spare"
     card(24)
-    assert not settled(recipe(method="qlora"))[2].dequantised
+    assert not laid_out(recipe(method="qlora"))[2].dequantised
     for method in ("lora", "full"):
         assert not any(
             one.dequantised
-            for one in row_ways(recipe(method=method), BLLOSSOM, 4096, 20 * memory.ANSWER_TOKENS, 141 * GIB)
+            for one in row_options(recipe(method=method), BLLOSSOM, 4096, 20 * memory.ANSWER_TOKENS, 141 * GIB)
         )
 
 
@@ -159,13 +139,13 @@ def test_of_the_optimizers_the_first_that_fits(card: Card) -> None:
     found = []
     for gib in (300, 141, 90, 20):
         card(gib)
-        _, _, way = settled(recipe(method="full"))
+        _, _, way = laid_out(recipe(method="full"))
         found.append((way.optimizer, way.fits))
     assert found == [("fp32", True), ("fp32-8bit", True), ("bf16-stochastic", True), ("bf16-stochastic", False)]
     # However short rows make it dearer than the next optimizer would be, and with checkpointing if need be.
     least = memory.training_memory(BLLOSSOM, Workload("full", 6, 1408, 10, "tree"), "fp32", True)
     card(least.total / memory.USABLE / GIB)
-    _, _, way = settled(recipe(method="full"))
+    _, _, way = laid_out(recipe(method="full"))
     assert (way.optimizer, way.checkpointing) == ("fp32", True)
 
 
@@ -183,19 +163,19 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
     each = 12 * BLLOSSOM.vocab
     supervised = 300
     long = [replace(one, ids=one.ids[: one.answer_start] + (9,) * supervised) for one in CORPUS]
-    assert settled(recipe())[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
-    assert settled(recipe(batch_size=32), long)[2].memory.logits >= 32 * supervised * each
+    assert laid_out(recipe())[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
+    assert laid_out(recipe(batch_size=32), long)[2].memory.logits >= 32 * supervised * each
     # 64 of these are more than a row holds: half of them at a time.
-    assert 32 * supervised * each <= settled(recipe(), long)[2].memory.logits < 40 * supervised * each
+    assert 32 * supervised * each <= laid_out(recipe(), long)[2].memory.logits < 40 * supervised * each
     # A row of one item may be that of the longest.
     longer = [*long[1:], replace(long[0], ids=long[0].ids + (9,) * 200)]
-    assert settled(recipe(batch_size=1), longer)[2].memory.logits == 500 * each
+    assert laid_out(recipe(batch_size=1), longer)[2].memory.logits == 500 * each
     # What compares answers reads the head in pieces; with the prompt learned, too, its places count. A row of shared
     # prefixes is taken to hold an item more.
     pairs = [replace(one, rejected=((*one.ids[:-1], 8),)) for one in CORPUS]
     for nll, batch_size, places in (("answer", 1, 160), ("answer", 64, AT_ONCE), ("prompt", 1, AT_ONCE)):
         one = recipe(objective="orpo", orpo_nll=nll, batch_size=batch_size)
-        assert settled(one, pairs)[2].memory.logits == places * each, (nll, batch_size)
+        assert laid_out(one, pairs)[2].memory.logits == places * each, (nll, batch_size)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
@@ -210,13 +190,13 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
         computed, tokens = sum(rows), -(-max(*rows, LONGEST) // BLOCK) * BLOCK
         places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
-        for way in row_ways(one, BLLOSSOM, tokens, places, gib * GIB):
+        for way in row_options(one, BLLOSSOM, tokens, places, gib * GIB):
             passes = (6 if method == "full" else 4) + 2 * way.checkpointing
             slower = 1.05 if method == "qlora" and not way.dequantised else 1
             order = ("fp32", "fp32-8bit", "bf16-stochastic").index(way.optimizer)
             if way.fits:
                 costs.append((order, computed * passes * slower, tokens, way))
-    layout, _, way = settled(one)
+    layout, _, way = laid_out(one)
     if not costs:
         assert not way.fits
         return
@@ -231,7 +211,7 @@ def test_memory_is_that_of_the_rows_not_of_what_they_might_hold(card: Card) -> N
     # 128 items of some 44,000 tokens, more than a row ever holds: three even rows, each well below that.
     card(141)
     one = recipe(batch_size=128)
-    layout, _, way = settled(one)
+    layout, _, way = laid_out(one)
     (step, *_) = steps_of(one)
     rows = sizes(step, layout)
     assert len(rows) > 1 and max(rows) <= layout.tokens
@@ -242,13 +222,13 @@ def test_memory_is_that_of_the_rows_not_of_what_they_might_hold(card: Card) -> N
 
 def test_a_recipe_that_says_so_checkpoints_or_does_not(card: Card) -> None:
     card(141)
-    assert settled(recipe(gradient_checkpointing="on"))[2].checkpointing
+    assert laid_out(recipe(gradient_checkpointing="on"))[2].checkpointing
     card(24)
-    layout, _, way = settled(recipe(gradient_checkpointing="off"))
+    layout, _, way = laid_out(recipe(gradient_checkpointing="off"))
     assert not way.checkpointing and way.fits and layout.tokens < 4096
     # Dropout keeps more: rows become shorter.
     card(80)
-    assert settled(recipe(lora_dropout=0.05))[0].tokens < settled(recipe())[0].tokens
+    assert laid_out(recipe(lora_dropout=0.05))[0].tokens < laid_out(recipe())[0].tokens
 
 
 def pairs(shared: int) -> list[Example]:
@@ -266,7 +246,7 @@ def test_a_tree_that_is_not_worth_it(card: Card) -> None:
     card(141)
     # 2,000 tokens to 2,000 - shared.
     for shared, kind in ((455, "single"), (467, "tree")):
-        layout, saved, _ = settled(recipe(batch_size=2), pairs(shared))
+        layout, saved, _ = laid_out(recipe(batch_size=2), pairs(shared))
         assert layout.kind == kind
         assert saved == pytest.approx(2000 / (2000 - shared) if kind == "tree" else 1)
     assert 2000 / (2000 - 455) < WORTHWHILE < 2000 / (2000 - 467)
@@ -275,20 +255,20 @@ def test_a_tree_that_is_not_worth_it(card: Card) -> None:
 def test_the_recipe_may_insist(card: Card) -> None:
     card(141)
     little, much = pairs(100), CORPUS
-    assert settled(recipe(batch_size=2, share_prefixes="on"), little)[0].kind == "tree"
-    layout, saved, _ = settled(recipe(share_prefixes="off"), much)
+    assert laid_out(recipe(batch_size=2, share_prefixes="on"), little)[0].kind == "tree"
+    layout, saved, _ = laid_out(recipe(share_prefixes="off"), much)
     assert (layout.kind, saved) == ("single", 1)
     assert layout.lengths[-1] == -(-LONGEST // BLOCK) * BLOCK
 
 
 @pytest.mark.parametrize("gib", [24, 141])
-def test_rows_of_later_epochs_have_the_lengths_that_were_settled(
+def test_rows_of_later_epochs_have_the_lengths_that_were_laid_out_first(
     gib: float, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card(gib)
     monkeypatch.setattr(layouts, "SEEN", 32)
     one = recipe(batch_size=32, epoch=15, method="qlora")
-    layout, _, _ = settled(one)
+    layout, _, _ = laid_out(one)
     assert len(layout.lengths) >= 1 and layout.lengths[-1] >= LONGEST
     for epoch in range(4):
         for step in steps_of(one, epoch):
@@ -306,15 +286,15 @@ def test_an_item_longer_than_those_of_the_first_steps(share: str, card: Card, mo
     one = recipe(batch_size=2, share_prefixes=share, epoch=1)
     last = epoch_steps(examples, one)[-1][0]
     examples[last] = Example("long", "012", (last,) * 5000, 4999, 0, str(last))
-    layout, _, _ = settled(one, examples)
+    layout, _, _ = laid_out(one, examples)
     assert layout.lengths[-1] == layout.tokens == 40 * BLOCK
 
 
 def test_row_lengths_to_choose_from() -> None:
     # A whole step's, a quarter less each time, the longest item's; in whole tiles.
-    assert layouts._budgets(10_000, 3000) == [10_112, 7552, 5632, 4224, 3200, 3072]
-    assert layouts._budgets(10_000, 9000) == [10_112, 9088]
-    assert layouts._budgets(1000, 1000) == layouts._budgets(900, 1000) == [1024]
+    assert row_budgets(10_000, 3000) == [10_112, 7552, 5632, 4224, 3200, 3072]
+    assert row_budgets(10_000, 9000) == [10_112, 9088]
+    assert row_budgets(1000, 1000) == row_budgets(900, 1000) == [1024]
 
 
 def test_shorter_rows_for_want_of_memory() -> None:
@@ -329,28 +309,14 @@ def test_shorter_rows_for_want_of_memory() -> None:
 
 def test_a_longer_run_has_more_lengths(card: Card) -> None:
     card(141)
-    found = [len(settled(recipe(batch_size=8, epoch=epoch))[0].lengths) for epoch in (1, 20, 10**6)]
+    found = [len(laid_out(recipe(batch_size=8, epoch=epoch))[0].lengths) for epoch in (1, 20, 10**6)]
     assert found == sorted(found) and found[0] == 1 and found[-1] > 4
     # A slower GPU computes less in the time that a compilation takes.
     card(141, "NVIDIA A100-SXM4-80GB")
-    assert layouts.compiling_tokens(BLLOSSOM, "lora", GPU) == int(12 * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters)
-    assert layouts.compiling_tokens(BLLOSSOM, "scoring", GPU) == int(12 * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters)
+    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(12 * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters)
+    assert compiling_tokens(BLLOSSOM, "scoring", GPU) == int(12 * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters)
     card(141, "a card of tomorrow")
-    assert layouts.compiling_tokens(BLLOSSOM, "full", GPU) == int(12 * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters)
-
-
-def test_free_memory_heeds_what_the_process_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gpu(fraction: float, free: int = 100) -> SimpleNamespace:
-        return SimpleNamespace(
-            mem_get_info=lambda device: (free, 140),
-            memory_reserved=lambda device: 30,
-            memory_allocated=lambda device: 20,
-            get_per_process_memory_fraction=lambda device: fraction,
-        )
-
-    for fraction, free, expected in ((1.0, 100, 110), (0.5, 100, 50), (0.5, 10, 20)):
-        monkeypatch.setattr(layouts.torch, "cuda", gpu(fraction, free))
-        assert free_bytes(GPU) == expected
+    assert compiling_tokens(BLLOSSOM, "full", GPU) == int(12 * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters)
 
 
 # On a CPU, or a GPU without a compiler
@@ -358,23 +324,23 @@ def test_free_memory_heeds_what_the_process_may_take(monkeypatch: pytest.MonkeyP
 
 def test_a_cpu_pads_what_is_small_and_shares_what_is_large() -> None:
     one = recipe(batch_size=4)
-    layout, saved, way = settled(one, shape=TOY, device=CPU)
+    layout, saved, way = laid_out(one, shape=TOY, device=CPU)
     assert layout == Layout("padded", CPU_BATCH, PAD, sequences=4) and saved == 1 and way.fits
-    assert settled(recipe(batch_size=1), shape=TOY, device=CPU)[0] == Layout("padded", LONGEST, PAD, sequences=1)
-    layout, saved, way = settled(one, SHORTER, device=CPU)
+    assert laid_out(recipe(batch_size=1), shape=TOY, device=CPU)[0] == Layout("padded", LONGEST, PAD, sequences=1)
+    layout, saved, way = laid_out(one, SHORTER, device=CPU)
     assert layout == Layout("tree", CPU_TREE, PAD) and way.fits
     raw = sum(len(example.ids) for example in SHORTER)
     steps = steps_of(one, examples=SHORTER)
     assert saved == pytest.approx(raw / sum(sum(sizes(step, layout)) for step in steps)) and saved > WORTHWHILE
-    assert settled(one, SHORTER, shape=TOY, device=CPU)[0].kind == "padded"
+    assert laid_out(one, SHORTER, shape=TOY, device=CPU)[0].kind == "padded"
     # What does not share is not worth a mask.
-    assert settled(recipe(batch_size=2), pairs(100), device=CPU)[0].kind == "padded"
+    assert laid_out(recipe(batch_size=2), pairs(100), device=CPU)[0].kind == "padded"
 
 
 def test_on_a_cpu_too_the_recipe_may_insist() -> None:
-    layout, saved, _ = settled(recipe(share_prefixes="on"), shape=TOY, device=CPU)
+    layout, saved, _ = laid_out(recipe(share_prefixes="on"), shape=TOY, device=CPU)
     assert layout == Layout("tree", LONGEST, PAD) and saved > 1, "the longest item has room"
-    layout, saved, _ = settled(recipe(share_prefixes="off"), SHORTER, device=CPU)
+    layout, saved, _ = laid_out(recipe(share_prefixes="off"), SHORTER, device=CPU)
     assert layout.kind == "padded" and saved == 1
 
 
@@ -383,7 +349,7 @@ def test_a_gpu_without_a_compiler_pads(share: str, card: Card) -> None:
     one = recipe(batch_size=2, method="qlora", share_prefixes=share)
     for gib, checkpointing in ((141, False), (16, True)):
         card(gib)
-        layout, saved, way = settled(one, compiled=False)
+        layout, saved, way = laid_out(one, compiled=False)
         assert layout == Layout("padded", 2 * LONGEST, PAD, sequences=2) and saved == 1
         assert way.checkpointing == checkpointing and not way.dequantised
 
@@ -424,36 +390,3 @@ def test_scoring_on_a_gpu(card: Card) -> None:
 
 
 # Orders
-
-
-@given(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=30), st.integers(0, 5))
-def test_dialogues_stay_whole(names: list[str], seed: int) -> None:
-    examples = [Example(str(number), "012", (1,), 1, 0, name) for number, name in enumerate(names)]
-    order = by_dialogue(examples, f"{seed}-0")
-    assert sorted(order) == list(range(len(names)))
-    changes = sum(names[one] != names[other] for one, other in itertools.pairwise(order))
-    assert changes == len(set(names)) - 1
-    assert order == by_dialogue(examples, f"{seed}-0")
-
-
-def test_another_order_each_epoch() -> None:
-    orders = [tuple(by_dialogue(CORPUS, f"{seed}-{epoch}")) for seed in (1, 2) for epoch in range(3)]
-    assert len(set(orders)) == 6
-    within = {tuple(number for number in order if CORPUS[number].dialogue == "3") for order in orders}
-    assert len(within) > 1, "the items of a dialogue, too"
-    dialogues = {tuple(dict.fromkeys(CORPUS[number].dialogue for number in order)) for order in orders}
-    assert len(dialogues) == 6
-
-
-@pytest.mark.parametrize("order", ["shuffled", "dialogue"])
-def test_an_epoch_by_steps(order: str) -> None:
-    one = recipe(batch_size=8, gradient_accumulation_steps=3, order=order)
-    steps = epoch_steps(CORPUS, one)
-    assert [len(step) for step in steps] == [24] * (len(CORPUS) // 24) + [len(CORPUS) % 24]
-    assert sorted(number for step in steps for number in step) == list(range(len(CORPUS)))
-    assert steps == epoch_steps(CORPUS, one) != epoch_steps(CORPUS, one.replace(seed=1))
-    flat = [number for step in steps for number in step]
-    assert (flat == by_dialogue(CORPUS, f"{one.seed}-0")) == (order == "dialogue") and flat != sorted(flat)
-    # Each of two devices has half.
-    assert len(epoch_steps(CORPUS, one, 2)) == -(-(len(CORPUS) // 2) // 24)
-    assert [len(step) for step in epoch_steps(CORPUS[:1], one, 2)] == [1]

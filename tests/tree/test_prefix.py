@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from src.tree import prefix as tree
-from src.tree.prefix import BLOCK, Tree, attention_mask, block_mask, build, pack, pad, spread, visible
+from src.tree.prefix import BLOCK, Tree, attention_mask, block_mask, build, key_copies, pack, pad, visible
 
 WORDS = 97
 WINDOW = 24  # bites inside every sequence of `examples`
@@ -175,7 +175,7 @@ def test_every_query_sees_one_copy_of_each_key(
     count = len(row) // BLOCK
     prefix = rng.randint(0, -(-count // copies)) * BLOCK
     if spreads:
-        prefix, copies = spread(row.end, rng.randint(1, 3))
+        prefix, copies = key_copies(row.end, rng.randint(1, 3))
     mask = block_mask(depth, end, window, prefix, copies)
     # The repeated keys stand in front; `origin` names the key that each is a copy of.
     origin = torch.cat([*[torch.arange(prefix)] * (copies - 1), torch.arange(len(row))])
@@ -199,7 +199,7 @@ def test_every_query_sees_one_copy_of_each_key(
 @given(st.randoms(use_true_random=False), st.integers(1, 6), st.integers(1, 2))
 def test_what_all_see_is_repeated_for_so_many_tiles_of_queries(rng: random.Random, tiles: int, roots: int) -> None:
     row = random_row(rng, roots)
-    prefix, copies = spread(row.end, tiles)
+    prefix, copies = key_copies(row.end, tiles)
     part = -(-len(row) // BLOCK // copies) * BLOCK
     assert prefix % BLOCK == 0 and BLOCK <= prefix <= part
     assert copies == 1 or part >= tiles * BLOCK
@@ -215,11 +215,11 @@ def test_copies_by_hand() -> None:
     # 130 tokens that all see, and 24 branches of 120: 3,010 tokens in 24 tiles.
     row = build([[0] * 130 + [branch] * 120 for branch in range(1, 25)])
     row = pad(row, 24 * BLOCK, 0)
-    assert spread(row.end, 6) == (2 * BLOCK, 4)
-    assert spread(row.end, 24) == (2 * BLOCK, 1)
-    assert spread(row.end, 1) == (2 * BLOCK, 12), "a copy serves at least as many queries as it has keys"
+    assert key_copies(row.end, 6) == (2 * BLOCK, 4)
+    assert key_copies(row.end, 24) == (2 * BLOCK, 1)
+    assert key_copies(row.end, 1) == (2 * BLOCK, 12), "a copy serves at least as many queries as it has keys"
     alone = build([[0] * 300])
-    assert spread(alone.end, 1) == (3 * BLOCK, 1)
+    assert key_copies(alone.end, 1) == (3 * BLOCK, 1)
 
 
 # ---- models on rows

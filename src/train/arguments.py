@@ -1,0 +1,71 @@
+"""What Hugging Face's `Trainer` is told, from a recipe."""
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from src.model.memory import MemoryPlan
+from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, Recipe
+
+OPTIMIZERS = {
+    # Fused: the default one holds a copy of all moments at its peak.
+    FP32: ("adamw_torch_fused", None),
+    FP32_8BIT: ("adamw_8bit", None),
+    # torchao rounds each bf16 weight up or down by chance in proportion, so that updates below half a step count on
+    # average.
+    BF16_STOCHASTIC: ("adamw_torch_8bit", "bf16_stochastic_round=True"),
+}
+"""By the recipe's name: (`optim`, `optim_args`)."""
+CHECKPOINTING = {"use_reentrant": False}
+"""How the standard layers checkpoint."""
+
+
+def has_fp32_masters(recipe: Recipe, memory: MemoryPlan) -> bool:
+    """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
+    return recipe.method == "full" and memory.optimizer != BF16_STOCHASTIC
+
+
+def optimizer_name(recipe: Recipe, memory: MemoryPlan) -> str:
+    """The optimizer as recipes name it. Adapters have no choice of one."""
+    return memory.optimizer if recipe.method == "full" else FP32
+
+
+def training_arguments(
+    recipe: Recipe, memory: MemoryPlan, device: torch.device, checkpoints: Path
+) -> TrainingArguments:
+    optim, optim_args = OPTIMIZERS[optimizer_name(recipe, memory)]
+    when = "steps" if recipe.eval_steps else "epoch"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=recipe.epoch,
+        # A batch is a whole optimizer step; its rows are what is accumulated.
+        per_device_train_batch_size=recipe.batch_size * recipe.gradient_accumulation_steps,
+        learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.lr_scheduler,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=optim,
+        optim_args=optim_args,
+        # Adapters are cast where they are used; only fp32 weights need autocast.
+        bf16=device.type == "cuda" and has_fp32_masters(recipe, memory),
+        use_cpu=device.type == "cpu",
+        eval_strategy=when,
+        save_strategy=when,
+        eval_steps=recipe.eval_steps,
+        save_steps=recipe.eval_steps or 500,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    # One process drives one GPU; several visible ones would make Trainer split each batch over them (DataParallel).
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

@@ -1,0 +1,122 @@
+"""What a training says: what will be learned, how it is computed, hints, and the bar."""
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import TrainerCallback
+
+from src import task
+from src.console import progress
+from src.console.cli import UserError
+from src.console.words import counted
+from src.model.memory import MemoryPlan
+from src.model.recipes import Recipe
+from src.prompt.encode import Encoder, Example
+from src.train.objectives import Objective
+from src.train.order import epoch_steps
+from src.tree.layouts import GPU_ROW, TrainingLayout, sharing_factor
+from src.tree.rows import WORTHWHILE, Layout
+
+NOTED = 2.0
+"""Seconds after which the loss beside the bar is a new one."""
+HINTED = 16
+"""Items of a step for which a hint says what they would share."""
+
+
+def show_examples(objective: Objective, encoder: Encoder, train: Sequence[Example], dev: Sequence[Example]) -> None:
+    """What will be learned, before hours are spent on it."""
+    recipe, letters = objective.recipe, task.current().letters
+    lengths = sorted(max(map(len, one.sequences)) for one in train)
+    labels = Counter(one.letter for one in train)
+    print(f"one item as {recipe.backbone} sees it, the supervised part between ⟦ and ⟧:\n{encoder.show(train[0])}\n")
+    print(
+        f"{len(train)} train items of {lengths[0]} to {lengths[-1]} tokens (median {lengths[len(lengths) // 2]}), "
+        f"right answers {', '.join(f'{letter} {labels[place]}' for place, letter in enumerate(letters))}; "
+        f"{len(dev)} dev items; letters {', '.join(letters)} are tokens {encoder.letter_ids}; "
+        f"chat template from the {encoder.template_source}, system turn {encoder.system_turn}"
+    )
+    steps = math.ceil(len(train) / (recipe.batch_size * recipe.gradient_accumulation_steps))
+    print(
+        f"{counted(steps, 'optimizer step')} an epoch, {counted(recipe.epoch, 'epoch')}, lr {recipe.lr}, "
+        f"loss over the {objective.words()}, per {recipe.loss_per}"
+    )
+
+
+def show_computation(recipe: Recipe, chosen: TrainingLayout, parameters: tuple[int, int], device: torch.device) -> None:
+    """parameters: how many are trained, and how many there are."""
+    memory, (trainable, total) = chosen.memory, parameters
+    print(
+        f"training {trainable:,} of {total:,} parameters, {recipe.method}"
+        f"{' with ' + memory.optimizer if recipe.method == 'full' else ''}"
+        f"{' dequantised once' if memory.dequantised else ''}, {device}, "
+        f"gradient checkpointing {'on' if memory.checkpointing else 'off'}; "
+        f"{layout_words(chosen.layout, chosen.sharing_factor)}"
+    )
+
+
+def warn_of_memory(memory: MemoryPlan) -> None:
+    if not memory.fits:
+        print(f"this may run out of memory: about {memory.memory.total / 2**30:.0f} GiB are needed")
+
+
+def warn_of_warm_up(recipe: Recipe, warm_up: int, steps: int) -> None:
+    """warm_up: steps of it, of all `steps`."""
+    if recipe.lr_scheduler != "constant" and warm_up >= steps:
+        print(
+            f"the warm-up takes all {steps} optimizer steps, and the first one's learning rate is 0: "
+            "next to nothing is learned. More items or epochs, or --warmup_steps 0, end that"
+        )
+
+
+def hint_at_larger_steps(recipe: Recipe, examples: Sequence[Example], layout: Layout) -> None:
+    """Says what larger optimizer steps would share, where it is worth it."""
+    larger = recipe.replace(batch_size=HINTED, gradient_accumulation_steps=1, order="dialogue")
+    tree = dataclasses.replace(layout, kind="tree", tokens=GPU_ROW)
+    factor = sharing_factor(examples, epoch_steps(examples, larger), tree)
+    if factor >= WORTHWHILE:
+        step = recipe.batch_size * recipe.gradient_accumulation_steps
+        items = "one item" if step == 1 else f"{step} items"
+        print(
+            f"steps of {items} share too little. --batch_size {HINTED} --order dialogue would compute "
+            f"{factor:.1f} times fewer tokens, in fewer steps of another gradient"
+        )
+
+
+def layout_words(layout: Layout, factor: float) -> str:
+    """factor: input tokens per computed token."""
+    if layout.kind == "padded":
+        return "items side by side"
+    lengths = f" of {', '.join(f'{length:,}' for length in layout.lengths)} tokens" if layout.lengths else ""
+    if layout.kind == "single":
+        return f"one item a row{lengths}"
+    return f"rows{lengths} that hold shared prefixes once, {factor:.2f} tokens for each that is computed"
+
+
+class Bar(TrainerCallback):
+    """The bar of the steps, and beside it the loss of the last step and the next one's learning rate. A loss that is no
+    number ends the training.
+    """
+
+    def __init__(self, bar: progress.Progress, last_loss: Callable[[], torch.Tensor]) -> None:
+        self.bar, self.last_loss, self.noted = bar, last_loss, -math.inf
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        self.bar.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):  # type: ignore[no-untyped-def]
+        # Reading the loss waits for the GPU.
+        if time.monotonic() - self.noted >= NOTED or state.global_step == state.max_steps:
+            self.noted = time.monotonic()
+            self.bar.note(f"loss {self.last_loss().item():.4f}, lr {lr_scheduler.get_last_lr()[0]:.2e}")
+        self.bar.update(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        wrong = {key: logs[key] for key in ("loss", "grad_norm") if key in logs and not math.isfinite(logs[key])}
+        if wrong:
+            raise UserError(
+                f"training diverged before step {state.global_step}: {wrong}. A lower lr or a warm-up may help."
+            )

@@ -1,0 +1,151 @@
+"""Layers that are compiled for rows of a tree, and the way back to the standard layers.
+
+On a GPU `make_ready` has a model compute rows by flex attention in compiled layers. They are compiled once for each
+length of row, so there are few lengths.
+
+Look here after an upgrade of torch, transformers or peft. Beside what they document, this file relies on
+
+    torch           torch._dynamo.config: recompile_limit, accumulated_recompile_limit, fail_on_recompile_limit_hit
+                    Module._compiled_call_impl, which Module.compile sets and Module.__call__ takes
+                    torch.compiler.set_stance("force_eager") within a model that is compiled
+    transformers    config._attn_implementation, and set_attn_implementation on a loaded model
+                    the names given to AttentionInterface and AttentionMaskInterface, and what they are called with
+                    _supports_flex_attn and _is_stateful of a model's class
+    peft            get_base_model (src/model/causal.py)
+
+and other files of ours on
+
+    tree/prefix.py      BlockMask.from_kv_blocks; config._attn_implementation, layer_types and sliding_window
+    tree/rows.py        config.final_logit_softcapping, which a model applies behind its head
+    tree/compiler.py    the packages that compilers' errors come from, and torch's own folder for compiled code
+    train/trainer.py    the methods of transformers' Trainer that it overrides
+"""
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
+
+from src.model.causal import causal_of, usual_attention
+from src.tree import compiler, prefix
+
+ATTENTION = "tree"
+"""Our name for flex attention over keys that `prefix.key_copies` repeats."""
+COMPILATIONS = 1024
+"""Maximum compilations per process; one more raises."""
+
+_hooks: "weakref.WeakKeyDictionary[Any, RemovableHandle]" = weakref.WeakKeyDictionary()
+"""By model that `make_ready` has changed: the hook behind its embeddings."""
+
+
+def rows_on_gpu(device: torch.device) -> bool:
+    """Whether `make_ready` works for `device`. Elsewhere a tree takes a mask of all pairs, and should be short."""
+    return device.type == "cuda" and not compiler.obstacle(device)
+
+
+def obstacle(model_class: Any, config: Any, device: torch.device) -> str:
+    """Why models of this class cannot compute rows of a tree on `device`; "" when they can.
+
+    model_class: None for code that comes with the weights and is not loaded yet.
+    """
+    name = config.model_type
+    if getattr(model_class, "_is_stateful", False):
+        return f"{name} carries a state along the sequence, which cannot branch"
+    if model_class is not None and "position_ids" not in inspect.signature(model_class.forward).parameters:
+        return f"{name} takes no positions of tokens"
+    if device.type == "cuda" and not getattr(model_class, "_supports_flex_attn", False):
+        return f"{name} has no flex attention in transformers"
+    if device.type == "cuda" and (getattr(config.get_text_config(), "attention_dropout", None) or 0) > 0:
+        return f"{name} has dropout in its attention, which flex attention has not"
+    return prefix.obstacle(config)
+
+
+def is_ready(model: Any) -> bool:
+    """Whether `model` computes as `make_ready` has it."""
+    return bool(causal_of(model).config._attn_implementation == ATTENTION)
+
+
+def make_ready(model: Any, checkpointing: bool = False) -> bool:
+    """Has `model` compute rows by flex attention in compiled layers if its device is a GPU; whether it is.
+
+    checkpointing: only the input of a layer is kept for the backward pass. The model's own checkpointing must be off
+    then: it would be compiled with the layer, and the compiler would decide what is kept.
+    """
+    causal = causal_of(model)
+    if not rows_on_gpu(causal.device):
+        return False
+    if not is_ready(causal):
+        # A layer would go on uncompiled past a limit: slow, and flex attention's gradients are wrong then under
+        # checkpointing. Layers of all models count together, and a search for prompts has many lengths of rows.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        causal.set_attn_implementation(ATTENTION)
+        for layer in causal.get_decoder().layers:
+            layer.compile(dynamic=False)
+            if checkpointing:
+                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl)
+        _hooks[causal] = causal.get_input_embeddings().register_forward_hook(_require_gradients)
+    return True
+
+
+def restore_standard_layers(model: Any) -> None:
+    """Takes `make_ready` back."""
+    causal = causal_of(model)
+    if is_ready(causal):
+        causal.set_attn_implementation(usual_attention(type(causal)))
+        for layer in causal.get_decoder().layers:
+            layer._compiled_call_impl = None
+        _hooks.pop(causal).remove()
+
+
+@contextlib.contextmanager
+def standard_attention(model: Any) -> Iterator[None]:
+    """Within, `model` computes as Hugging Face's models do: not compiled, with the attention it was loaded with."""
+    causal = causal_of(model)
+    if not is_ready(causal):
+        yield
+        return
+    causal.set_attn_implementation(usual_attention(type(causal)))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        causal.set_attn_implementation(ATTENTION)
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, tree_copies: tuple[int, int], **keys: Any
+) -> Any:
+    """Flex attention with the root's keys repeated; autograd adds the gradients of the copies."""
+    shared, copies = tree_copies
+    if copies > 1:
+        key, value = (torch.cat([part[:, :, :shared]] * (copies - 1) + [part], 2) for part in (key, value))
+    if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == 9:
+        keys["kernel_options"] = {"bwd_num_warps": 8}  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
+    return flex_attention_forward(module, query, key, value, attention_mask, **keys)
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
+
+
+def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpointed(*inputs: Any, **keys: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return call(*inputs, **keys)
+        return checkpoint(call, *inputs, use_reentrant=False, **keys)
+
+    return checkpointed
+
+
+def _require_gradients(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Makes embeddings require gradients, so that the first layer compiles to the same graph as the rest."""
+    return output.requires_grad_() if torch.is_grad_enabled() else output

@@ -1,0 +1,158 @@
+"""What evaluations find, which weights are kept, and what is left in the folder of a run."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.files.paths import CHECKPOINTS
+from src.score.item_scores import ItemScores
+from src.score.letters import LetterScorer
+from src.train.keep import best_of, dev_metrics, last_checkpoint, sample_weights, share_moved
+from tests import toys
+from tests.made_trainings import (
+    CPU,
+    DEV,
+    Folder,
+    Recorder,
+    encoder,
+    equal,
+    train,
+    weights,
+)
+
+trains = pytest.mark.trains
+
+
+def test_dev_metrics_by_hand() -> None:
+    items = toys.items(3)
+    logits = ((2.0, 0.0, 0.0), (3.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    rows = [ItemScores(item.id, ("012",), (row,)) for item, row in zip(items, logits, strict=True)]
+    found = dev_metrics(items, rows)
+    right = [math.exp(2) / (math.exp(2) + 2), 1 / (math.exp(3) + 2), math.e / (math.e + 2)]
+    assert (found["accuracy"], found["correct"]) == (2 / 3, 2)
+    assert found["log_loss"] == pytest.approx(-sum(map(math.log, right)) / 3)
+    by_category = {items[0].category: 1.0, items[1].category: 0.0, items[2].category: 1.0}
+    assert {key: value for key, value in found.items() if key.startswith("accuracy_")} == {
+        f"accuracy_{category}": value for category, value in by_category.items()
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 605), st.floats(0, 1e6)), min_size=1, max_size=8))
+def test_the_best_has_most_right_then_the_lowest_log_loss_then_is_first(pairs: list[tuple[int, float]]) -> None:
+    best = best_of([{"eval_correct": correct, "eval_log_loss": log_loss} for correct, log_loss in pairs])
+    most = max(correct for correct, _ in pairs)
+    lowest = min(log_loss for correct, log_loss in pairs if correct == most)
+    assert best == pairs.index((most, lowest))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_evaluation_is_kept_not_the_last(
+    method: str,
+    backbone_folder: Folder,
+    tmp_path: Path,
+    recorder: type[Recorder],
+    dev_results: list[tuple[int, float]],
+) -> None:
+    dev_results += [(2, 0.5), (4, 1.0), (4, 0.9), (4, 0.9), (3, 0.1)]
+    recipe = toys.recipe(backbone_folder("polar"), "polar", method=method, epoch=5, batch_size=4)
+    outcome = train(recipe, tmp_path)
+    assert outcome.training["best_step"] == 6 and outcome.training["steps"] == 10
+    assert [entry["eval_correct"] for entry in outcome.training["evaluations"]] == [2, 4, 4, 4, 3]
+    kept = weights(tmp_path / ("adapter" if method == "lora" else "model"))
+    third = {name.replace(".default", ""): value for name, value in recorder.evaluated[2].items()}
+    assert equal(kept, third) and not equal(kept, weights(tmp_path / CHECKPOINTS / "checkpoint-10"))
+    # The best, and one checkpoint to go on from; nothing else.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [CHECKPOINTS, "adapter" if method == "lora" else "model"]
+    )
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["checkpoint-10"]
+
+
+def test_early_stopping_and_going_on_after_it(
+    backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder], dev_results: list[tuple[int, float]]
+) -> None:
+    dev_results += [(2, 1.0), (4, 1.0), (4, 1.1), (3, 0.1), (6, 0.0)]
+    recipe = toys.recipe(
+        backbone_folder("polar"), "polar", method="full", epoch=5, batch_size=4, early_stopping_patience=2
+    )
+    outcome = train(recipe, tmp_path)
+    assert (outcome.training["steps"], outcome.training["best_step"]) == (8, 4)
+    assert dev_results == [(6, 0.0)]
+    # A run that was stopped before its record was written does not train on.
+    again = train(recipe, tmp_path)
+    assert dev_results == [(6, 0.0)] and recorder.gradients == []
+    same = ("steps", "best_step", "evaluations", "loss", "weights_moved")
+    assert {key: again.training[key] for key in same} == {key: outcome.training[key] for key in same}
+
+
+def test_evaluations_by_steps(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1, batch_size=1, eval_steps=3)
+    outcome = train(recipe, tmp_path)
+    # The end is looked at too.
+    assert [entry["step"] for entry in outcome.training["evaluations"]] == [3, 6, 8]
+    few = train(recipe.replace(eval_steps=100), tmp_path / "few")
+    assert [entry["step"] for entry in few.training["evaluations"]] == [8]
+
+
+def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, tmp_path: Path) -> None:
+    from src.model.load import load_run
+
+    recipe = toys.recipe(backbone_folder("kogemma"), "kogemma", epoch=3, objective="letters")
+    outcome = train(recipe, tmp_path)
+    one = encoder("kogemma")
+    examples = one.for_scoring(DEV)
+    found = LetterScorer(load_run(tmp_path, recipe, CPU), one.letter_ids or (), one.pad_id).score(examples)
+    best = outcome.training["evaluations"][best_of(outcome.training["evaluations"])]
+    assert dev_metrics(DEV, found.items)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
+
+
+def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step, state in (
+        (900, "{}"),
+        (1000, '{"global_step": 1000}'),
+        (1100, '{"global_st'),
+        (80, '{"global_step": 80}'),
+    ):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state, encoding="utf-8")
+    (tmp_path / "checkpoint-1200").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
+
+
+def test_stopped_between_two_renames(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1)
+    train(recipe, tmp_path)
+    before = weights(tmp_path / "adapter")
+    (tmp_path / "adapter").rename(tmp_path / "adapter.old")
+    train(recipe, tmp_path)
+    assert equal(weights(tmp_path / "adapter"), before) and not (tmp_path / "adapter.old").exists()
+
+
+def test_the_share_of_weights_that_moved(backbone_folder: Folder, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 3))
+    network[0].bias.requires_grad_(False)
+    before = sample_weights(network, per_tensor=7)
+    assert {name: value.numel() for name, value in before.items()} == {"0.weight": 8, "1.weight": 8, "1.bias": 3}
+    assert share_moved(before, sample_weights(network, per_tensor=7)) == 0
+    with torch.no_grad():
+        network[1].bias += 1
+    assert share_moved(before, sample_weights(network, per_tensor=7)) == 3 / 19
+
+
+@pytest.mark.parametrize("optimizer", ["fp32", "bf16-stochastic", "auto"])
+def test_full_fine_tuning_says_what_share_moved(optimizer: str, backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer=optimizer, lr=2e-5)
+    outcome = train(recipe, tmp_path)
+    assert outcome.training["optimizer"] == ("fp32" if optimizer == "auto" else optimizer)
+    # Words that no item holds have no gradient.
+    assert (0.05 if optimizer == "bf16-stochastic" else 0.3) < outcome.training["weights_moved"] <= 1
+    assert outcome.trainable_parameters == outcome.parameters
+    moved = weights(tmp_path / "model")
+    assert {value.dtype for value in moved.values()} == {torch.float32}, "as scoring on a CPU loads them"
+    if optimizer == "bf16-stochastic":
+        assert all(torch.equal(value, value.bfloat16().float()) for value in moved.values())
