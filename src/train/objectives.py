@@ -1,6 +1,6 @@
 """Objectives: what a training step minimises.
 
-A new one is a class here and its name in `CHOICES` of src/model/recipes.py. All else asks the class.
+A new one is a class here and its name in `OBJECTIVES` of src/model/recipes.py. All else asks the class.
 
     answer    every token of the right answer, predicted from the tokens in front of it
     letter    the answer's letter alone
