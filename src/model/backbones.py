@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from src.console.start import ours
+from src.model.shapes import Shape
 
 BACKBONES = ours("resource/backbones.yaml")
 CONFIG_KEYS = {
@@ -23,8 +24,8 @@ CONFIG_KEYS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
-    """One entry of the table."""
+class Backbone(Shape):
+    """One entry of the table: the sizes of the base model, and what else is known of it."""
 
     short: str
     model_id: str
@@ -32,17 +33,7 @@ class Backbone:
     commercial: bool
     """False when the licence forbids commercial use."""
     gated: bool
-    parameters: float
     download_bytes: float
-    model_type: str
-    hidden_size: int
-    layers: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
     context: int
     tokens_like: str
     """The kind of its tokenizer, an entry of `resource/tokenizers.yaml`."""
@@ -50,7 +41,7 @@ class Backbone:
     chat_template: str | None = None
     note: str = ""
     checked: tuple[str, ...] = ()
-    """The fields above that the model's config must agree with, since copies with other values are about."""
+    """Fields of the entry that the model's config must agree with, since copies with other values are about."""
     expect: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further entries of the model's config that must hold."""
 
@@ -64,7 +55,9 @@ class Backbone:
 def backbones(path: Path = BACKBONES) -> dict[str, Backbone]:
     """The table by short name."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {
-        short: Backbone(short=short, **{**values, "checked": tuple(values.get("checked", ()))})
-        for short, values in raw.items()
-    }
+    return {short: _entry(short, values) for short, values in raw.items()}
+
+
+def _entry(short: str, values: Mapping[str, Any]) -> Backbone:
+    typed = {"parameters": int(values["parameters"]), "checked": tuple(values.get("checked", ()))}
+    return Backbone(short=short, **{**values, **typed})

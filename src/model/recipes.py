@@ -22,7 +22,7 @@ from src.model.backbones import BACKBONES, Backbone, backbones
 
 METHODS = ("full", "lora", "qlora")
 ORPO = "orpo"
-"""As an objective: preference pairs are learned. As a method, which a recipe may ask for: so, with all parameters."""
+"""The objective that learns from preference pairs. `method: orpo` in a recipe means this objective with method full."""
 OBJECTIVES = ("answer", "letter", "letters", ORPO, "ranking")
 FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stochastic")
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""

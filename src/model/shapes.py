@@ -1,11 +1,9 @@
 """The sizes of a decoder, and what follows from them alone: its parameters, those of its adapters, its FLOPs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
-
-from src.model.backbones import Backbone
 
 GIB = 2**30
 
@@ -21,7 +19,7 @@ class Family:
     tied: bool = False
     """`tie_word_embeddings` where config.json leaves it out."""
     attention: str = "sdpa"
-    """The fastest attention that transformers offers without further packages: what `standard_attention` finds."""
+    """The fastest attention that transformers offers without further packages: what `usual_attention` finds."""
     softcap: bool = False
 
 
@@ -50,22 +48,12 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
-    model_type: str = "llama"
+    model_type: str
 
     @staticmethod
-    def of_backbone(facts: Backbone) -> "Shape":
-        return Shape(
-            parameters=int(facts.parameters),
-            hidden_size=facts.hidden_size,
-            layers=facts.layers,
-            intermediate_size=facts.intermediate_size,
-            heads=facts.heads,
-            kv_heads=facts.kv_heads,
-            head_dim=facts.head_dim,
-            vocab=facts.vocab,
-            tied=facts.tied,
-            model_type=facts.model_type,
-        )
+    def of_backbone(facts: "Shape") -> "Shape":
+        """The sizes alone of an entry in the table of backbones, which is a shape and more."""
+        return Shape(**{field.name: getattr(facts, field.name) for field in fields(Shape)})
 
     @staticmethod
     def of_config(config: Any) -> "Shape":

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from src.model.memory import MemoryPlan
+from src.model.memory import MemoryPlan, in_fp32
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, Recipe
 
 OPTIMIZERS = {
@@ -23,7 +23,7 @@ CHECKPOINTING = {"use_reentrant": False}
 
 def has_fp32_masters(recipe: Recipe, memory: MemoryPlan) -> bool:
     """Whether the weights are fp32 and computed with in bf16 (on a GPU)."""
-    return recipe.method == "full" and memory.optimizer != BF16_STOCHASTIC
+    return in_fp32(recipe.method, memory.optimizer)
 
 
 def optimizer_name(recipe: Recipe, memory: MemoryPlan) -> str:

@@ -13,7 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from src.data import Item
 from src.files.paths import ADAPTER, MODEL
-from src.model import load as models
+from src.model import load
 from src.model.recipes import Recipe
 from src.score.item_scores import ItemScores
 from src.train.arguments import OPTIMIZERS
@@ -87,7 +87,7 @@ class KeepBest(TrainerCallback):
         if self.recipe.method == "full":
             # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in
             # main memory, the GPU's is full.
-            dtype = models.compute_dtype(self.network.device)
+            dtype = load.compute_dtype(self.network.device)
             state = {
                 key: value.to("cpu", dtype if value.is_floating_point() else None)
                 for key, value in self.network.state_dict().items()

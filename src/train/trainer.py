@@ -29,7 +29,7 @@ from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
 from src.files.paths import CHECKPOINTS
-from src.model import load as models
+from src.model import load
 from src.model.disk import check_disk
 from src.model.memory import MemoryPlan, run_folder_bytes
 from src.model.recipes import BF16_STOCHASTIC, Recipe
@@ -104,7 +104,7 @@ def fine_tune(
     network = load_for_training(recipe, chosen.memory, device)
     before = sample_weights(network) if recipe.method == "full" else {}
     trainer = make_trainer(network, recipe, encoded, folder, chosen)
-    parameters = models.count_parameters(network)
+    parameters = load.count_parameters(network)
     log.show_computation(recipe, chosen, parameters, device)
     steps = len(setup.steps) * recipe.epoch
     log.warn_of_warm_up(recipe, trainer.args.get_warmup_steps(steps), steps)
@@ -154,7 +154,7 @@ class _Setup:
 
 def _set_up(objective: Objective, encoded: Encoded, checkpoint: str | None, device: torch.device) -> _Setup:
     recipe, examples, pad_id = objective.recipe, encoded.train, encoded.encoder.pad_id
-    config = models.load_config(recipe)
+    config = load.load_config(recipe)
     shape = Shape.of_config(config)
     steps = epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
     planned = recipe
@@ -182,7 +182,7 @@ def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: 
         if failed and not on_gpu:
             print(f"the optimizer is not compiled: {failed}")
             compiler.stay_eager()
-    why = obstacle(models.class_of(config), config, device)
+    why = obstacle(load.class_of(config), config, device)
     if (why or machine) and recipe.share_prefixes == "on":
         raise UserError(f"{recipe.name}: share_prefixes is on, but {why or machine}. Leave it at auto.")
     if why:
@@ -196,8 +196,8 @@ def load_for_training(recipe: Recipe, memory: MemoryPlan, device: torch.device) 
     """The recipe's model, its trained weights in the dtype of `memory`."""
     if recipe.method == "full":
         dtype = torch.float32 if has_fp32_masters(recipe, memory) else torch.bfloat16
-        return models.load_base(recipe, device, dtype=dtype)
-    return models.add_adapter(models.load_base(recipe, device, dequantised=memory.dequantised), recipe)
+        return load.load_base(recipe, device, dtype=dtype)
+    return load.add_adapter(load.load_base(recipe, device, dequantised=memory.dequantised), recipe)
 
 
 def make_trainer(

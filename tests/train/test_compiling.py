@@ -40,7 +40,7 @@ def test_compiled_rows_and_the_way_back_from_them(
     made: list[Any] = []
     whole = trainer.make_trainer
     monkeypatch.setattr(trainer, "make_trainer", lambda *args, **keys: made.append(whole(*args, **keys)) or made[0])
-    monkeypatch.setattr(trainer.models, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
     recipe = shares(backbone_folder("polar"), backbone="polar", gradient_checkpointing="on", epoch=1)
     one = encoder("polar")
     network = with_trained_adapters(load_base(recipe, CPU), recipe)

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.trains
 def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     objective: str, loss_per: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.models, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
     recipe = shares(backbone_folder("qwen2"), objective=objective, loss_per=loss_per, epoch=1, lora_dropout=0.3)
     probed: list[Any] = []
     probe = guard_room.probe

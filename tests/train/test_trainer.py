@@ -89,7 +89,7 @@ def test_one_step_of_rows_that_share_prefixes(
     recorder: type[Recorder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer.models, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
     monkeypatch.setattr(layouts, "CPU_TREE", 300)  # several rows a step
     recipe = toys.recipe(
         backbone_folder(short),
