@@ -2,7 +2,7 @@
 # Environment, lint, imports, types, tests: what has to hold before a change lands.
 #
 #     bash run/check.bash              all of it, some minutes: before you hand a change in
-#     bash run/check.bash --quick      without the tests that train a model: while you work
+#     bash run/check.bash --quick      without the tests that train or take long: while you work
 #     bash run/check.bash -k vote      what follows goes to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ answer_help run/check.bash "$@"
 chosen=()
 if [ "${1:-}" = --quick ]; then
     shift
-    chosen=(-m "not trains and not gpu")
+    chosen=(-m "not trains and not slow and not gpu")
 fi
 use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .

@@ -38,6 +38,7 @@ def bare(tmp_path: Path) -> str:
 # From any folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_can_be_started_as_a_file(command: Path, tmp_path: Path) -> None:
     done = call(command, "--help", cwd=tmp_path)

@@ -29,6 +29,7 @@ def test_the_published_figures_are_whole_sums_of_the_official_train_split() -> N
         assert mean * task.current().official.items["train"] == pytest.approx(round(mean * 758), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_corpus_is_the_prepared_one_or_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpora.read_corpus(tmp_path).kind == corpora.SAMPLE
     splits = {"train": [make_item(0)], "dev": [make_item(4)], "test": [make_item(7, output="")]}

@@ -71,6 +71,7 @@ def test_items_of_a_dialogue_are_counted_before_one_is_chosen() -> None:
     assert compare(MEASURES["대화당 문항 수"], first, second).value == 1
 
 
+@pytest.mark.slow
 def test_every_measure_measures_the_sample() -> None:
     corpus = sample_corpus()
     items = corpus.splits["dev"][:30]

@@ -87,6 +87,7 @@ def ask(view: View, name: str) -> Finding:
     return finding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "name"), QUESTIONS)
 def test_every_question_says_and_draws(split: str, name: str) -> None:
     finding = found(split, name)
@@ -100,6 +101,7 @@ def test_every_question_says_and_draws(split: str, name: str) -> None:
     assert (split == "test") == any("거리" in text for text in written) or name in ("sizes", "odd", "word_cloud")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "name"), QUESTIONS)
 def test_no_text_leaves_the_picture_or_is_too_small(split: str, name: str) -> None:
     figure = found(split, name, sample=True).figure
@@ -152,6 +154,7 @@ def test_the_published_figures_are_held_against_the_official_train_split() -> No
     assert "발표된 값" not in told_of_lengths(task.Official())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "name"), QUESTIONS)
 def test_another_task_is_asked_every_question(split: str, name: str) -> None:
     """Four options, other categories one of which never comes up, and no official corpus."""
@@ -169,6 +172,7 @@ def asked_of(other: task.Task, split: str, name: str) -> Finding:
     return finding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "orders", "chance"), [(2, 2, "50.0 %"), (3, 6, "33.3 %"), (4, 4, "25.0 %"), (9, 9, "11.1 %")]
 )

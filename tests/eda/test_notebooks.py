@@ -43,6 +43,7 @@ def test_committed_notebooks_have_outputs_and_read_like_an_article(split: str) -
     assert len(headings) >= len(pictures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", notebooks.NOTEBOOKS)
 def test_committed_sentences_are_those_of_the_code(split: str) -> None:
     """The quick questions again, without a kernel: the notebooks are not stale. tests/run/test_eda.py runs them all."""
@@ -100,6 +101,7 @@ def test_outputs_without_the_sample_stamp_are_refused() -> None:
     assert "n.ipynb: cell 1" in complaints(shown(ours, good), pictures={})[0]
 
 
+@pytest.mark.slow
 def test_the_check_sees_pictures_and_sentences_of_the_licensed_corpus(tmp_path: Path) -> None:
     home, data = tmp_path / "eda", tmp_path / "data"
     home.mkdir()

@@ -55,6 +55,7 @@ def test_a_backbone_that_the_miniature_lacks_is_left_out(tmp_path: Path) -> None
     assert list(find_encoders(sample_corpus(), tmp_path)) == ["mini-qwen2"]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_know_the_task_is_left_out(tmp_path: Path, backbone_folder: Any) -> None:
     """Another task takes the recipes whose prompt is for it; the shipped one says what is wrong with a prompt."""
     (tmp_path / "four.yaml").write_text(PROMPT, encoding="utf-8")

@@ -24,12 +24,14 @@ def drawn(backend: str, folder: Path, code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "module://nowhere", ""])
 def test_no_backend_keeps_a_picture_from_its_file(backend: str, tmp_path: Path) -> None:
     drawn(backend, tmp_path, ALONE + DRAW)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "eda.png", "growth.png"]
 
 
+@pytest.mark.slow
 def test_a_notebook_keeps_the_backend_that_it_has(tmp_path: Path) -> None:
     told = "import os, src.figures.canvas, matplotlib; "
     told += "assert os.environ['MPLBACKEND'] == '{0}' == matplotlib.get_backend()"

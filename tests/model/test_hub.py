@@ -24,6 +24,8 @@ from src.score.item_scores import read_scores
 from tests.made_runs import make_split, stored
 from tests.small_hub import Repository, SmallHub, small_hub
 
+pytestmark = pytest.mark.trains
+
 FIRST, SECOND, WORDS = "a" * 40, "b" * 40, "c" * 40
 CHUNK = 10 * 2**20
 """Of a download: what is on the disk when it breaks off."""

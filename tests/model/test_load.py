@@ -335,6 +335,7 @@ print(repr(tokenizer.decode(tokenizer.encode("정답 : A .", add_special_tokens=
 """
 
 
+@pytest.mark.trains
 def test_libraries_warn_of_nothing_that_a_user_could_act_on() -> None:
     """Layers of GPT-2, experts that are adapted as parameters, and Llama 3's wish for a text without blanks."""
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)

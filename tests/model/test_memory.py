@@ -50,6 +50,7 @@ def saved_bytes(config: Any, attention: str, method: str, optimizer: str, checkp
         return sum(storage.nbytes() for storage in saved.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("model_type", "attention", "method", "optimizer", "padded"),

@@ -18,6 +18,8 @@ from src.model.recipe_files import RECIPES, load_recipe, load_recipes
 from src.plan.work import Place, command_left
 from tests.made_runs import make_split, stored
 
+pytestmark = pytest.mark.trains
+
 ROOT = Path(__file__).parents[2]
 Folder = Callable[[str], Path]
 

@@ -58,6 +58,7 @@ def saying(item: Item, words: str) -> Item:
     return dataclasses.replace(item, dialogue=turns, options=options, label=0, source=source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*toys.TOYS, *REAL], ids=str)
 def test_no_text_becomes_a_control_token(name: str | Path) -> None:
     one, behind = encoder(name), encoder(name, BRIDGED, reasoning=True)

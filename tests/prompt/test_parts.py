@@ -14,6 +14,7 @@ from tests.made_prompts import COMBINED, item_of, turns
 from tests.made_task import FOUR, PROMPT, four_items, working_on
 
 
+@pytest.mark.slow
 def test_tokens_of_the_parts_add_up() -> None:
     corpus = sample_corpus()
     encoders = find_encoders(corpus)

@@ -15,6 +15,8 @@ from src.score.item_scores import read_scores
 from tests.commands import put_runs_into, start
 from tests.made_task import FOUR, PROMPT, TASK_FILE, make_four
 
+pytestmark = pytest.mark.trains
+
 COUNTS = {"train": 16, "dev": 8, "test": 8}
 RUNS = ("one", "two")
 
@@ -46,7 +48,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     task.use(None)
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("name", RUNS)
 def test_scores_have_a_logit_for_each_of_four_letters(place: Path, name: str) -> None:
     for split, count in COUNTS.items():
@@ -61,7 +62,6 @@ def test_scores_have_a_logit_for_each_of_four_letters(place: Path, name: str) ->
             assert set(under.values()) == {2}, "each option stands equally often under each letter"
 
 
-@pytest.mark.trains
 def test_all_orders_and_counts_that_do_not_fit(place: Path) -> None:
     own = ("--task", place / "task.yaml", "--device", "cpu")
     start("run.test", "--model_id", "one", "--split", "dev", "--orders", "24", *own)
@@ -70,7 +70,6 @@ def test_all_orders_and_counts_that_do_not_fit(place: Path) -> None:
     assert "--orders: found 6, allowed for 4 options: 1, 4, 8" in said
 
 
-@pytest.mark.trains
 def test_the_vote_and_what_it_is_worth(place: Path) -> None:
     own = ("--task", place / "task.yaml")
     start("run.vote", *RUNS, "--split", "dev", *own)
@@ -84,7 +83,6 @@ def test_the_vote_and_what_it_is_worth(place: Path) -> None:
     assert "Choice_4" in alone and "inference" not in alone
 
 
-@pytest.mark.trains
 def test_a_run_is_not_read_under_the_official_task(place: Path) -> None:
     task.use(None)
     for command in (("run.test", "--model_id", "one"), ("run.vote", *RUNS), ("run.evaluate", *RUNS)):
@@ -92,7 +90,6 @@ def test_a_run_is_not_read_under_the_official_task(place: Path) -> None:
         assert "--task" in said, said
 
 
-@pytest.mark.trains
 def test_what_else_reads_items_takes_the_task(place: Path) -> None:
     own, data = ("--task", place / "task.yaml"), ("--data", place / "data")
     said, _ = start("run.prompts", place / "prompt.yaml", *data, "--item", "dev-0", *own)

@@ -39,6 +39,7 @@ def test_help_and_mistakes() -> None:
             command.main(argv)
 
 
+@pytest.mark.slow
 def test_one_failing_row_is_a_line_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few: list[Item]
 ) -> None:

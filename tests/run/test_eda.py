@@ -32,6 +32,7 @@ def texts(path: Path) -> dict[str, list[Any]]:
     }
 
 
+@pytest.mark.slow
 def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> None:
     assert command.main(["--sample", "--out", str(tmp_path)]) == 0
     digest = sample_corpus().sha256
@@ -43,6 +44,7 @@ def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> No
         assert all(style.stamp_of(file.read_bytes()) == digest for file in made.parent.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     write_corpus(
@@ -106,6 +108,7 @@ def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
         command.run(path, SAMPLE, tmp_path, task.FILE)
 
 
+@pytest.mark.slow
 def test_the_notebooks_work_on_the_task_of_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They run in other processes. The task has four options and no official corpus."""
     data, file = tmp_path / "data", tmp_path / "task.yaml"

@@ -67,6 +67,7 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
     return [*flags, "--out", str(place / out), "--answer_tokens", "8", "--batch_size", "2", *more]
 
 
+@pytest.mark.slow
 def test_textgrad_through_a_real_server(place: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
     engine = ("--engine", server, "--engine_model", str(place / "critic"))
     main(arguments(place, "served", *engine, "--steps", "2", "--categories"))

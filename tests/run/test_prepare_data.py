@@ -266,6 +266,7 @@ def test_the_official_shape_goes_through_and_its_text_comes_out_unchanged(
     assert "not used" not in printed
 
 
+@pytest.mark.slow
 def test_the_official_shape_has_the_official_sizes(tmp_path: Path, out: Path, capsys: Any) -> None:
     main([str(write_official_zip(tmp_path / "x.zip")), "--out", str(out)])
     printed = capsys.readouterr().out

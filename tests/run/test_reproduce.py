@@ -282,6 +282,7 @@ def test_a_disk_without_room_for_all_is_told_before_the_first(
     assert machine.seen == [] and not Path("resource/results").exists()
 
 
+@pytest.mark.slow
 def test_a_termination_ends_the_runs_too(house: Path) -> None:
     """The real thing, interrupted: no child is left behind, and the message says how to go on."""
     (house / "run").unlink()

@@ -39,6 +39,7 @@ exit ${FAILS:-0}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["0", "1"])
 def test_an_installation_says_what_it_does(fails: str, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()

@@ -18,6 +18,8 @@ from src.score.item_scores import read_scores
 from tests.conftest import make_item, odd_items
 from tests.made_runs import make_split, stored
 
+pytestmark = pytest.mark.trains
+
 Folder = Callable[[str], Path]
 METHODS = ("lora", "qlora", "full")
 

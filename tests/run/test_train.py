@@ -24,6 +24,8 @@ from src.train import trainer
 from tests.conftest import odd_items
 from tests.made_runs import make_split, stored
 
+pytestmark = pytest.mark.trains
+
 SMALL = ("--epoch", "2", "--batch_size", "2", "--lr", "3e-3", "--device", "cpu")
 Folder = Callable[[str], Path]
 

@@ -18,6 +18,8 @@ from tests.made_endpoint import Server, completion
 from tests.made_runs import stored
 from tests.official_shape import SMALL, official_splits, write_official_zip
 
+pytestmark = pytest.mark.trains
+
 RUNS = ("one", "two")
 """A LoRA run of the Qwen toy and an ORPO run of the polar toy, which has no chat template of its own."""
 CHAIN = ("--reasoning", "--max_new_tokens", "4")

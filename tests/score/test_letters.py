@@ -212,6 +212,7 @@ def test_a_model_that_cannot_branch_reads_side_by_side(
     assert capsys.readouterr().out.count("no prefixes are shared: qwen2 carries a state") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "after the comparison"])
 def test_compiling_that_fails_while_prompts_are_read(
     late: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,7 @@ def test_a_server_that_asks_for_time_gets_it(server: Server, monkeypatch: pytest
     assert waits == [7.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "body", "tries", "told"),
     [

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from src import task
 from src.prompt.prompts import load_prompt
 from src.search.settings import SearchSettings
@@ -20,6 +22,7 @@ def test_the_texts_count_what_the_task_has() -> None:
         task.use(None)
 
 
+@pytest.mark.slow
 def test_textgrad_comes_without_network_noise_or_traces(tmp_path: Path) -> None:
     code = (
         "import os, socket, sys\n"

@@ -18,6 +18,8 @@ from src.toy.bench_table import with_rates
 from src.tree.rows import Layout
 from tests import toys  # one thread
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

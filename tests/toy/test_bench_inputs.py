@@ -83,6 +83,7 @@ def test_the_corpus_is_the_same_each_time(splits: dict[str, list[dict[str, Any]]
     assert bench_inputs.make_corpus() == splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
 def test_a_tokenizer_counts_as_a_real_one_does_on_the_official_corpus(
     kind: Kind, train: list[Any], test: list[Any]

@@ -98,6 +98,7 @@ def test_another_task_has_no_sample_corpus() -> None:
         task.use(None)
 
 
+@pytest.mark.slow
 def test_no_dialogue_is_met_twice(corpus: dict[str, list[Item]], many: tuple[list[Item], list[Item]]) -> None:
     sets = [*corpus.values(), *many, parsed(make_corpus(1)["train"])]
     keys = [{item.dialogue_key for item in items} for items in sets]
@@ -188,6 +189,7 @@ def correct(rule: Rule, items: list[Item]) -> int:
     return sum(rule(item) == item.label for item in items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLIND)
 def test_options_alone_are_worth_chance(
     name: str, corpus: dict[str, list[Item]], many: tuple[list[Item], list[Item]]

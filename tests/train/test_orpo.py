@@ -39,6 +39,8 @@ from tests.made_trainings import (
     weights,
 )
 
+pytestmark = pytest.mark.trains
+
 FAMILIES = ("bllossom", "qwen2", "kogemma")  # llama, qwen2, gemma2 with its window and softcaps
 
 
@@ -255,7 +257,6 @@ def test_one_pair_is_drawn_by_seed_and_item() -> None:
 # Training
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("share", ["on", "off"])
 def test_one_step_of_the_trainer(share: str, backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder]) -> None:
     keys = {"method": "orpo", "share_prefixes": share, "max_grad_norm": 0, "epoch": 1}
@@ -290,7 +291,6 @@ def test_the_head_computes_in_the_dtype_of_the_layers(bf16: bool) -> None:
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
 
 
-@pytest.mark.trains
 def test_rows_of_one_item_share_its_prompt_and_the_record_says_so(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +305,6 @@ def test_rows_of_one_item_share_its_prompt_and_the_record_says_so(
     assert found["dropout"] == "one mask for each shared token"
 
 
-@pytest.mark.trains
 def test_what_an_evaluation_logs(backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", objective="orpo", share_prefixes="on", lora_dropout=0.5)
     outcome = train(wanted, tmp_path)
@@ -325,7 +324,6 @@ def test_what_an_evaluation_logs(backbone_folder: Folder, tmp_path: Path, capsys
     assert said.count("dev pairs: loss") == wanted.epoch
 
 
-@pytest.mark.trains
 def test_the_guard_compares_and_falls_back(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,7 +343,6 @@ def test_the_guard_compares_and_falls_back(
     assert "WARNING" in capsys.readouterr().out
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("method", ["orpo", "lora"])
 def test_two_epochs_and_two_are_four_bit_for_bit(
     method: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -364,7 +361,6 @@ def test_two_epochs_and_two_are_four_bit_for_bit(
     assert halved.training["evaluations"] == straight.training["evaluations"]
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize(("method", "answer"), [("orpo", "whole"), ("lora", "letter")])
 def test_it_learns_to_prefer_the_right_answer(
     method: str, answer: str, backbone_folder: Folder, tmp_path: Path

@@ -18,6 +18,8 @@ from tests import toys
 from tests.made_runs import make_split
 from tests.made_trainings import LAYOUTS, TRAIN, Folder, Killed, encoder, equal, gradients, kill_after, weights
 
+pytestmark = pytest.mark.trains
+
 
 def recipe(short: str = "qwen2", **changes: Any) -> Recipe:
     return toys.recipe(Path("nowhere"), short, **{"objective": "ranking", "lora_dropout": 0, **changes})
@@ -91,7 +93,6 @@ def start(place: Path, model: Path, name: str, *more: str) -> Record:
     return Record.load(place / name)
 
 
-@pytest.mark.trains
 def test_it_trains_evaluates_and_tells(
     place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +112,6 @@ def test_it_trains_evaluates_and_tells(
         assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-3)
 
 
-@pytest.mark.trains
 def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     model, flags = backbone_folder("qwen2"), ("--epoch", "4", "--orpo_pairs", "one")
     straight = start(place, model, "straight", *flags)

@@ -74,6 +74,7 @@ def kept_bytes(model: Any, row: Row) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("gemma2", True)])
 def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made, layout = alike(), Layout("tree", 10**4, PAD, (384,))
@@ -210,6 +211,7 @@ def test_taken_back_the_embeddings_are_as_they_were() -> None:
     assert len(embeddings._forward_hooks) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "wrap"), [("llama", adapted), ("gemma2", lambda model: model)])
 @pytest.mark.usefixtures("compiler")
 def test_the_standard_way_for_a_while(name: str, wrap: Callable[[Any], Any]) -> None:

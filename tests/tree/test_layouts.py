@@ -178,6 +178,7 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
         assert laid_out(one, pairs)[2].memory.logits == places * each, (nll, batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("gib", [16, 24, 32, 48, 80, 141])
 def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None:

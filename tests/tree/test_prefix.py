@@ -165,6 +165,7 @@ def listed(numbers: torch.Tensor, indices: torch.Tensor, columns: int) -> torch.
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from([None, 40, 200]), st.integers(1, 4), st.booleans())
 def test_every_query_sees_one_copy_of_each_key(
@@ -332,6 +333,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(("kind", "attention"), MODELS)
 def test_logits_and_gradients_are_those_of_the_sequences_alone(kind: str, attention: str, lora: bool) -> None:
