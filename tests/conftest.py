@@ -151,3 +151,16 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Layers are compiled whatever an earlier test has set, nothing was before, and nothing stays set."""
+    import torch
+
+    from tests import toys
+
+    torch._dynamo.reset()
+    with toys.limits(), torch.compiler.set_stance("default"):
+        yield
+    torch._dynamo.reset()

@@ -14,6 +14,16 @@ from src.score.item_scores import ItemScores, write_scores
 from tests.conftest import make_item
 
 
+def make_place(folder: Path) -> Path:
+    """`data/` of 8 train, 6 dev and 4 unlabelled test items in `folder`, and a short prompt; gives the folder."""
+    from tests import toys
+
+    for split, count in (("train", 8), ("dev", 6), ("test", 4)):
+        make_split(folder / "data", split, count, labelled=split != "test")
+    (folder / "short.yaml").write_text(toys.SHORT, encoding="utf-8")
+    return folder
+
+
 def make_split(folder: Path, split: str, count: int, labelled: bool = True) -> list[Item]:
     """Writes `data_<split>.json` of `count` items; the labels go 0, 1, 2, 0, …"""
     changes = {} if labelled else {"output": ""}

@@ -16,7 +16,7 @@ from src.console.cli import UserError
 from src.data import load_items, split_path
 from src.model.recipe_files import RECIPES, load_recipe, load_recipes
 from src.plan.work import Place, command_left
-from tests.made_runs import make_split, stored
+from tests.made_runs import make_place, make_split, stored
 
 pytestmark = pytest.mark.trains
 
@@ -26,12 +26,7 @@ Folder = Callable[[str], Path]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    from tests import toys
-
-    for split, count in (("train", 8), ("dev", 6), ("test", 4)):
-        make_split(tmp_path / "data", split, count, labelled=split != "test")
-    (tmp_path / "short.yaml").write_text(toys.SHORT, encoding="utf-8")
-    return tmp_path
+    return make_place(tmp_path)
 
 
 # Pairs

@@ -22,7 +22,7 @@ from src.model.recipe_files import load_recipe
 from src.score.item_scores import read_scores
 from src.train import trainer
 from tests.conftest import odd_items
-from tests.made_runs import make_split, stored
+from tests.made_runs import make_place, stored
 
 pytestmark = pytest.mark.trains
 
@@ -33,12 +33,7 @@ Folder = Callable[[str], Path]
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """`data/` of 8 train, 6 dev and 4 unlabelled test items, and a short prompt."""
-    from tests import toys
-
-    for split, count in (("train", 8), ("dev", 6), ("test", 4)):
-        make_split(tmp_path / "data", split, count, labelled=split != "test")
-    (tmp_path / "short.yaml").write_text(toys.SHORT, encoding="utf-8")
-    return tmp_path
+    return make_place(tmp_path)
 
 
 def arguments(place: Path, model: Path, *more: str, run: str = "run") -> list[str]:

@@ -1,7 +1,6 @@
 """Trainings on a GPU, where there is one."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,6 @@ def test_training_on_a_gpu(method: str, optimizer: str, backbone_folder: Folder,
             assert outcome.training["weights_moved"] > 0.3
         else:
             assert all(value.abs().sum() > 0 for name, value in kept.items() if "lora_B" in name)
-
-
-@pytest.fixture
-def compiler() -> Iterator[None]:
-    """Layers are compiled, nothing was before, and nothing stays set."""
-    torch._dynamo.reset()
-    with toys.limits(), torch.compiler.set_stance("default"):
-        yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.gpu

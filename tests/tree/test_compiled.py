@@ -241,15 +241,6 @@ def test_the_standard_way_for_a_while(name: str, wrap: Callable[[Any], Any]) -> 
         read(model, made, layout)
 
 
-@pytest.fixture
-def compiler() -> Iterator[None]:
-    """Layers are compiled whatever an earlier test has set, nothing was before, and nothing stays set."""
-    torch._dynamo.reset()
-    with toys.limits(), torch.compiler.set_stance("default"):
-        yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.usefixtures("compiler")

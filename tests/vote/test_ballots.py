@@ -16,17 +16,6 @@ from src.vote.ballots import (
 from tests.made_runs import make_predictions, make_run, make_split, stored
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    make_split(tmp_path / "data", "test", 8, labelled=False)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
 def read(arguments: Sequence[str | Path], data: Path, results: Path, items: list[Item] | None = None) -> list[Source]:
     items = items or load_data(data, "test")[0]
     return read_sources([str(argument) for argument in arguments], items, split_path(data, "test"), "test", results)

@@ -12,17 +12,6 @@ from tests.made_runs import add_orders, make_run, make_split, stored
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    make_split(tmp_path / "data", "test", 8, labelled=False)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
-@pytest.fixture
 def both(tmp_path: Path, data: Path, results: Path) -> tuple[Path, Path]:
     """alpha and beta, scored on dev and test by one order; alpha on dev by six, too, with other answers."""
     make_split(data, "dev", 8)

@@ -13,17 +13,6 @@ from src.vote.voters import Request, earlier_votes, gather_voters, other_items, 
 from tests.made_runs import add_orders, make_run, make_split
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    make_split(tmp_path / "data", "test", 8, labelled=False)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
 def test_why_a_run_cannot_vote(data: Path, results: Path) -> None:
     make_run(results / "alpha", data, "test", [0] * 8)
     make_run(results / "beta", data, "test", [0] * 8, finished=False)
