@@ -41,7 +41,7 @@ class Backbone(Shape):
     chat_template: str | None = None
     note: str = ""
     checked: tuple[str, ...] = ()
-    """Fields of the entry that the model's config must agree with, since copies with other values are about."""
+    """Fields of the entry that the model's config must agree with, since copies with other values exist."""
     expect: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further entries of the model's config that must hold."""
 

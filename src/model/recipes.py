@@ -178,7 +178,7 @@ class Recipe:
     @property
     def overrides_template(self) -> bool:
         """Whether its chat template takes precedence over the tokenizer's own. The table's templates are for tokenizers
-        without one; any other template was given on purpose.
+        without one; any other template was given deliberately.
         """
         facts = backbones().get(self.backbone)
         return self.chat_template is not None and (facts is None or self.chat_template != facts.chat_template)
@@ -196,7 +196,7 @@ CHOICES: dict[str, Sequence[str]] = {
     name: field.metadata["choices"] for name, field in FIELDS.items() if field.metadata["choices"] is not None
 }
 KINDS: dict[str, type] = {name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(Recipe).items()}
-"""The type of each setting; where the default is None, None is allowed beside it."""
+"""The type of each setting; None is also allowed where it is the default."""
 
 
 def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
@@ -288,7 +288,7 @@ def _convert(name: str, value: Any) -> Any:
         if kind is str:
             return str(value)
         if kind is int and isinstance(value, int):
-            return value  # a float would round large ones
+            return value  # converting to float would round large integers
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
@@ -334,7 +334,7 @@ def _named_backbone(recipe: Recipe) -> Recipe:
 
 
 def _completed(recipe: Recipe, facts: Backbone) -> Recipe:
-    """`recipe` with what the table knows. Another model under the backbone's name has the template of it alone."""
+    """`recipe` completed from the table. Another model under the backbone's name gets only its template."""
     if recipe.chat_template is None:
         recipe = recipe.replace(chat_template=facts.chat_template)
     if recipe.model_id not in ("", facts.model_id):

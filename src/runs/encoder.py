@@ -98,7 +98,7 @@ def letters_of(encoder: Encoder) -> dict[str, int]:
 
 
 def refuse_changed(folder: Path, record: Record, encoder: Encoder) -> None:
-    """A run is scored at the tokens it was trained at, or not at all."""
+    """UserError when the letters have other token ids than when the run was trained."""
     letters = letters_of(encoder)
     _refuse_other(folder, "the letters' token ids", letters, record.letters or letters)
     refuse_other_text(folder, template_facts(encoder), record.template)

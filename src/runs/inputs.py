@@ -1,4 +1,4 @@
-"""What a run is trained and scored on: found, and checked before torch is imported."""
+"""The inputs of a run, found and checked before torch is imported."""
 
 import dataclasses
 import json
@@ -279,7 +279,7 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
     """(file, digest) of the items of `split` that the record of a run or vote names; None without either."""
     try:
         record = Record.read(record_path(run))
-    except (OSError, ValueError):  # whoever reads the run will say what is wrong
+    except (OSError, ValueError):  # reading the run reports what is wrong
         return None
     result, trained = record.splits.get(split), record.data.get(split)
     if result and result.data:  # what it was last scored on

@@ -1,4 +1,4 @@
-"""The decision of a vote: an answer for each item, and what its files say of it."""
+"""The decision of a vote: an answer for each item, and its entries in the vote's files."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _voter(source: Source, verdicts: Sequence[Verdict]) -> Voter:
 
 
 def vote_line(verdict: Verdict, sources: Sequence[Source]) -> dict[str, Any]:
-    """The verdict on an item, and what each voter said, with the options called as in the files."""
+    """The verdict on an item, and each voter's answer, with the options named as in the files."""
     options = task.current().options
     return {
         "id": verdict.id,

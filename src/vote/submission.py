@@ -14,7 +14,7 @@ from src.items.oddities import KINDS
 
 
 def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
-    """What keeps a file with this content from being handed in as the answers to `items`, a line each."""
+    """Why a file with this content cannot be handed in as the answers to `items`: a line for each problem."""
     _, faults = parse_items(content, "the file")
     read = read_json(content, "the file", task.current().categories)
     raw = read.value

@@ -17,10 +17,10 @@ from src.vote.orders import partly_scored, scored_orders
 
 @dataclass(frozen=True)
 class Request:
-    """Whose votes are asked for, on what.
+    """A request for a vote: which runs, on which items.
 
     runs      runs and files that the user named; without any, those of `expected`, or all runs in `results`, that can
-    expected  names of runs that ought to vote
+    expected  names of runs that should vote
     data      file or folder of the items, None for those that the runs' records name
     orders    number of orders of the options, None for what all have
     """
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes, and on what.
+    """The voters and their items.
 
     sources   a ballot for each voter, on `items`
     data      file of the items
@@ -53,7 +53,7 @@ class Voters:
 
 
 def gather_voters(request: Request) -> Voters:
-    """UserError when nobody can vote, or when a ballot does not answer exactly the items."""
+    """UserError when no run can vote, or when a ballot does not answer exactly the items."""
     reasons = {name: why_cannot_vote(request.results / name, request.split) for name in _meant(request)}
     names = request.runs or [name for name, reason in reasons.items() if not reason]
     if not names:
@@ -113,7 +113,7 @@ def _meant(request: Request) -> Sequence[str]:
 
 
 def _able(request: Request, reasons: Mapping[str, str], items: Sequence[Item]) -> tuple[list[str], dict[str, str]]:
-    """Names of the runs that can vote, and why others cannot, some of which is known by `reasons`."""
+    """Names of the runs that can vote, and why others cannot; `reasons` has those already known."""
     reasons = {
         name: reason or other_items(request.results / name, request.split, items) for name, reason in reasons.items()
     }
