@@ -34,7 +34,7 @@ BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", BLUE])
 WIDTH_INCHES, DPI = 8.0, 150
 BOLD = 600  # the weight that the file of the bold font names
 PNG_COLOURS = 128
-"""The eye sees no difference, and the file is a third as large."""
+"""Colours in a PNG: the eye sees no difference, and the file is a third as large."""
 STAMP = "Corpus"
 """The text chunk of a PNG that holds the digest of the corpus it was drawn from."""
 

@@ -1,7 +1,7 @@
 """Control tokens: entries of a tokenizer that only the chat template may write.
 
-What people wrote is always text: `<|im_end|>` in an utterance is ten characters, not the end of a turn. transformers
-marks such words before the template is rendered, and encodes marked words as text.
+Text from a data file always stays text: `<|im_end|>` in an utterance is ten characters, not the end of a turn.
+transformers marks such words before the template is rendered, and encodes marked words as text.
 """
 
 import re
@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from src.console.cli import UserError
 
-# transformers puts these around a marked word, and removes them from what people wrote.
+# transformers puts these around a marked word, and removes them from the texts themselves.
 MARKS = re.compile("[\U000f0000\U000f0001]")
 _WORD = re.compile("\U000f0000(.*?)\U000f0001", re.DOTALL)
 
@@ -78,7 +78,7 @@ class ControlTokens:
 
     def hide(self, text: str) -> str:
         """`text` with a number in place of each marked word; `unhide` gives the marked text. A template that looks for
-        such words in what people wrote, as Qwen3's does for `</think>`, then finds none.
+        such words in texts, as Qwen3's does for `</think>`, then finds none.
         """
         return _WORD.sub(lambda found: found[0].replace(found[1], str(self._words.index(found[1]))), self.mark(text))
 

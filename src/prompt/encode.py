@@ -1,8 +1,8 @@
 """Messages → tokens: the one encoder that training, scoring and preference tuning share.
 
-The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a
-BOS is put in front by rule. So the letter that is trained is the letter that is read, in the context that the model
-really sees.
+The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a BOS
+is added where the tokenizer itself adds one. So training and scoring use the same token for a letter, after the same
+context.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ SEAM = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a model can read. None stands for no limit.
+    """Limits of a model's input. None stands for no limit.
 
     context     its longest input in tokens; longer items are refused, never cut
     vocab       how many token ids it has embeddings for; an item with another is refused
@@ -52,7 +52,7 @@ class Example:
 
     @property
     def sequences(self) -> tuple[tuple[int, ...], ...]:
-        """All that the model is to see of the item: the right answer's tokens, then the wrong ones'."""
+        """Every sequence of the item: the prompt with the right answer, then with each wrong one."""
         return self.ids, *self.rejected
 
     @property
@@ -129,7 +129,7 @@ class Encoder:
         return text_sha, ids_sha
 
     def notes(self, items: Sequence[Item]) -> list[str]:
-        """What the user should know about the prompt of `items` before it is used, a line each."""
+        """Notes for the user on the prompt of `items`, a line each."""
         lines = self.chat.notes(bool(self.prompt.system))
         if self.lead:
             lines.append(
@@ -277,7 +277,7 @@ class Encoder:
         self._check_vocab(examples)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for one in examples:
-            # A template may well write a BOS in front of each turn, but no model was trained on two in a row.
+            # A template may write a BOS before each turn, but no model was trained on two in a row.
             if bos is not None and bos != eos and one.ids[:2] == (bos, bos):
                 raise UserError(
                     f"{self.name}: item {one.id}: the prompt begins with two BOS tokens; "

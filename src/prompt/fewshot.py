@@ -51,7 +51,7 @@ class Library:
             ranked.sort(key=lambda place: (-likeness[place], place))
         found: list[Item] = []
         seen = {item.dialogue_key}
-        for place in ranked:  # one from each dialogue: two would show much the same
+        for place in ranked:  # one from each dialogue, since two would be much alike
             if pool[place].dialogue_key not in seen:
                 seen.add(pool[place].dialogue_key)
                 found.append(pool[place])

@@ -1,4 +1,4 @@
-"""Addresses of services: what may be shown of them, and whether they are on this machine."""
+"""Addresses of services: masking their secrets, and telling whether they are on this machine."""
 
 import re
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
@@ -69,7 +69,9 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     host = re.split("[/?#]", rest)[0]
     login = ""
-    if "@" in host or ":" in host:  # a password may wrongly hold any sign: all up to the last @ may be one
+    if (
+        "@" in host or ":" in host
+    ):  # a password may wrongly hold any character, so everything up to the last @ may be one
         _, at, rest = rest.rpartition("@")
         login = MASK + at if at else ""
     place, mark, query = rest.partition("#")[0].partition("?")

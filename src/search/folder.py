@@ -1,4 +1,4 @@
-"""The folder of a search: what it was asked for, and its steps."""
+"""The folder of a search: its settings and its steps."""
 
 import dataclasses
 import json

@@ -15,11 +15,11 @@ from src.toy.miniature_tokenizers import dialogue_text, option_lines
 from src.tree import prefix
 
 Marks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Rows, columns and the truth at these places, all (places,)."""
+"""Positions in a batch: (dialogue, token, truth), each of shape (positions,)."""
 
 
 class ChatForm:
-    """What a backbone's chat template puts around a user's turn, and the tokens of the letters after it."""
+    """The chat template's text around a user's turn, and the tokens of the letters after it."""
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         self.tokenizer = tokenizer
@@ -73,7 +73,7 @@ class Question:
 
     ids            tokens of prompt and answer
     answer_start   number of tokens of the prompt
-    options        for each option the places of its tokens in the prompt
+    options        for each option the positions of its tokens in the prompt
     right          index of the right option
     """
 

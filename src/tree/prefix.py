@@ -276,8 +276,7 @@ def _one_mask(
 
 
 def _order(arrays: Sequence[np.ndarray]) -> list[int]:
-    """Indices of the sequences in lexicographic order. Big-endian bytes sort like the non-negative numbers they hold.
-    """
+    """Indices of the sequences in lexicographic order. Big-endian bytes sort like non-negative numbers."""
     return sorted(range(len(arrays)), key=lambda number: arrays[number].astype(">i8").tobytes())
 
 

@@ -26,7 +26,7 @@ from src.figures.canvas import Axes
 
 TENTHS = 10
 LONGEST_RUN = 4
-"""Turns of one speaker without a break; longer runs are counted with these."""
+"""Most turns of one speaker without a break; longer runs are counted with these."""
 
 
 def lengths(view: View) -> Finding:

@@ -1,4 +1,4 @@
-"""The prompts: how many tokens they have, and what for."""
+"""The prompts: their tokens, by backbone and part."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SHADES = dict(zip(PROMPT_PARTS, ("#B8B8B8", style.BLUE, style.SKY, style.ORANGE,
 DARK = ("대화", "틀", "선택지")
 """Parts whose shade takes a white number."""
 LEAST_NUMBERED = 28
-"""Tokens; a shorter bar has no room for its number."""
+"""Least tokens of a bar that has room for its number."""
 
 
 def tokens(view: View) -> Finding:

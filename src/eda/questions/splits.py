@@ -1,4 +1,4 @@
-"""The splits: how large they are, what is odd in them, what their items share, how far two of them are apart."""
+"""The splits: their sizes, odd values, shared dialogues, and the distances of two of them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
