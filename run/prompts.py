@@ -156,7 +156,7 @@ def show(arguments: Namespace, console: "Console") -> None:
     end = [encoder.tokenizer.decode([id]) for id in example.ids[-LETTERS_SHOWN:]]
     letters = zip(encoder.letters, encoder.letter_ids or (), strict=True)
     told = ", ".join(f"{letter} {id} {encoder.tokenizer.decode([id])!r}" for letter, id in letters)
-    console.print(f"the letters are read behind {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
+    console.print(f"the letters are read after {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
     if splits := splits_in(arguments.data):
         gauge = lengths.Gauge(recipe, lengths.Texts(splits), encoder=encoder)
         print_lengths({name: gauge}, splits, prompt.name, console)

@@ -64,7 +64,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -
 
         try:
             list(pool.map(work, jobs))
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or nobody reads the output any more
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or the output's reader is gone
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise

@@ -101,14 +101,14 @@ def _parse(text: str, name: str, read: Json) -> None:
 
     decoder = json.JSONDecoder(object_pairs_hook=whole_object, parse_float=_finite, parse_constant=_finite)
     values: list[Any] = []
-    place = _skip(text, 0)
+    position = _skip(text, 0)
     try:
-        while place < len(text):
-            if values and not (isinstance(values[-1], dict) and text[place] == "{"):
-                raise json.JSONDecodeError("Extra data", text, place)
-            value, place = decoder.raw_decode(text, place)
+        while position < len(text):
+            if values and not (isinstance(values[-1], dict) and text[position] == "{"):
+                raise json.JSONDecodeError("Extra data", text, position)
+            value, position = decoder.raw_decode(text, position)
             values.append(value)
-            place = _skip(text, place)
+            position = _skip(text, position)
     except json.JSONDecodeError as error:
         whole = text.rstrip()
         cut = error.pos >= len(whole) or whole[-1] not in "]}"
@@ -150,10 +150,10 @@ def same(one: Any, other: Any) -> bool:
     return _canonical(one) == _canonical(other)
 
 
-def _skip(text: str, place: int) -> int:
-    while place < len(text) and text[place] in BLANKS:
-        place += 1
-    return place
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in BLANKS:
+        position += 1
+    return position
 
 
 def _finite(literal: str) -> float:

@@ -158,9 +158,9 @@ class Recipe:
         None, "stop after so many evaluations without a better one; never by default", POSITIVE
     )
     prompt: str = _setting(
-        "entry", "name of a file in resource/prompts, or a path to one; +name behind it for each of its strategies"
+        "entry", "name of a file in resource/prompts, or a path to one; +name after it for each of its strategies"
     )
-    reasoning: bool = _setting(False, "the letter stands behind reasoning: the data's in training, else generated")
+    reasoning: bool = _setting(False, "the letter comes after reasoning: the data's in training, else generated")
     only_category: str | None = _setting(
         None,
         "train on, and choose weights by, the items of this category alone",

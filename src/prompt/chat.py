@@ -208,10 +208,10 @@ class Chat:
         Some templates write the next turn's header too, even when asked not to.
         """
         whole = self._apply([_user(), _answer()])
-        place = whole.rfind(ANSWER)
-        behind = whole[place + len(ANSWER) :] if place >= 0 else ""
-        found = self.control.pattern.search(behind)
-        end = (behind[: found.end()] if found else behind).strip()
+        position = whole.rfind(ANSWER)
+        rest = whole[position + len(ANSWER) :] if position >= 0 else ""
+        found = self.control.pattern.search(rest)
+        end = (rest[: found.end()] if found else rest).strip()
         return end or self.tokenizer.eos_token or ""
 
 

@@ -132,24 +132,24 @@ class ControlTokens:
         if not MARKS.search(marked):
             return [start for start, _ in self._offsets(marked)]
         found: list[int] = []
-        place = 0
+        position = 0
         for number, piece in enumerate(_WORD.split(marked)):  # text, word, text, word, …
             if number % 2:
-                found += [place] * len(self.encode(self.mark(piece), name))
+                found += [position] * len(self.encode(self.mark(piece), name))
             elif number == 0:
                 found += [start for start, _ in self._offsets(piece)]
             elif piece:
-                found += [place + start for start in self._starts_behind(piece)]
-            place += len(piece)
+                found += [position + start for start in self._starts_after(piece)]
+            position += len(piece)
         assert len(found) == len(self.encode(marked, name)), (name, self.clean(marked))
         return found
 
-    def _starts_behind(self, piece: str) -> list[int]:
+    def _starts_after(self, piece: str) -> list[int]:
         """Where tokens start in a piece after a marked word. transformers encodes it after a line break, so that no
         blank is put in front of it, provided that the line break is a token of its own.
         """
-        alone, behind = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
-        if behind[: len(alone)] == alone:
+        alone, after = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
+        if after[: len(alone)] == alone:
             return [max(start - 1, 0) for start, _ in self._offsets("\n" + piece)[len(alone) :]]
         return [start for start, _ in self._offsets(piece)]
 

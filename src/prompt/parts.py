@@ -45,7 +45,7 @@ def message_parts(
 ) -> list[tuple[str, str]]:
     """The user's message cut where another part begins: (part, text), in the order in which parts first appear.
 
-    A part begins with the lines that head it: at the first line break behind the part before it.
+    A part begins with the lines that head it: at the first line break after the part before it.
     """
     found: dict[str, str] = {}
     last = between = ""
@@ -91,11 +91,11 @@ def _parts_of_characters(encoder: "Encoder", item: Item, headings: bool) -> list
     def name(words: str, part: str, start: int) -> int:
         """Assigns the part to `words`, searched for from `start`. Returns where they end."""
         words = words.strip()
-        place = text.find(words, start)
-        if place < 0:  # a chat template may move blanks
+        position = text.find(words, start)
+        if position < 0:  # a chat template may move blanks
             return start
-        parts[place : place + len(words)] = [part or REST] * len(words)
-        return place + len(words)
+        parts[position : position + len(words)] = [part or REST] * len(words)
+        return position + len(words)
 
     messages = prompt.render(item, reasoning=reasoning).messages
     own = max(text.rfind(messages[-1]["content"]), 0)
@@ -105,9 +105,9 @@ def _parts_of_characters(encoder: "Encoder", item: Item, headings: bool) -> list
         example = prompt.render(encoder.library.choose(item)[0], reasoning=reasoning).messages[-1]
         start = max(text.find(example["content"]), 0)
         parts[start:own] = ["examples"] * (own - start)
-    place = own
+    position = own
     for part, words in (message_parts if headings else pieces)(prompt, item, reasoning=reasoning):
-        place = name(words, part, place)
+        position = name(words, part, position)
     return parts
 
 

@@ -259,9 +259,9 @@ def _terms(prompts: Prompts) -> list[Term]:
     return [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
 
 
-def _probes(examples: Sequence[Example], places: Iterable[int]) -> list[int]:
-    """Of the examples at `places`, up to two of each of the two dialogues with the longest ones."""
+def _probes(examples: Sequence[Example], indices: Iterable[int]) -> list[int]:
+    """Of the examples at `indices`, up to two of each of the two dialogues with the longest ones."""
     dialogues: dict[str, list[int]] = {}
-    for place in sorted(places, key=lambda place: -len(examples[place].ids)):
-        dialogues.setdefault(examples[place].dialogue, []).append(place)
-    return [place for some in list(dialogues.values())[:2] for place in some[:2]]
+    for index in sorted(indices, key=lambda index: -len(examples[index].ids)):
+        dialogues.setdefault(examples[index].dialogue, []).append(index)
+    return [index for some in list(dialogues.values())[:2] for index in some[:2]]

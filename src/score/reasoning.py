@@ -211,7 +211,7 @@ def check_lengths(encoder: Encoder, items: Sequence[Item], orders: Sequence[str]
     if len(longest.ids) + sampling.max_new_tokens > encoder.context:
         raise UserError(
             f"{encoder.name}: item {longest.id} has {len(longest.ids)} tokens; "
-            f"with {sampling.max_new_tokens} of reasoning behind them it does not fit into the context of "
+            f"with {sampling.max_new_tokens} of reasoning after them it does not fit into the context of "
             f"{encoder.context}. Nothing is cut; "
             f"allowed: --max_new_tokens up to {encoder.context - len(longest.ids)}, or a shorter prompt."
         )

@@ -80,8 +80,8 @@ def _draw_parts(axes: Axes, means: Mapping[str, Mapping[str, float]]) -> None:
     for part in PROMPT_PARTS:
         widths = np.array([means[name][part] for name in names])
         axes.barh(names, widths, 0.7, left=start, color=SHADES[part], label=part, edgecolor="white", linewidth=0.6)
-        for place, width in enumerate(widths):
+        for position, width in enumerate(widths):
             if width > LEAST_NUMBERED:
-                middle, colour = start[place] + width / 2, "white" if part in DARK else style.BLACK
-                axes.text(middle, place, f"{width:.0f}", ha="center", va="center", fontsize=8, color=colour)
+                middle, colour = start[position] + width / 2, "white" if part in DARK else style.BLACK
+                axes.text(middle, position, f"{width:.0f}", ha="center", va="center", fontsize=8, color=colour)
         start += widths

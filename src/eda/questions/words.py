@@ -86,7 +86,7 @@ def _cloud(counted: Mapping[str, int], wide: bool) -> NDArray[np.uint8]:
     from wordcloud import WordCloud
 
     colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK, "#9C4F7E")
-    shades = {word: colours[place % len(colours)] for place, word in enumerate(sorted(counted))}
+    shades = {word: colours[position % len(colours)] for position, word in enumerate(sorted(counted))}
     cloud = WordCloud(
         font_path=str(style.regular_font()),
         width=1160 if wide else 570,
