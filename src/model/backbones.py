@@ -47,7 +47,7 @@ class Backbone(Shape):
 
     @property
     def expected_config(self) -> dict[str, Any]:
-        """What the model's config must say, by its own names."""
+        """Values that the model's config must have, by the config's names."""
         return {CONFIG_KEYS.get(name, name): getattr(self, name) for name in self.checked} | dict(self.expect)
 
 

@@ -70,7 +70,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a training is kept in memory, and whether that fits."""
+    """The options that decide a training's memory, and whether it fits."""
 
     optimizer: str
     checkpointing: bool

@@ -27,7 +27,7 @@ OBJECTIVES = ("answer", "letter", "letters", ORPO, "ranking")
 FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stochastic")
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""
 SEEDS = 2**32
-"""How many seeds numpy takes; the other libraries take more."""
+"""Number of seeds that numpy takes; the other libraries take more."""
 
 
 class TaskCategories(Sequence[str]):
@@ -42,7 +42,7 @@ class TaskCategories(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a number must be, in words and as a test."""
+    """A limit on a number, in words and as a test."""
 
     words: str
     holds: Callable[[float], bool]
@@ -300,7 +300,7 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def _value_problems(name: str, value: Any) -> list[str]:
-    """What is wrong with the value of one setting: at most one sentence."""
+    """Problems of the value of one setting: at most one sentence."""
     if value is None:
         return []
     allowed = CHOICES.get(name)

@@ -38,7 +38,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 SHOWN = 6
-"""How many names a message lists."""
+"""Most names that a message lists."""
 
 Headers = dict[str, torch.Tensor]
 """The tensors of files by name, on the meta device: shapes and dtypes without values."""

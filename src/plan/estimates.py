@@ -50,7 +50,7 @@ class Estimate:
     training: MemoryPlan | None
     """The memory plan on the GPU at hand, or on one H200 where there is none."""
     cards: Mapping[str, MemoryPlan]
-    """How the run would be trained, by card."""
+    """Name of a card → the memory plan on it."""
     disk: int | None
     """Bytes of the run folder at most."""
     seconds: float | None
@@ -60,7 +60,7 @@ class Estimate:
 
 
 def estimate_runs(recipes: Sequence[Recipe], items: Mapping[str, int], gpu: Gpu | None = None) -> list[Estimate]:
-    """What each recipe needs, for `items` items of each split, on `gpu`; without one on an H200 and by size of card.
+    """Estimates of each recipe for `items` items of each split, on `gpu`; without one, on an H200 and by size of card.
     Items are taken to be as long as the official corpus's are for the kind of tokenizer.
     """
     here = gpu or REFERENCE

@@ -1,4 +1,4 @@
-"""What is known of a recipe's base model without a download: from its folder, the table of backbones or the cache."""
+"""Facts about a recipe's base model without a download: from its folder, the table of backbones or the cache."""
 
 import json
 from dataclasses import dataclass

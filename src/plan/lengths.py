@@ -221,7 +221,7 @@ def too_long(recipes: Sequence[Recipe], splits: Mapping[str, Sequence[Item]]) ->
 
 
 def line(long: Sequence[Lengths], gauge: Gauge, prompt: str) -> str:
-    """What `too_long` says of a recipe. long: its splits with items that are too long."""
+    """The line of `too_long` for a recipe. long: its splits with items that are too long."""
     how = "counted" if all(one.counted for one in long) else f"estimated, for a tokenizer like {gauge.kind.what}"
     parts = ", ".join(f"{one.split} {one.too_long} of {one.items}" for one in long)
     most = max(one.longest for one in long)

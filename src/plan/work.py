@@ -1,4 +1,4 @@
-"""What is left to do of a set of recipes: a command for each, and whether this machine can do it."""
+"""The work left for a set of recipes: a command for each, and whether this machine can do it."""
 
 import sys
 from collections.abc import Mapping, Sequence

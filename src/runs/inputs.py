@@ -55,7 +55,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Began:
-    """What an unfinished run began with, from its inputs.json.
+    """The inputs that an unfinished run began with, from its inputs.json.
 
     hashes   split → [digest, number of items]; the prompt's digest
     commits  as `hub.pin` takes them
@@ -86,8 +86,8 @@ def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence
 
 
 def began_with(folder: Path) -> Began | None:
-    """What the unfinished run in `folder` began with; None for one that begins now. UserError when its inputs.json is
-    damaged or gone.
+    """The inputs that the unfinished run in `folder` began with; None for one that begins now. UserError when its
+    inputs.json is damaged or gone.
     """
     if not (folder / CHECKPOINTS).is_dir() or not (folder / RECIPE).is_file():
         return None
@@ -293,7 +293,7 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
 
 
 def changed_note(run: Path, split: str, path: Path) -> str:
-    """What to say when `path` is the file that the run's record names and has changed since; else nothing."""
+    """A note when `path` is the file that the run's record names and has changed since; else nothing."""
     named = named_data(run, split)
     if named is None or named[1] is None or named[0].resolve() != path.resolve():
         return ""

@@ -26,7 +26,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a few prompts gave in shared rows against one by one.
+    """Comparison of a few prompts in shared rows with the same prompts one by one.
 
     letter_logits_gap      root mean square of the differences of the letters' logits
     letter_logits_allowed  the gap up to which the two count as the same

@@ -245,7 +245,7 @@ def _mean(logits: Sequence[Logits]) -> Logits:
 
 
 def summary(chains: Sequence[Chain], scores: Sequence[ItemScores], sampling: Sampling) -> dict[str, Any]:
-    """What a record says of the chains; `finished` and `agreement` are shares."""
+    """The record's entry on the chains; `finished` and `agreement` are shares."""
     return {
         **dataclasses.asdict(sampling),
         "chains": len(chains),

@@ -25,7 +25,7 @@ from src.tree.rows import Layout, Row, to_device
 
 
 class GuardedTrainer(Protocol):
-    """What the check needs of a trainer, and may change: `layout` and the layers of `network`."""
+    """The part of a trainer that the check uses. It may change `layout` and the layers of `network`."""
 
     recipe: Recipe
     encoder: Encoder

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Objective(abc.ABC):
-    """What training asks of an objective, whose settings are in `recipe`.
+    """The interface of an objective, whose settings are in `recipe`.
 
     compares   whether wrong answers are encoded beside the right one
     measures   whether evaluations call `measure`; dev's answers are encoded for it

@@ -83,7 +83,7 @@ def gave_up() -> str:
 
 
 def failure(error: BaseException) -> str:
-    """What failed while compiling, in a line; "" for any other error.
+    """The compile error in a line; "" for any other error.
 
     Running out of memory and a broken GPU are not failures of compiling, even if the compiler met them.
     """

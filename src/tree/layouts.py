@@ -64,7 +64,7 @@ class TrainingSteps:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingLayout:
-    """How a training is computed.
+    """The layout and memory plan of a training.
 
     sharing_factor   input tokens per computed token
     memory           how the run is kept in memory

@@ -209,7 +209,7 @@ def attention_mask(
     dtype: torch.dtype = torch.float32,
     copies: tuple[int, int] | None = None,
 ) -> Any:
-    """What a Hugging Face causal model takes as `attention_mask` for a row, with `position_ids=depth[None]`.
+    """The `attention_mask` of a Hugging Face causal model for a row, with `position_ids=depth[None]`.
 
     copies: (prefix, copies) of a `block_mask`, for an attention that repeats its keys and values in this way; the
     result is then a `BlockMask`, whatever the config's attention.

@@ -20,7 +20,7 @@ from src.worth.metrics import evaluate
 
 @dataclass(frozen=True)
 class Voter:
-    """What the record says of a voter.
+    """A voter's entry in the record.
 
     scores     whether there are log-probabilities beside the answers
     agreement  share of the items that it answers as the vote does
@@ -107,7 +107,7 @@ def vote_line(verdict: Verdict, sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def unlike_earlier(earlier: Record | None, split: str, sources: Sequence[Source]) -> list[str]:
-    """What to say where the votes on other splits in the same folder are by another number of orders."""
+    """Notes where votes on other splits in the same folder are by another number of orders."""
     orders = {source.orders for source in sources if source.orders}
     if earlier is None or len(orders) != 1:
         return []

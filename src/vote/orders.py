@@ -76,7 +76,7 @@ def common_orders(
 
 
 def _only_here(count: int, other: str, elsewhere: Mapping[str, Mapping[int, Path]]) -> str:
-    """What to say where runs have scores on the `other` split, and not by as many orders; else nothing."""
+    """A note where runs have scores on the `other` split, but not by as many orders; else nothing."""
     unlike = [name for name, there in elsewhere.items() if there and count not in there]
     told = f"these are scores of {counted(count, 'order')}, but on {other} there are none such of {', '.join(unlike)}"
     return told if unlike else ""

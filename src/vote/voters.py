@@ -1,4 +1,4 @@
-"""Who votes on a split, on which items, and why others do not."""
+"""Finds the voters on a split and their items, and why other runs do not vote."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
 
 
 def notes_on_voters(sources: Sequence[Source]) -> list[str]:
-    """What to say where there is only one voter, or where answers by different numbers of orders come together."""
+    """Notes where there is only one voter, or where answers by different numbers of orders vote together."""
     notes = []
     if len(sources) == 1:
         notes.append(f"a single voter: these are the answers of {sources[0].ballot.run}, and no vote of several")
