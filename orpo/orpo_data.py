@@ -4,9 +4,9 @@
     python -m orpo.orpo_data --recipe resource/recipes/published/qwen2it.yaml --form merged --out pairs.jsonl
     python -m orpo.orpo_data --prompt plain --form plain --split dev --orpo_pairs one
 
-Each has id, prompt, chosen and rejected; the prompt and the two answers are those of the training, in a form:
+Each pair has id, prompt, chosen and rejected. Prompt and answers are those of the training, in one of these forms:
 
-    chat     the backbone's chat template, as training and scoring have it
+    chat     the backbone's chat template, as training and scoring use it
     merged   the same, with the system's text in front of the user's (training: --system_turn folded)
     plain    the bare texts, one below the other; needs no tokenizer and so no model
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit: found {arguments.limit}, allowed: 1 or more.")
     if arguments.form == "plain" and not (arguments.recipe or arguments.model_id or arguments.backbone):
-        arguments.backbone = "qwen2"  # any: its texts are not used
+        arguments.backbone = "qwen2"  # any backbone: its texts are not used
     arguments.objective = ORPO
     recipe = read_recipe(arguments, method="full")
     prompt = load_prompt(recipe.prompt)

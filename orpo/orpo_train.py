@@ -7,7 +7,7 @@
 
 Takes any recipe and trains it with objective orpo (Hong et al. 2024, arXiv 2403.07691); without one it trains all
 parameters. Items, prompt, tokens, letters, memory, rows and run folder are those of run.train, and run.test, run.vote
-and run.reproduce take the run as any other. What is compared: python -m orpo.orpo_data. Several recipes on several
+and run.reproduce take the run as any other. To see the pairs: python -m orpo.orpo_data. Several recipes on several
 GPUs: bash orpo/run_orpo.bash
 """
 

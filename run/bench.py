@@ -52,10 +52,10 @@ from src.toy.bench_table import add_ratios, table, title, with_rates
 PROMPT = "entry"
 SECONDS = {"cuda": 15.0, "cpu": 1.0}
 LAYERS = {"cuda": None, "cpu": 2}
-"""Of the stack, by default; None is all of them. A CPU should be done in two minutes."""
+"""Layers of the stack by default; None is all of them. A CPU should be done in two minutes."""
 NO_MEMORY = "out of memory"
 WIDTH = 100
-"""Columns of the table where there is no terminal, and at most."""
+"""Width of the table where there is no terminal, and its greatest width."""
 
 
 def make_parser() -> Parser:
@@ -164,7 +164,7 @@ def choose(asked: Sequence[str] | None, device: str) -> list[str]:
 
 
 def begin_record(arguments: argparse.Namespace, device: str, words: str, folder: Path) -> dict[str, Any]:
-    """The record without any case. Leaves in `folder` what the cases are measured on."""
+    """The record without any case. Writes the inputs of the cases to `folder`."""
     from src.toy.bench_inputs import kind_for, model_config
 
     kind = device.partition(":")[0]
@@ -187,7 +187,7 @@ def begin_record(arguments: argparse.Namespace, device: str, words: str, folder:
 
 
 def write_corpus(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Leaves the splits and a tokenizer of that kind in `folder` for the cases, and returns what they are like."""
+    """Writes the splits and a tokenizer of that kind to `folder` for the cases, and returns their statistics."""
     from src.toy import bench_inputs
 
     for split, items in bench_inputs.make_corpus().items():
@@ -209,7 +209,7 @@ def run_case(name: str, arguments: argparse.Namespace, device: str, folder: Path
     given = {"seconds": arguments.seconds, "layers": arguments.layers or LAYERS[kind], "cap": arguments.cap}
     for flag, value in given.items():
         command += [f"--{flag}", str(value)] if value is not None else []
-    # One thread: at the miniature's size more gain little, and on a busy machine they lose a lot.
+    # One thread: at the miniature's size more threads gain little, and on a busy machine they lose a lot.
     environment = {"OMP_NUM_THREADS": "1"}
     if kind == "cuda":  # the case's process sees this GPU alone
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -1,9 +1,9 @@
-"""Look a file over before it is handed in: the items, their order and text as in the test split, and all answered.
+"""Check a file before it is handed in: the items, their order and text are those of the test split, and all answered.
 
     python -m run.check_submission resource/results/vote-8/predictions_test.json
     python -m run.check_submission predictions.json --data resource/data
 
-Exit code 0 when the file is ready, 2 with all that is wrong with it when it is not.
+Exit code 0 when the file is ready; otherwise 2, with a list of all problems.
 """
 
 import sys

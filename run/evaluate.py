@@ -1,4 +1,4 @@
-"""What answers to a labelled split are worth: accuracy with its interval, where it fails, and the floors beside it.
+"""Evaluate answers to a labelled split: accuracy with its interval, the errors, and floors to compare with.
 
     python -m run.evaluate qwen2                                   # a run in resource/results, on the dev split
     python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
@@ -123,8 +123,8 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
 
 
 def show_pairs(console: "Console", found: Comparison, asked: str | None, against: str | None) -> None:
-    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed: which
-    one is the best is known from the same items.
+    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed, since the
+    best one is picked on the same items.
     """
     pairs, answers = found.pairs, len(found.results)
     few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)

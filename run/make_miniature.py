@@ -4,8 +4,9 @@
     python -m run.make_miniature --only qwen2 solarko
     python -m run.make_miniature --out /tmp/miniature
 
-Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. What is complete is left as it
-is; remove a folder to have it made again. Everything is invented, and numbers that come of it are the miniature's.
+Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. Complete files and folders are
+left as they are; remove a folder to have it made again. Everything is invented, and all numbers from it are the
+miniature's.
 """
 
 import os

@@ -6,8 +6,8 @@
 
 --run is the model under test: a trained run, by name or folder, or an untrained model. --engine is the critic: any
 OpenAI-compatible endpoint (vLLM, Ollama, transformers serve), or a model that is loaded here. The items of the labelled
-split are parted by dialogue: on one part the text is criticised, on the other, held out, a new prompt has to win. The
-test split is never read. Every step is kept in --out, and the same command goes on where it stopped.
+split are divided by dialogue: the text is criticised on one part, and a new prompt must win on the other, held-out
+part. The test split is never read. Every step is kept in --out, and the same command goes on where it stopped.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NOT_FIXED = ("steps", "max_calls")
-"""Settings that may change when a search goes on."""
+"""Settings that may change when a search resumes."""
 FREE_BEFORE_CALLS = ("engine", "engine_model", "temperature")
 """Settings that may change until the critic has answered, so that a wrong address can be corrected."""
 
@@ -195,7 +195,7 @@ def start_prompt(arguments: Namespace, recipe: Recipe) -> Prompt:
 
 
 def asked_of(arguments: Namespace, settings: SearchSettings, start: Prompt, path: Path, items: int) -> dict[str, Any]:
-    """What must be the same for a search to go on."""
+    """Settings that must be the same for a search to resume."""
     return {
         "run": arguments.run,
         "start": start.sha256,
@@ -234,7 +234,7 @@ def model_under_test(
     frozen = frozen_in(weights)
     tokenizer = make_encoder(plain, start, kept, library, frozen).tokenizer
 
-    # Behind another prompt the letters may be other tokens.
+    # After another prompt the letters may be other tokens.
     scorers = functools.cache(functools.partial(LetterScorer, network))
 
     def scorer(prompt: Prompt, some: Sequence[Item]) -> list[ItemScores]:

@@ -1,4 +1,4 @@
-"""The official download, checked and put where every other command looks for it: data_{train,dev,test}.json.
+"""Check the official download, and write it where every other command looks for it: data_{train,dev,test}.json.
 
     python -m run.prepare_data 대화맥락추론_데이터.zip
     python -m run.prepare_data downloads/ --out resource/data

@@ -1,4 +1,4 @@
-"""Prompts: what there is, how an item looks under one, and which is better.
+"""Prompts: list them, show an item under one, and compare them.
 
     python -m run.prompts                                                   # list them
     python -m run.prompts korean+persona+cot --runs polar --item train-3    # one item, and where its tokens go
@@ -6,7 +6,7 @@
     python -m run.prompts --compare korean korean+cot korean+3shots --runs Qwen/Qwen2-7B-Instruct polar
 
 RUN is a trained run, by name or folder; or an untrained model, by a recipe's file, a backbone's short name, a hub id or
-a folder. To show an item only the tokenizer is needed. Lengths are counted if the tokenizer is on this machine, else
+a folder. Showing an item needs only the tokenizer. Lengths are counted if the tokenizer is on this machine, else
 estimated, and nothing is downloaded. A comparison scores the same items of a labelled split under each prompt, and
 compares each with the first by McNemar's exact test. The test split has no labels outside NIKL.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SAMPLE = ours("resource/data/sample.json")
 LETTERS_SHOWN = 12
-"""How many of the prompt's last tokens are shown, after which the letters are read."""
+"""How many of the prompt's last tokens are shown; the letters are read after them."""
 
 
 def make_parser() -> Parser:
@@ -156,7 +156,7 @@ def show(arguments: Namespace, console: "Console") -> None:
     end = [encoder.tokenizer.decode([id]) for id in example.ids[-LETTERS_SHOWN:]]
     letters = zip(encoder.letters, encoder.letter_ids or (), strict=True)
     told = ", ".join(f"{letter} {id} {encoder.tokenizer.decode([id])!r}" for letter, id in letters)
-    console.print(f"the letters are read behind {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
+    console.print(f"the letters are read after {' '.join(map(repr, end))}\nas the tokens {told}", soft_wrap=True)
     if splits := splits_in(arguments.data):
         gauge = lengths.Gauge(recipe, lengths.Texts(splits), encoder=encoder)
         print_lengths({name: gauge}, splits, prompt.name, console)
@@ -255,7 +255,7 @@ def compare(arguments: Namespace, orders: Sequence[str], console: "Console") -> 
     runs = []
     for given, name, recipe, folder in chosen:
         network = load.load_run(folder or Path(), recipe, device, trained=folder is not None)
-        # Behind another prompt the letters may be other tokens.
+        # After another prompt the letters may be other tokens.
         scorers = functools.cache(functools.partial(LetterScorer, network))
         results = [score_prompt(scorers, encoder, items, orders) for encoder in encoders[given]]
         compare_with_first(results)

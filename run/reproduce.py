@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = make_parser().parse_args(argv)
     check(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster ends a job: the runs end with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters end jobs with SIGTERM; the runs must end, too
     started = time.monotonic()
     console = make_console(markup=True)
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [recipe.name for recipe in recipes.values()]
     finished = [name for name in names if record_path(RESULTS / name).is_file() and name not in failures]
     vote = RESULTS / f"vote-{arguments.name or arguments.recipes[0].resolve().name}"
-    (vote / "log.txt").unlink(missing_ok=True)  # of the vote before: what it said is in the record
+    (vote / "log.txt").unlink(missing_ok=True)  # log of the previous vote, whose results are in its record
     for split in [split for split in ("dev", "test") if split in splits and finished]:
         command = [sys.executable, "-m", "run.vote", *finished, "--split", split, "--data", str(arguments.data)]
         command += ["--out", str(vote), "--expect", *names, *handed_on]
@@ -120,7 +120,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def load_splits(data: Path, known: Mapping[str, int]) -> dict[str, list[Item]]:
-    """The splits that are there. UserError when train or dev is missing and its size is not `known`."""
+    """The existing splits. UserError when train or dev is missing and its size is not `known`."""
     return {
         split: load_split(data, split, labelled=split != "test")
         for split in SPLITS

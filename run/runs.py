@@ -4,8 +4,8 @@
     python -m run.runs --csv > runs.csv
     python -m run.runs --markdown > runs.md
 
-Accuracies have their 95 % Wilson interval. Of the settings only those are shown that are not the same in all runs; of
-the data the first digits of its SHA-256, so that runs on other files can be told apart.
+Accuracies have their 95 % Wilson interval. Settings are shown only where runs differ. Data files are shown by the first
+digits of their SHA-256, so that runs on other files can be told apart.
 """
 
 import sys

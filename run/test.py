@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
-    """UserError for what can be known before torch is imported. folder: of a trained run, else None."""
+    """UserError for mistakes that can be seen before torch is imported. folder: of a trained run, else None."""
     if folder:
         refuse_settings(arguments, folder)
         read_run(folder)
@@ -196,7 +196,7 @@ def pick_run(
 
 
 def notes_on_own(own: Path, split: Split) -> list[str]:
-    """What to say of data that the user did not name. own: the run whose record may name it."""
+    """Notes on data that the user did not name. own: the run whose record may name it."""
     path = Path(split.file.path or "")
     notes = [] if path.parent == DATA else [f"the items are those of {path}"]
     return notes + list(filter(None, [changed_note(own, split.name, path)]))
@@ -210,7 +210,7 @@ def notes_on_replaced(run: "OpenRun", split: Split, orders: int) -> list[str]:
 
 
 def save_merged(run: "OpenRun", items: Sequence[Item], folder: Path) -> None:
-    """The adapter merged into its base, with all that the merged model needs to stand alone."""
+    """Saves the adapter merged into its base, with all files that the merged model needs."""
     from src.runs.merging import compare_merged
 
     merged, changed, gap = compare_merged(run.encoder, run.scorer, items)
@@ -221,7 +221,7 @@ def save_merged(run: "OpenRun", items: Sequence[Item], folder: Path) -> None:
 
 
 def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> "Sampling | None":
-    """How chains are generated, None without reasoning."""
+    """The sampling settings of the chains; None without reasoning."""
     names = ("samples", "temperature", "top_p", "max_new_tokens")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if not reasons:
@@ -237,7 +237,7 @@ def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> "S
 
 
 def suffix(sampling: "Sampling") -> str:
-    """What the name of a run with reasoning ends with."""
+    """The end of the name of a run with reasoning."""
     return "reasoning" + (f"{sampling.samples}" if sampling.samples > 1 else "")
 
 

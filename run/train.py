@@ -1,4 +1,4 @@
-"""Fine-tune one backbone: LoRA, QLoRA, or whatever method its recipe names.
+"""Fine-tune one backbone: LoRA, QLoRA, or any other method that its recipe names.
 
     python -m run.train --recipe resource/recipes/published/polar.yaml
     python -m run.train --recipe resource/recipes/published/polar.yaml --limit 16 --epoch 1 --name try

@@ -4,7 +4,7 @@
     python -m run.vote qwen2 bllossom --split dev       # these two, on the labelled split: what is their vote worth?
     python -m run.vote qwen2 ../colleague/predictions_test.json --out resource/results/vote_two
 
-Leaves predictions_<split>.json (the official submission format), votes_<split>.jsonl (a line per item) and record.json.
+Writes predictions_<split>.json (the official submission format), votes_<split>.jsonl (a line per item) and record.json.
 """
 
 import sys
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     writing.write_jsonl(votes, (vote_line(verdict, voters.sources) for verdict in decision.verdicts))
     record.with_result(args.split, decision.result).save(out)
 
-    # Printed when everything is written: the command may end when nobody reads its output any more.
+    # Printed after everything is written: the command ends here if the output's reader is gone.
     console = make_console()
     console.print(f"{args.split}: {len(voters.items)} items of {voters.data}; voters: {len(voters.sources)}")
     console.print(f"\n{RULE}\n")

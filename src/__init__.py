@@ -1,4 +1,6 @@
-"""What the commands in `run/` import. Data flows one way: file → items → messages → tokens → tree → scores → vote."""
+"""The modules that the commands in `run/` import. Data flows one way: file → items → messages → tokens → tree → scores
+→ vote.
+"""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The official JSON: it is read whole or not at all, and written back with answers.
+"""Reads the official JSON, whole or not at all, and writes it back with answers.
 
 A file is a list of items (see `resource/data/sample.json`). Three rules hold everywhere:
 
@@ -6,7 +6,7 @@ A file is a list of items (see `resource/data/sample.json`). Three rules hold ev
   of it with `output` filled.
 - The other fields of `Item` are for reading and prompting, so they are regular: text is NFC and holds whole characters,
   a JSON number in place of a text is its text (`7` is "7"), options have no blanks around them, `output` is an index or
-  None, a target is named once. Utterances keep their blanks and newlines; an item's id stays as it is.
+  None, each target is named once. Utterances keep their blanks and newlines; an item's id stays as it is.
 - An item that is unanswerable or ambiguous is refused, and so is a file that is broken or of another kind. Anything
   else that is odd is accepted and noted (`src/items/oddities.py`). The table in `resource/data/README.md` says which is
   which.
@@ -60,7 +60,7 @@ MOST_PROBLEMS = 10_000
 
 @dataclass
 class Reading:
-    """What a file holds: its sound items, a line for each problem, and what is odd.
+    """The contents of a file: its valid items, a line for each problem, and its oddities.
 
     The items may not be used while there are problems.
     """
@@ -152,7 +152,7 @@ def dump_items(raw: list[dict[str, Any]]) -> str:
 
 
 def oddity_note(path: str | Path) -> str | None:
-    """One line on what is odd in a data file, to be shown before something long starts with it.
+    """One line on the oddities of a data file, to show before a long command uses it.
 
     None where nothing is odd, and for a file that `load_items` refuses.
     """

@@ -28,7 +28,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Official:
-    """What is known of a task's official corpus.
+    """Known facts about a task's official corpus.
 
     items         how many each split has
     turns, words  mean and standard deviation per item of the train split, as published; None where nothing was
@@ -41,7 +41,7 @@ class Official:
 
 @dataclass(frozen=True)
 class Task:
-    """What all items of a task have in common.
+    """The definition of a task, which all its items share.
 
     categories  what an item may ask for
     options     the keys of an item's options in the files, which are also the values of its `output`
@@ -68,7 +68,7 @@ class Task:
         """`count` orders to average over, the file's own first.
 
         One, all, or a multiple of the number of options: then each option stands equally often under each letter.
-        Such a sample is made of rotations of some orders, drawn with a fixed seed. UserError for any other count.
+        A multiple consists of all rotations of some orders, drawn with a fixed seed. UserError for any other count.
         """
         number, most = len(self.options), math.factorial(len(self.options))
         if count not in (1, most) and (count % number or not 0 < count < most):
@@ -85,7 +85,7 @@ class Task:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of all that decides an answer: what is known of the official corpus is left out."""
+        """Digest of everything that decides an answer; facts about the official corpus are left out."""
         told = {key: value for key, value in asdict(self).items() if key != "official"}
         return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()
 
@@ -128,7 +128,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _misfits(raw: Mapping[str, Any]) -> list[str]:
-    """What does not fit together in lists that are sound by themselves."""
+    """Problems between lists that are valid by themselves."""
     problems = []
     if not raw["categories"]:
         problems.append("categories: found none, allowed: one or more")

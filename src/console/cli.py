@@ -1,4 +1,4 @@
-"""What every command shares: a parser that names the nearest flag, and one way to report users' mistakes."""
+"""Shared by all commands: a parser that names the nearest flag, and one way to report users' mistakes."""
 
 import argparse
 import contextlib
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.elsewhere: dict[str, str] = {}
-        """What to say about flags that only other commands have."""
+        """Flag that only other commands have → a sentence about it."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse's own overloads
         known, unknown = self.parse_known_intermixed_args(args, namespace)
@@ -115,9 +115,9 @@ def new_file(text: str) -> Path:
 
 def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
     """Exit code of a command: 0, or 2 after one line on stderr if the user made a mistake, 130 after Ctrl-C, or 141 if
-    nobody reads the output any more.
+    the output's reader is gone.
 
-    Variables that could change a result are first removed from the environment. Any terminal will do.
+    Variables that could change a result are first removed from the environment. Output works on any terminal.
 
     resumes  whether the same command continues where it was interrupted
     """

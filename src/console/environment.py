@@ -2,8 +2,8 @@
 
 The libraries that we use read some hundred variables, many of which change numbers: another precision, other kernels,
 another order of summation. A result may depend only on recipe, flags, data and versions, so whole families of names are
-removed before torch is imported (`clear`). Variables that stay say where things are, what is logged, how memory is
-managed, or how many threads there are (which the record notes).
+removed before torch is imported (`clear`). The variables that stay decide paths, logging, memory management, and the
+number of threads (which the record notes).
 """
 
 import os
@@ -40,7 +40,7 @@ FAMILIES = (
     "MKL_",
     "ONEDNN_",
 )
-"""Names that begin so are removed, except those that match `KEPT`."""
+"""Names with these beginnings are removed, except those that match `KEPT`."""
 SINGLE = (
     "CUTLASS_EPILOGUE_FUSION",
     "DISABLE_ADDMM_CUDA_LT",

@@ -1,5 +1,5 @@
 """Commands as child processes: their output in a log file, their progress through a pipe, their failure as one line.
-Several run at the same time, each on a GPU of its own, under one bar for all and one for each stage.
+Several run at the same time, each on its own GPU, under one bar for all and one for each stage.
 """
 
 import json
@@ -39,8 +39,8 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -> dict[str, str]:
-    """Runs the jobs, so many at once, and returns name → why it failed. Each has a GPU of its own where there are
-    several.
+    """Runs the jobs, `at_once` at a time, and returns name → why it failed. Where there are several GPUs, each job has
+    its own.
     """
     failures: dict[str, str] = {}
     stop = threading.Event()
@@ -64,7 +64,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -
 
         try:
             list(pool.map(work, jobs))
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or nobody reads the output any more
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or the output's reader is gone
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
@@ -81,7 +81,7 @@ class _Bars:
 
     @contextmanager
     def of(self, job: Job) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Within, a bar for `job`; what it gives is the `update` of `run_job`."""
+        """Within, a bar for `job`. Yields the `update` of `run_job`."""
         bar = self.progress.add_task(f"{job.name}: starting", total=None)
         counted = 0.0
 
@@ -123,8 +123,8 @@ def run_job(
 ) -> str:
     """Runs `command` to its end, or until `stop` is set, and returns why it failed, or "".
 
-    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is a process of its own, so its memory
-    is always freed, and if it is killed, nothing else dies.
+    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is its own process. So its memory is
+    always freed, and if it is killed, nothing else dies.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     # `python -m run.train` must find the repository from any folder.

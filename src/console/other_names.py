@@ -90,10 +90,10 @@ REASONS = {
         "dataset_num_proc remove_unused_columns"
     ),
 }
-"""Why there is no such setting → the names that others use."""
+"""Why we lack a setting → the names that others use for it."""
 
 ALSO = {"save_dir": ("out", "output"), "recipe": ("recipes",), "name": ("run",), "model_id": ("runs", "run")}
-"""Other names of ours, for commands and files that do not have the first."""
+"""Second names of ours, for commands and files that do not have the first."""
 
 MORE = {
     "warmup_ratio": " Below 1 it is a share of all steps.",

@@ -14,7 +14,7 @@ from typing import Any
 
 PIPE = "CCI_PROGRESS_FD"
 OFTEN, PARTS = 30.0, 50
-"""A log gets a line at most every so many seconds, and at most so many lines for a stage."""
+"""Least seconds between two lines in a log, and the most lines for a stage."""
 
 
 class Progress:
@@ -36,7 +36,7 @@ class Progress:
             self._bar.refresh()
 
     def note(self, note: str) -> None:
-        """What is shown beside the count from now on."""
+        """Sets the text beside the count."""
         self._note = note
         if self._bar is not None:
             self._bar.set_postfix_str(note)

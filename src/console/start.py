@@ -68,7 +68,7 @@ def _lacks(package: str) -> str:
 
 
 def _advice(other_python: bool) -> str:
-    """What to type. other_python: whether the Python itself is the wrong version."""
+    """The command that the user should type. other_python: whether the Python itself is the wrong version."""
     venv, requirements = ours(".venv"), ours("requirements.txt")
     if (venv / "bin" / "activate").is_file() and Path(sys.prefix) != ROOT / ".venv":
         return f"Activate the environment: . {venv}/bin/activate"

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 WIDE = 10_000
-"""The width in characters of a file or a pipe, which have no edge."""
+"""The width in characters that tables may take in a file or a pipe."""
 
 
 def make_console(**options: Any) -> Console:
@@ -66,8 +66,8 @@ def _text(cell: Any, console: Console) -> Text:
 
 
 def _narrowed(table: Table, natural: Sequence[int], least: Sequence[int], room: int) -> Table:
-    """`table` with columns that are `room` wide in all. Columns that lack least get their full width first; the
-    longest texts share the rest.
+    """`table` with columns that are `room` wide in all. Columns that need the least more get their full width first;
+    the columns with the longest texts share the rest.
     """
     widths, left = list(least), room - sum(least)
     for place in sorted(range(len(widths)), key=lambda place: natural[place] - least[place]):

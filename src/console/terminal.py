@@ -1,7 +1,7 @@
 """Printing on any terminal: characters that it lacks are replaced, and control characters in texts are spelled out.
 
 The text of a corpus, the name of a file or the answer of an endpoint may contain anything. An output may have any
-encoding, or nobody may read it any more (`| head`). None of this ends a command with a traceback.
+encoding, or its reader may be gone (`| head`). None of this ends a command with a traceback.
 """
 
 import codecs
@@ -16,14 +16,14 @@ from typing import Any
 REPLACING = "cci.replacing"
 """The name, as `errors` of a stream, of our replacement of characters that its encoding lacks."""
 NO_READER = 141
-"""Exit code if nobody reads the output any more: 128 + SIGPIPE, the same as a shell's."""
+"""Exit code if the output's reader is gone: 128 + SIGPIPE, the same as a shell's."""
 ALIKE = {
     "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "…": "...", "⟦": "[", "⟧": "]", "“": '"', "”": '"', "‘": "'",
     "’": "'", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-", "█": "#", "━": "-", "╸": "-", "╺": "-", "•": "*",
 }  # fmt: skip
 """Characters that we print ourselves, and their replacements."""
 CONTROL = re.compile(
-    # What rich and tqdm write: colours, moves to another line, lines cleared, the cursor hidden and shown.
+    # Sequences that rich and tqdm write: colours, moves to another line, lines cleared, the cursor hidden and shown.
     r"(?P<drawn>\x1b\[(?:[0-9;]*m|[0-9]*[AB]|[0-2]?K|\?25[lh]))"
     # Everything else that a terminal obeys. Line ends, tabs and carriage returns belong to the text.
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
@@ -48,11 +48,11 @@ def harmless(text: str) -> str:
 
 
 class Unread(SystemExit):
-    """Nobody reads the output any more. This is not an OSError, because argparse and rich would catch that."""
+    """The output's reader is gone. This is not an OSError, because argparse and rich would catch that."""
 
 
 class Stream:
-    """A text stream whose `write` goes through `harmless`, and which ends the command if nobody reads it. Everything
+    """A text stream whose `write` goes through `harmless`, and which ends the command if its reader is gone. Everything
     else is left to the stream itself.
     """
 
@@ -101,7 +101,7 @@ def flush() -> None:
 
 
 def drop_unread() -> None:
-    """Discards what is still to be written to a pipe that nobody reads, also when Python exits."""
+    """Discards pending output to a pipe without a reader, also when Python exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

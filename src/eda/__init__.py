@@ -1,1 +1,1 @@
-"""What a corpus looks like: what is measured of it, and what follows."""
+"""The analysis of a corpus: measures, pictures, and conclusions for modelling."""

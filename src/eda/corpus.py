@@ -50,8 +50,8 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """What people call this corpus. "Official" takes the official sizes and the published figures, since any file
-        may lie in the folder.
+        """Name of this corpus for people. "Official" requires the official sizes and the published figures, since the
+        folder may hold any files.
         """
         if self.kind == SAMPLE:
             return "지어낸 말뭉치(sample)"

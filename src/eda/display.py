@@ -1,4 +1,4 @@
-"""What a cell of a notebook shows: the corpus, then a picture and two sentences for each question."""
+"""Output of a notebook's cells: the corpus, then a picture and two sentences for each question."""
 
 import base64
 import os

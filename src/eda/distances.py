@@ -1,4 +1,4 @@
-"""How far two splits are apart, measure by measure."""
+"""Distances of two splits, measure by measure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Value = float | Mapping[str, int]
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that two splits are compared in.
+    """A quantity in which two splits are compared.
 
     of            the items of a split → a value for each of its samples, in order
     per_dialogue  whether a sample is a dialogue instead of an item
@@ -88,8 +88,8 @@ class Distance(NamedTuple):
 def compare(measure: Measure, first: Sequence[Item], second: Sequence[Item]) -> Distance:
     """The distance of two splits: Kolmogorov-Smirnov's for numbers, total variation for counts.
 
-    The items of one dialogue are no independent draws. So the luck is measured on whole dialogues, dealt at random to
-    two splits of the same sizes.
+    Items of one dialogue are not independent. So luck is measured with whole dialogues, dealt at random to two splits
+    of the same sizes.
     """
     samples = [measure.samples(items) for items in (first, second)]
     values = [*measure.of(first), *measure.of(second)]

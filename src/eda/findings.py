@@ -1,7 +1,7 @@
-"""What a notebook in `eda/` asks of a corpus: `from src.eda import findings as find`.
+"""The questions of the notebooks in `eda/`: `from src.eda import findings as find`.
 
 A question takes a `View` and gives a `Finding`: a picture, what it shows, and what follows for modelling. Every number
-in a sentence is computed, and so is what the sentence makes of it.
+in a sentence is computed, and so is the conclusion drawn from it.
 """
 
 from src.eda.display import open_view, show

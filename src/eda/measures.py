@@ -1,4 +1,4 @@
-"""What is measured of items and their dialogues: lengths, turns, targets, options, marks of chat.
+"""Measures of items and their dialogues: lengths, turns, targets, options, marks of chat.
 
 Dialogues have up to five items, so two counts must not be mixed up: one per item weighs a dialogue by its items, as
 training does and as the published figures do; one per dialogue takes each once.
@@ -99,7 +99,7 @@ def option_likeness(item: Item) -> float:
 
 
 def odd_values(items: Sequence[Item]) -> dict[str, int]:
-    """How often the text of the files has something that a careless reader trips over. Dialogues count once."""
+    """How often the text of the files has irregularities that careless code trips over. Dialogues count once."""
     raw = [turn["utterance"] for item in dialogues(items) for turn in item.source["input"]["conversation"]]
     options = [str(item.source["input"][key]) for item in items for key in task.current().options]
     texts = ["" if text is None else str(text) for text in raw]

@@ -64,7 +64,7 @@ def executed(path: Path, data: Path | str, out: Path, task_file: Path = task.FIL
         DATA_VARIABLE: SAMPLE if data == SAMPLE else str(Path(data).resolve()),
         OUT_VARIABLE: str(out.resolve()),
         TASK_VARIABLE: str(task_file.resolve()),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # keeps the kernel's debugger, which nobody uses, from a warning
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # keeps the unused debugger of the kernel from a warning
     }
     with tempfile.TemporaryDirectory() as sockets:
         client = NotebookClient(

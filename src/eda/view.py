@@ -1,4 +1,4 @@
-"""What a notebook looks at: one split of a corpus, alone or beside another one."""
+"""The subject of a notebook: one split of a corpus, alone or beside another one."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """What a notebook looks at: a split, and maybe another one beside it."""
+    """The subject of a notebook: a split, and perhaps another one to compare it with."""
 
     corpus: Corpus
     split: str

@@ -32,7 +32,7 @@ def read_words(texts: Iterable[str]) -> None:
     """Finds the content words of many texts at once, which is quicker than one by one."""
     new = [text for text in dict.fromkeys(texts) if text not in read_already]
     # Masked names stay in: Kiwi reads "name1" as foreign letters and a number, which are no content words. Without the
-    # name, it would read the particle behind it as a noun.
+    # name, it would read the particle after it as a noun.
     for text, morphemes in zip(new, _kiwi().tokenize(new), strict=True):
         forms = [
             morpheme.form + ("다" if morpheme.tag.startswith("V") else "")

@@ -1,4 +1,4 @@
-"""matplotlib for pictures that go to files, whatever notebook or screen is set up around it.
+"""matplotlib for pictures in files, independent of any notebook or screen.
 
 `MPLBACKEND` names what shows a picture on a screen. Jupyter sets it for every program that is started from it, and
 importing matplotlib fails if matplotlib does not know the name. A picture in a file needs no backend: a `Figure` draws
@@ -24,7 +24,7 @@ def without_backend() -> Iterator[None]:
         if wanted is not None:
             os.environ[VARIABLE] = wanted
         if wanted and first:
-            with contextlib.suppress(ValueError):  # an unknown one
+            with contextlib.suppress(ValueError):  # an unknown backend
                 rcParams["backend"] = wanted
 
 

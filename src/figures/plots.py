@@ -54,7 +54,7 @@ def accuracy_by_step(points: Sequence[Point], in_use: Sequence[float]) -> Figure
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes the figure as a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp.png")
     figure.savefig(temporary)
     os.replace(temporary, path)

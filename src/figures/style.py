@@ -34,7 +34,7 @@ BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", BLUE])
 WIDTH_INCHES, DPI = 8.0, 150
 BOLD = 600  # the weight that the file of the bold font names
 PNG_COLOURS = 128
-"""The eye sees no difference, and the file is a third as large."""
+"""Colours in a PNG: the eye sees no difference, and the file is a third as large."""
 STAMP = "Corpus"
 """The text chunk of a PNG that holds the digest of the corpus it was drawn from."""
 
@@ -98,9 +98,9 @@ def panels(
     return figure, list(grid[0])
 
 
-def colour(name: str, place: int = 0) -> str:
-    """A split's own colour, or the colour of the series at `place`."""
-    return COLOURS.get(name, SERIES[place % len(SERIES)])
+def colour(name: str, index: int = 0) -> str:
+    """A split's own colour, or the colour of the series at `index`."""
+    return COLOURS.get(name, SERIES[index % len(SERIES)])
 
 
 def bars(
@@ -113,22 +113,22 @@ def bars(
     horizontal: bool = True,
 ) -> None:
     """Bars for each name, side by side for several series (label → values), each with its number."""
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     thickness = 0.8 / len(series)
     for order, (name, values) in enumerate(series.items()):
         offset = (order - (len(series) - 1) / 2) * thickness
         draw = axes.barh if horizontal else axes.bar
-        drawn = draw(places + offset, values, thickness * 0.92, color=colour(name, order), label=name)
+        drawn = draw(positions + offset, values, thickness * 0.92, color=colour(name, order), label=name)
         axes.bar_label(drawn, [form.format(value) for value in values], padding=3, fontsize=8.5, color="#333333")
     if horizontal:
-        axes.set_yticks(places, names)
+        axes.set_yticks(positions, names)
         axes.invert_yaxis()
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel(label)
         axes.margins(x=0.16)
     else:
-        axes.set_xticks(places, names)
+        axes.set_xticks(positions, names)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_ylabel(label)

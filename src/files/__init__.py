@@ -1,1 +1,1 @@
-"""Files of every kind: written whole or not at all, YAML with bounds, templates with bounds."""
+"""Files: paths, writing whole or not at all, and limits for YAML and templates."""

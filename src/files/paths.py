@@ -1,4 +1,4 @@
-"""Where runs lie, which files and folders a run has, and which run is meant by a name."""
+"""Paths of runs and of their files, and the run that a name stands for."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def record_path(run: str | Path) -> Path:
 
 
 def scores_path(run: str | Path, split: str, orders: int = 1) -> Path:
-    """Scores by one order of the options; those by more orders lie beside them."""
+    """Scores by one order of the options; scores by more orders are in files beside it."""
     return Path(run) / f"scores_{split}{_suffix(orders)}.jsonl"
 
 
@@ -53,8 +53,8 @@ def find_run(name: str | None, results: Path | None = None) -> Path | None:
 
 
 def run_folder(word: str, results: Path) -> Path:
-    """The folder that a run's name, its path, or a file in it stands for; it need not be there. UserError for a file
-    that is not there.
+    """The folder of a run, given by name, path, or a file in it. It need not exist. UserError for a file that does not
+    exist.
     """
     path = Path(word)
     if path.is_file():

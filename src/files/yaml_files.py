@@ -7,7 +7,7 @@ import yaml
 from src.console.cli import UserError
 
 MOST_VALUES = 100_000
-"""In one file. A value that aliases repeat counts each time."""
+"""Most values in one file. A value that aliases repeat counts each time."""
 
 
 def load_yaml(text: str, where: str) -> Any:

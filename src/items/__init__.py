@@ -1,1 +1,1 @@
-"""One item: the JSON of a file becomes an item, and what is odd about it is noted."""
+"""One item: how the JSON of a file becomes an item, and how oddities are noted."""

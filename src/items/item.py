@@ -1,4 +1,4 @@
-"""One item: what it is, and how the JSON object of a file becomes one."""
+"""The class of an item, and how the JSON object of a file becomes one."""
 
 import hashlib
 import json
@@ -65,7 +65,8 @@ class Item:
 
 
 def parse_item(entry: Any, categories: Sequence[str], outputs: Sequence[str]) -> tuple[Item | None, Findings]:
-    """The item, or None where there are faults, and what was found. Each fault reads `field: found …; allowed …`.
+    """The item (None where there are faults), and the faults and oddities. Each fault reads `field: found …; allowed
+    …`.
 
     categories, outputs  of the task: what `category` may be, and the keys of the options, which are the values of
                          `output`
@@ -264,7 +265,7 @@ def _parse_targets(reference: Any, turns: _Turns, found: Findings) -> tuple[str,
 
 
 def _note_ids(reference: list[Any], turns: _Turns, found: Findings) -> None:
-    """What is odd about the ids of a dialogue whose targets are all clear."""
+    """Notes oddities of the ids of a dialogue whose targets are all clear."""
     if turns.lacking:
         found.odd.append(("utterance-id-missing", turns.lacking[0].split(", utterance_id")[0]))
     found.odd += [("utterance-id-twice", shown(one)) for one in turns.twice]
@@ -292,7 +293,7 @@ def _parse_options(inner: dict[str, Any], label: int | None, outputs: Sequence[s
             found.faults.append(f"input.{key}: found {shown(inner[key])}; allowed: a text that is not blank")
         elif option in options.values():
             twin = next(other for other, text in options.items() if text == option)
-            # Nobody can tell which of two equal options is right. That does not matter where both are wrong.
+            # Of two equal options, it is unclear which is right. That does not matter where both are wrong.
             if label is not None and outputs[label] not in (key, twin):
                 found.odd.append(("options-equal", f"input.{twin} and input.{key}"))
             else:
@@ -326,13 +327,13 @@ def regular(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    """`text` as words of a closed list are compared: NFC, small letters, no blanks, no unseen characters."""
+    """`text` in the form for comparing known words: NFC, lower case, no blanks, no invisible characters."""
     seen = [one for one in regular(text) if not one.isspace() and unicodedata.category(one) != "Cf"]
     return "".join(seen).lower()
 
 
 def _meant(value: Any, known: Sequence[str]) -> str | None:
-    """The one of `known` that a text stands for, whatever its case, blanks and unseen characters; None for others."""
+    """The one of `known` that a text stands for, ignoring case, blanks and invisible characters; None for others."""
     if not isinstance(value, str):
         return None
     if value in known:
@@ -341,7 +342,7 @@ def _meant(value: Any, known: Sequence[str]) -> str | None:
 
 
 def _utterance_id(value: Any) -> str:
-    """The id as it is compared (NFC, no blanks around it); empty for a value that cannot be an id."""
+    """The id in the form for comparing (NFC, no blanks around it); empty for a value that cannot be an id."""
     return regular(str(value)).strip() if _is_number(value) or isinstance(value, str) else ""
 
 

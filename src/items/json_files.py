@@ -1,4 +1,4 @@
-"""The bytes of a JSON file → its value, in whatever way another program saved the list of items.
+"""The bytes of a JSON file → its value, for the various forms in which programs save a list of items.
 
 A file that could be read in more than one way is a problem. Encodings are recognised by what they must hold: JSON
 begins with an ASCII character, and a CP949 file holds a Korean word that the caller knows.
@@ -18,7 +18,7 @@ BLANKS = " \t\n\r"
 
 @dataclass
 class Json:
-    """What a file holds.
+    """The contents of a JSON file.
 
     value     None when there is none
     problems  a line each
@@ -75,7 +75,7 @@ def _decode(content: bytes, name: str, korean: Sequence[str], read: Json) -> str
 
 
 def _as_cp949(content: bytes, korean: Sequence[str]) -> str | None:
-    """The text if it is surely CP949: in another encoding the same bytes would not spell a known word."""
+    """The text if it is certainly CP949: in another encoding the same bytes would not spell a known word."""
     try:
         text = content.decode("cp949")
     except UnicodeDecodeError:
@@ -101,14 +101,14 @@ def _parse(text: str, name: str, read: Json) -> None:
 
     decoder = json.JSONDecoder(object_pairs_hook=whole_object, parse_float=_finite, parse_constant=_finite)
     values: list[Any] = []
-    place = _skip(text, 0)
+    position = _skip(text, 0)
     try:
-        while place < len(text):
-            if values and not (isinstance(values[-1], dict) and text[place] == "{"):
-                raise json.JSONDecodeError("Extra data", text, place)
-            value, place = decoder.raw_decode(text, place)
+        while position < len(text):
+            if values and not (isinstance(values[-1], dict) and text[position] == "{"):
+                raise json.JSONDecodeError("Extra data", text, position)
+            value, position = decoder.raw_decode(text, position)
             values.append(value)
-            place = _skip(text, place)
+            position = _skip(text, position)
     except json.JSONDecodeError as error:
         whole = text.rstrip()
         cut = error.pos >= len(whole) or whole[-1] not in "]}"
@@ -117,7 +117,7 @@ def _parse(text: str, name: str, read: Json) -> None:
             advice = "Allowed: one list of items, [{…}, {…}], or one item a line"
         where = f"line {error.lineno}, column {error.colno}"
         read.problems = [f"{name}: not valid JSON: {error.msg} at {where}. {advice}"]
-    except (ValueError, RecursionError) as error:  # a number beyond all bounds, or brackets nested thousands deep
+    except (ValueError, RecursionError) as error:  # a number out of range, or brackets nested thousands deep
         read.problems = [f"{name}: not valid JSON: {error}"]
     else:
         read.value = _as_list(values, name, read)
@@ -150,10 +150,10 @@ def same(one: Any, other: Any) -> bool:
     return _canonical(one) == _canonical(other)
 
 
-def _skip(text: str, place: int) -> int:
-    while place < len(text) and text[place] in BLANKS:
-        place += 1
-    return place
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in BLANKS:
+        position += 1
+    return position
 
 
 def _finite(literal: str) -> float:

@@ -1,7 +1,7 @@
-"""Oddities: what is strange in a data file but keeps no item from being answered. They are counted and reported once.
+"""Oddities: irregularities of a data file that do not keep items from being answered. They are counted and reported.
 
-`KINDS` names every kind. The table in `resource/data/README.md` says what is done with each, what is refused, and what
-passes without a word.
+`KINDS` names every kind. The table in `resource/data/README.md` says how each is handled, what is refused, and what
+passes without a note.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ KINDS = {
     "id-in-two-splits": "the id belongs to another item in another split; splits are never mixed",
     "item-in-two-splits": "the same item is in another split too; an accuracy on it says little",
 }
-"""Kind → what is odd and what is done about it, as printed behind the count."""
+"""Kind → the oddity and how it is handled, as printed after the count."""
 
 FILE_KINDS = ("encoding", "one-object-a-line", "columns", "file-twice")
 """Kinds that are counted in files; all others are counted in items."""
@@ -56,7 +56,7 @@ class Oddity:
 
 @dataclass
 class Findings:
-    """What was noticed in one item: `faults` make it unusable; what is `odd` (kind, what was found) does not."""
+    """Findings in one item: `faults` make it unusable; oddities in `odd` (kind, what was found) do not."""
 
     faults: list[str] = field(default_factory=list)
     odd: list[tuple[str, str]] = field(default_factory=list)

@@ -41,13 +41,13 @@ class Backbone(Shape):
     chat_template: str | None = None
     note: str = ""
     checked: tuple[str, ...] = ()
-    """Fields of the entry that the model's config must agree with, since copies with other values are about."""
+    """Fields of the entry that the model's config must agree with, since copies with other values exist."""
     expect: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further entries of the model's config that must hold."""
 
     @property
     def expected_config(self) -> dict[str, Any]:
-        """What the model's config must say, by its own names."""
+        """Values that the model's config must have, by the config's names."""
         return {CONFIG_KEYS.get(name, name): getattr(self, name) for name in self.checked} | dict(self.expect)
 
 

@@ -1,4 +1,4 @@
-"""What every loaded causal model has in common."""
+"""Facts that hold for every loaded causal model."""
 
 from typing import Any
 

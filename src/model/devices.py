@@ -1,6 +1,6 @@
 """GPUs: which there are, how fast each kind is, and how much memory is free.
 
-Torch is imported where it is asked and nowhere else.
+Only the functions that query torch import it.
 """
 
 import re
@@ -51,8 +51,8 @@ REFERENCE = Gpu("NVIDIA H200", 141 * GIB, 141 * GIB)
 def gpus() -> list[Gpu]:
     """The GPUs that this process may use; none on a CPU machine.
 
-    Asked in a child process: querying CUDA holds memory on every GPU until the process exits, and a GPU in exclusive
-    mode would be taken when the runs start.
+    Runs in a child process: querying CUDA holds memory on every GPU until the process exits, and a GPU in exclusive
+    mode would then be taken when the runs start.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_ask_torch).result()

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run downloads and writes, asked before either begins."""
+"""Checks, before a run starts, that the disk has room for its downloads and files."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The hub and its cache on this machine: which commit a name stands for, what is there, and the messages for what is
-not.
+"""The hub and its cache on this machine: the commit that a name stands for, the cached files, and messages for missing
+ones.
 
 A name like `main` moves, so `pin` turns it into a commit once, before anything is loaded. The record keeps the commit,
 and all later loads of the run ask for it. Neither torch nor transformers is needed here.
@@ -20,16 +20,16 @@ from src.files.paths import RESULTS, run_names
 from src.model.recipes import Recipe
 
 SECONDS = 6
-"""A hub that has not answered by then counts as unreachable."""
+"""Seconds after which a hub that has not answered counts as unreachable."""
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Commits = Mapping[str, str | None]
-"""What a run was loaded at, by the keys of its record: `base_revision` and `tokenizer_revision`."""
+"""The commits that a run was loaded at, by the keys of its record: `base_revision` and `tokenizer_revision`."""
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` names a repository of the hub, and not a folder, there or not."""
+    """Whether `source` names a repository of the hub, and not a folder (existing or not)."""
     return not Path(find(source)).is_dir() and not source.startswith(("/", "./", "../", "~"))
 
 
@@ -39,9 +39,9 @@ def is_hub_id(source: str) -> bool:
 def pin(recipe: Recipe, began: Commits | None = None) -> Recipe:
     """`recipe` with the commits at which base model and tokenizer are loaded.
 
-    These are the commits that a run `began` with (its inputs.json or record). Else they are what the hub has under the
-    revision now, or the cache where the hub does not answer. Says so when the hub has another commit than the run began
-    with.
+    These are the commits that a run `began` with (its inputs.json or record). For a new run, they are the hub's current
+    commits of the revision, or the cache's where the hub does not answer. Prints a line when the hub now has another
+    commit than the run began with.
     """
     began = began or {}
     found = {}
@@ -57,7 +57,7 @@ def pin(recipe: Recipe, began: Commits | None = None) -> Recipe:
 
 
 def commits(pinned: Recipe) -> dict[str, str | None]:
-    """What a record says of the commits of a recipe that `pin` returned; None for folders, which have none."""
+    """The record's keys for the commits of a recipe that `pin` returned; None for folders, which have none."""
     found = {"base_revision": (pinned.model_id, pinned.revision)}
     if pinned.tokenizer:
         found["tokenizer_revision"] = (pinned.tokenizer, pinned.tokenizer_revision)
@@ -161,7 +161,7 @@ def check_there(recipe: Recipe, began: Commits | None = None) -> None:
 
 @functools.cache
 def unreachable() -> str:
-    """Why the hub cannot be reached; empty when it can. Tried once a process, since libraries would try for a minute
+    """Why the hub cannot be reached; empty when it can. Tried once per process, since libraries would try for a minute
     each time.
     """
     from huggingface_hub import constants
@@ -187,7 +187,7 @@ def unreachable() -> str:
 
 
 def _reason(error: BaseException, endpoint: str) -> str:
-    """What keeps the hub from answering, with the environment variable that is to blame where one is."""
+    """Why the hub does not answer, with the environment variable that causes it, if one does."""
     set_proxies = {name: value for name, value in _variables(PROXIES).items() if value}
     text = masked(str(error).splitlines()[0] if str(error) else type(error).__name__)
     for name, value in set_proxies.items():
@@ -303,6 +303,6 @@ def _not_here(source: str, revision: str | None, reason: str) -> str:
 
 
 def _runs_like(name: str) -> str:
-    """Which trained runs there are, for a name that may have been meant as the name of one."""
+    """A sentence with the existing runs, for a name that may have been meant as a run's."""
     runs = run_names(RESULTS) if "/" not in name else []
     return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""

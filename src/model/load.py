@@ -1,4 +1,4 @@
-"""Loading of tokenizer, base model and adapter: the one place that knows in which form each method keeps its weights.
+"""Loads tokenizer, base model and adapter. Only this file knows in which form each method keeps its weights.
 
     full    all parameters are trained; `optimizer` decides their dtype
     lora    the base in the compute dtype, adapters in fp32
@@ -41,7 +41,7 @@ def pick_device(name: str | None = None) -> torch.device:
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if found is None:
         raise UserError(f"--device: found {name!r}, allowed: cpu, cuda, cuda:0 …")
-    # With its number, since to torch cuda is not cuda:0.
+    # With its number, since torch does not treat "cuda" and "cuda:0" as equal.
     device = torch.device("cpu") if name == "cpu" else torch.device("cuda", int(found[1] or 0))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -70,7 +70,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     with hub.messages(source, revision):
         arguments = _repository_arguments(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
-    # For a folder that has lost the file, transformers makes an empty tokenizer.
+    # If the tokenizer's file is missing in a folder, transformers makes an empty tokenizer.
     letters = task.current().letters
     if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in letters}) < len(letters):
         raise UserError(
@@ -81,7 +81,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
 
 
 def _repository_arguments(source: str, revision: str | None) -> dict[str, Any]:
-    """What each `from_pretrained` is told of a repository of the hub; nothing for a folder."""
+    """Arguments of `from_pretrained` for a repository of the hub; none for a folder."""
     if not hub.is_hub_id(source):
         return {}
     return {"revision": revision, "local_files_only": bool(hub.unreachable())}
@@ -117,7 +117,7 @@ def _check_expected(recipe: Recipe, config: Any) -> None:
 
 
 def _with_valid_padding(config: Any) -> Any:
-    """`config` without a padding id that lies outside the vocabulary: torch makes no embedding with such a one."""
+    """`config` without a padding id that lies outside the vocabulary: torch makes no embedding with such an id."""
     text = config.get_text_config()
     pad, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and vocabulary is not None and pad >= vocabulary:
@@ -135,8 +135,8 @@ def load_base(
 ) -> Any:
     """The base model on `device`, or the fully trained one in `folder`; quantised when the method is qlora.
 
-    dtype: of the weights; the compute dtype by default. dequantised: NF4 weights are turned back into that dtype once;
-    they are the same numbers, and no pass has to unpack them.
+    dtype: of the weights; the compute dtype by default. dequantised: NF4 weights are converted back to that dtype once.
+    The numbers are the same, and no pass has to unpack them.
     """
     dtype = dtype or compute_dtype(device)
     config, _ = check_base(recipe, folder)
@@ -178,8 +178,8 @@ def load_base(
 def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
     """(config, model on the meta device) of the base, or of the fully trained model in `folder`.
 
-    Checks that its weight files are whole, and downloads them where they are not here yet. The model is None where only
-    loading the weights can tell.
+    Checks that the weight files are whole, and downloads those that are not on this machine. The model is None where
+    only loading the weights can tell.
     """
     config = load_config(recipe, folder)
     if folder is None:
@@ -266,7 +266,7 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
 def merged(model: PeftModel) -> Any:
     """The base model with the adapter's update added to its weights: a plain model that computes the same.
 
-    Quantised weights are dequantised first, since the adapter was trained on these very numbers.
+    Quantised weights are dequantised first, since the adapter was trained on those numbers.
     """
     base = model.get_base_model()
     if getattr(base, "is_quantized", False):

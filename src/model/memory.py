@@ -1,7 +1,7 @@
-"""How much memory a step of training or scoring takes, and which way of training fits into a GPU's.
+"""How much memory a step of training or scoring takes, and which memory plan fits on a GPU.
 
-The formulas follow what autograd keeps, tensor by tensor; tests hold them against what torch saves for small models.
-Against peaks on one H200 (8B Llama shape, GiB):
+The formulas count the tensors that autograd keeps; tests compare them with those that torch saves for small models.
+Compared with peaks on one H200 (8B Llama shape, GiB):
 
                                                             computed   measured
     LoRA, compiled, rows of 14,592 tokens                      78.8       77.9
@@ -19,22 +19,22 @@ from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, METHODS, OPTIMIZ
 from src.model.shapes import Shape
 
 USABLE = 0.92
-"""Share of the free memory that a plan may fill; the rest goes to fragments and to what torch holds beside tensors."""
+"""Share of the free memory that a plan may fill; the rest is for fragmentation and torch's memory beside tensors."""
 ANSWER_TOKENS = 40
 """Positions of an item that the head projects in training: a letter and a sentence."""
 MASK_BYTES = 1
-"""What dropout keeps of each value: CUDA a bool (the CPU a float)."""
+"""Bytes that dropout keeps for each value: a bool on CUDA (a float on the CPU)."""
 NF4_BYTES = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 """A parameter in NF4: 4 bits, 8 bits per block of 64, and 32 bits per 256 blocks (double quantisation)."""
 COMPILED_DROPOUT_BYTES = 1.9
-"""What a compiled layer keeps for the dropout of one value: measured on one H200 at 8,192 and 10,704 tokens."""
+"""Bytes that a compiled layer keeps for the dropout of one value, measured on one H200 at 8,192 and 10,704 tokens."""
 STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
 """Adam's two moments in 8 bits with an fp32 scale per block of 256."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training step, as far as it decides what is in memory.
+    """The properties of a training step that decide how much memory it takes.
 
     method            as in a recipe, and so lora_r
     tokens            of all sequences together
@@ -70,14 +70,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a training is kept in memory, and whether that fits."""
+    """The options that decide a training's memory, and whether it fits."""
 
     optimizer: str
     checkpointing: bool
     memory: Memory
     fits: bool
     dequantised: bool = False
-    """Of qlora: NF4 weights are turned into bf16 once. They are the same numbers, and no pass has to unpack them."""
+    """For qlora: NF4 weights are converted to bf16 once. The numbers are the same, and no pass has to unpack them."""
 
 
 def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing: bool) -> Memory:
@@ -87,7 +87,7 @@ def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing:
     full, fp32              weights, gradients and moments 4 + 4 + 8 bytes, and autocast's bf16 copy of each matrix
     full, fp32-8bit         the same with moments in 8 bits, but the embeddings'
     full, bf16-stochastic   weights and gradients in bf16, moments in 8 bits
-    Adam's step is taken to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
+    Adam's step is assumed to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
     """
     assert work.method in METHODS and optimizer in OPTIMIZERS, (work.method, optimizer)
     if work.method != "full":
@@ -102,7 +102,8 @@ def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing:
         states = moments_bytes(shape, optimizer)
     layer = layer_activations(shape, work, optimizer)
     if checkpointing:
-        # While a compiled layer is recomputed, its activations, their gradients and the values between are all there.
+        # While a compiled layer is recomputed, its activations, their gradients and the intermediate values are all in
+        # memory.
         kept = (3 if work.attention == "tree" else 1) * layer + checkpoint_bytes(shape, work, optimizer)
     else:
         kept = shape.layers * layer
@@ -176,7 +177,7 @@ def choose_memory_plan(
 def memory_options(
     shape: Shape, work: Workload, optimizer: str, checkpointing: str, free_bytes: int | None
 ) -> list[MemoryPlan]:
-    """All ways to train that `optimizer` and `checkpointing`, as in a recipe, leave open.
+    """All memory plans that are possible with the recipe's `optimizer` and `checkpointing`.
 
     "auto" stands for fp32, fp32-8bit and bf16-stochastic in this order, each without and then with checkpointing. Only
     method full has a choice of optimizer. free_bytes: None on a CPU, where everything fits.
@@ -215,17 +216,17 @@ def moments_bytes(shape: Shape, optimizer: str) -> int:
     """Adam's two moments of all parameters."""
     if optimizer == FP32:
         return 8 * shape.parameters
-    # transformers has bitsandbytes keep those of the embeddings in fp32; torchao knows no such exception.
+    # transformers makes bitsandbytes keep the embeddings' moments in fp32; torchao has no such exception.
     fp32 = shape.vocab * shape.hidden_size if optimizer == FP32_8BIT else 0
     return 8 * fp32 + int(STATE_8BIT_BYTES * (shape.parameters - fp32))
 
 
 def _base_bytes(shape: Shape, method: str) -> int:
-    """The base model as it is loaded to be scored or to carry adapters."""
+    """Bytes of the base model as loaded for scoring or for adapters."""
     saved = 2 - NF4_BYTES if method == "qlora" else 0
     return 2 * shape.parameters - int(saved * shape.linear_parameters)
 
 
 def _unpacked_layer_bytes(shape: Shape, method: str) -> int:
-    """One layer's NF4 weights as bf16, which are there while the layer is computed."""
+    """Bytes of one layer's NF4 weights unpacked to bf16, which exist while the layer is computed."""
     return 2 * shape.linear_parameters // shape.layers if method == "qlora" else 0

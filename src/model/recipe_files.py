@@ -1,4 +1,4 @@
-"""Files of recipes: one YAML file holds a backbone and every setting that is not a default."""
+"""Recipe files: each is one YAML file with a backbone and every setting that is not the default."""
 
 import difflib
 from collections.abc import Mapping, Sequence

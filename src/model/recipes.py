@@ -27,7 +27,7 @@ OBJECTIVES = ("answer", "letter", "letters", ORPO, "ranking")
 FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stochastic")
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""
 SEEDS = 2**32
-"""How many seeds numpy takes; the other libraries take more."""
+"""Number of seeds that numpy takes; the other libraries take more."""
 
 
 class TaskCategories(Sequence[str]):
@@ -42,7 +42,7 @@ class TaskCategories(Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a number must be, in words and as a test."""
+    """A limit on a number, in words and as a test."""
 
     words: str
     holds: Callable[[float], bool]
@@ -158,9 +158,9 @@ class Recipe:
         None, "stop after so many evaluations without a better one; never by default", POSITIVE
     )
     prompt: str = _setting(
-        "entry", "name of a file in resource/prompts, or a path to one; +name behind it for each of its strategies"
+        "entry", "name of a file in resource/prompts, or a path to one; +name after it for each of its strategies"
     )
-    reasoning: bool = _setting(False, "the letter stands behind reasoning: the data's in training, else generated")
+    reasoning: bool = _setting(False, "the letter comes after reasoning: the data's in training, else generated")
     only_category: str | None = _setting(
         None,
         "train on, and choose weights by, the items of this category alone",
@@ -178,7 +178,7 @@ class Recipe:
     @property
     def overrides_template(self) -> bool:
         """Whether its chat template takes precedence over the tokenizer's own. The table's templates are for tokenizers
-        without one; any other template was given on purpose.
+        without one; any other template was given deliberately.
         """
         facts = backbones().get(self.backbone)
         return self.chat_template is not None and (facts is None or self.chat_template != facts.chat_template)
@@ -196,7 +196,7 @@ CHOICES: dict[str, Sequence[str]] = {
     name: field.metadata["choices"] for name, field in FIELDS.items() if field.metadata["choices"] is not None
 }
 KINDS: dict[str, type] = {name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(Recipe).items()}
-"""The type of each setting; where the default is None, None is allowed beside it."""
+"""The type of each setting; None is also allowed where it is the default."""
 
 
 def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
@@ -288,7 +288,7 @@ def _convert(name: str, value: Any) -> Any:
         if kind is str:
             return str(value)
         if kind is int and isinstance(value, int):
-            return value  # a float would round large ones
+            return value  # converting to float would round large integers
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
@@ -300,7 +300,7 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def _value_problems(name: str, value: Any) -> list[str]:
-    """What is wrong with the value of one setting: at most one sentence."""
+    """Problems of the value of one setting: at most one sentence."""
     if value is None:
         return []
     allowed = CHOICES.get(name)
@@ -334,7 +334,7 @@ def _named_backbone(recipe: Recipe) -> Recipe:
 
 
 def _completed(recipe: Recipe, facts: Backbone) -> Recipe:
-    """`recipe` with what the table knows. Another model under the backbone's name has the template of it alone."""
+    """`recipe` completed from the table. Another model under the backbone's name gets only its template."""
     if recipe.chat_template is None:
         recipe = recipe.replace(chat_template=facts.chat_template)
     if recipe.model_id not in ("", facts.model_id):

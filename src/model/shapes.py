@@ -19,7 +19,7 @@ class Family:
     tied: bool = False
     """`tie_word_embeddings` where config.json leaves it out."""
     attention: str = "sdpa"
-    """The fastest attention that transformers offers without further packages: what `usual_attention` finds."""
+    """The fastest attention that transformers offers without further packages."""
     softcap: bool = False
 
 

@@ -1,8 +1,8 @@
 """Checks that weight files hold what a config asks for, by their headers alone, before the weights are loaded.
 
-transformers fills in what a file lacks with random values, and only warns. Here its own loading runs over tensors on
-the meta device, so that names which it translates (experts that it joins, older names) are matched as it would match
-them. Surplus tensors that do no harm, such as the vision tower of a model used for text, are accepted.
+transformers fills in what a file lacks with random values, and only warns. Here transformers' own loading runs over
+tensors on the meta device. So it also matches names that it translates (experts that it joins, older names). Surplus
+tensors that do no harm, such as the vision tower of a model used for text, are accepted.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 SHOWN = 6
-"""How many names a message lists."""
+"""Most names that a message lists."""
 
 Headers = dict[str, torch.Tensor]
 """The tensors of files by name, on the meta device: shapes and dtypes without values."""
@@ -65,8 +65,9 @@ def check_weights(config: Any, source: str, repository: Mapping[str, Any]) -> An
     """The model of `config` on the meta device, when the weight files of `source` (a folder or a hub id) hold all of
     it. UserError names the tensors that are missing or of another shape.
 
-    None when only loading can tell, for a model with its own code or another quantisation than bitsandbytes' 4 bits.
-    repository: `revision` and `local_files_only` of a hub id, whose files are downloaded when they are not here yet.
+    None when only loading can tell: for a model with its own code, or with another quantisation than bitsandbytes' 4
+    bits. repository: `revision` and `local_files_only` of a hub id, whose files are downloaded when they are not here
+    yet.
     """
     with hub.messages(source, repository.get("revision")):
         files = weight_files(config, source, repository)
@@ -103,7 +104,7 @@ def bare_model(config: Any, source: str) -> Any:
     try:
         with quietly(), torch.device("meta"):
             return class_of(config)(_unquantised(config))
-    except Exception as error:  # impossible values lead to errors of any kind
+    except Exception as error:  # invalid values raise errors of any kind
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{source}: no model can be made of its config.json: {text}. Download or copy it again."
@@ -175,7 +176,7 @@ def read_headers(files: Iterable[Path]) -> Headers:
 def _dequantised(headers: Headers, files: Sequence[Path]) -> Headers:
     """`headers` of a file with bitsandbytes' 4-bit tensors as if they had not been quantised.
 
-    Beside each such tensor lie its scales and a small JSON with its shape. A tensor that lacks its scales is left out.
+    Each such tensor comes with its scales and a small JSON with its shape. A tensor that lacks its scales is left out.
     """
     found = {name: value for name, value in headers.items() if not _is_scale(name, headers)}
     for path in files:

@@ -1,1 +1,1 @@
-"""What runs will take: memory, time, disk, and items that are too long."""
+"""Estimates for runs, before they start: memory, time, disk, and items that are too long."""

@@ -1,4 +1,4 @@
-"""Will it fit, how long will it take, how much disk does it need: answered before anything is downloaded.
+"""Estimates, before anything is downloaded, of memory, time and disk that runs need.
 
 What fits follows from the shape of a model (src/model/memory.py) and from how many tokens its kind of tokenizer makes
 of an item (src/plan/kinds.py).
@@ -31,7 +31,7 @@ CARDS = (24, 48, 80, 141)
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run needs, before it starts; None is what cannot be known yet."""
+    """What one run needs, estimated before it starts. None: cannot be known yet."""
 
     run: str
     model_id: str
@@ -42,15 +42,15 @@ class Estimate:
     method_words: str
     """The method as the table shows it."""
     tokens: int | None
-    """Of a training item in the mean, as assumed; None for a miniature, whose tokenizer is like no other."""
+    """Assumed mean tokens of a training item; None for a miniature, whose tokenizer is unlike all others."""
     download: int | None
     """Bytes."""
     weights: int | None
     """Bytes of the base model as it is loaded for scoring, which needs little more."""
     training: MemoryPlan | None
-    """On the GPU at hand, or on one H200 where there is none."""
+    """The memory plan on the GPU at hand, or on one H200 where there is none."""
     cards: Mapping[str, MemoryPlan]
-    """How the run would be trained, by card."""
+    """Name of a card → the memory plan on it."""
     disk: int | None
     """Bytes of the run folder at most."""
     seconds: float | None
@@ -60,7 +60,7 @@ class Estimate:
 
 
 def estimate_runs(recipes: Sequence[Recipe], items: Mapping[str, int], gpu: Gpu | None = None) -> list[Estimate]:
-    """What each recipe needs, for `items` items of each split, on `gpu`; without one on an H200 and by size of card.
+    """Estimates of each recipe for `items` items of each split, on `gpu`; without one, on an H200 and by size of card.
     Items are taken to be as long as the official corpus's are for the kind of tokenizer.
     """
     here = gpu or REFERENCE
@@ -73,7 +73,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     shape, facts, miniature = base.shape, base.facts, base.place == "miniature"
     kind = kind_of(recipe, shape)
     mean_tokens, longest = item_tokens(kind, recipe.prompt)
-    # Preference pairs have wrong answers, too; the prompt counts once.
+    # Preference pairs also have wrong answers; the prompt counts once.
     wrong = make_objective(recipe).wrong_answers(len(task.current().options))
     trained = mean_tokens + wrong * ANSWER_TOKENS
     longest += wrong * ANSWER_TOKENS
@@ -89,7 +89,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, training.optimizer, recipe.lora_r)
         speed = relative_speed(here.name)
-        # The time of a miniature goes into launching, which the arithmetic knows nothing of.
+        # A miniature spends its time launching kernels, which this arithmetic does not cover.
         if "train" in items and speed is not None and not miniature:
             seconds = training_seconds(shape, recipe, items["train"], trained, training.checkpointing, speed)
             scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)

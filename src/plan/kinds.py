@@ -33,7 +33,7 @@ _SIGN = re.compile(r"[^A-Za-z가-힣\s]")
 
 
 class TextCounts(NamedTuple):
-    """What a text consists of: Hangul syllables, words in Latin letters, and other signs but blanks."""
+    """Counts of a text: Hangul syllables, words in Latin letters, and other characters except blanks."""
 
     syllables: int
     words: int

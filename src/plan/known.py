@@ -1,4 +1,4 @@
-"""What is known of a recipe's base model without a download: from its folder, the table of backbones or the cache."""
+"""Facts about a recipe's base model without a download: from its folder, the table of backbones or the cache."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from src.model.shapes import Shape
 
 @dataclass(frozen=True)
 class KnownBase:
-    """None is what cannot be known yet.
+    """Facts about a base model. None: cannot be known yet.
 
     facts    its entry in the table of backbones
     place    "miniature" or "local folder", "" for a model of the hub

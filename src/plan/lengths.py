@@ -1,4 +1,4 @@
-"""Which items are too long for which backbone, told before an item's length stops a run.
+"""Finds items that are too long for a backbone, before their length stops a run.
 
 Tokens are counted with the backbone's tokenizer where it is on this machine, and else estimated from the characters
 (src/plan/kinds.py). Nothing here uses the network.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from src.prompt.encode import Encoder
 
 WORST = 1.5
-"""Estimates are never this factor too low. So nothing is counted while all of them, times this, fit the context."""
+"""Estimates are never too low by this factor. Nothing is counted while all estimates, times this, fit the context."""
 PROBES, SAFETY = 16, 1.1
 """So many of the longest items are counted to see how far off estimates are; others may be off by this factor more."""
 ADVICE = (
@@ -54,7 +54,7 @@ class Lengths:
 
 
 class Texts:
-    """What models read of the splits, rendered once for all backbones: `train` with answers, other splits without."""
+    """The texts of the splits, rendered once for all backbones: `train` with answers, other splits without."""
 
     def __init__(self, splits: Mapping[str, Sequence[Item]]) -> None:
         self.splits = splits
@@ -98,8 +98,8 @@ def _is_read(recipe: Recipe, split: str, item: Item) -> bool:
 def _count_item(
     prompt: Prompt, item: Item, library: Library | None, reasoning: bool, answered: bool, compares: bool
 ) -> tuple[TextCounts, int]:
-    """(counts of the text, turns) of an item as a model reads it; of the answers the right one, or, if the objective
-    `compares` answers, the longest.
+    """(counts of the text, turns) of an item as a model reads it, with the right answer or, if the objective `compares`
+    answers, with the longest.
     """
     examples = library.choose(item) if library else ()
     rendered = prompt.render(item, reasoning=reasoning, examples=examples)
@@ -114,7 +114,7 @@ def _count_item(
 class Gauge:
     """Finds how long the items are for one recipe.
 
-    encoder: the recipe's, where it is made already. trained: the folder of a trained run, which keeps its tokenizer.
+    encoder: the recipe's, if it already exists. trained: the folder of a trained run, which keeps its tokenizer.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Gauge:
         tokens = self._count(split, [items[index] for index in by_length[:PROBES]])
         if tokens is None:
             return self._lengths(split, found, counted=False)
-        # By how much this tokenizer exceeds its estimates, at most.
+        # The largest factor by which this tokenizer exceeds its estimates.
         factor = SAFETY * max(one / found[index] for one, index in zip(tokens, by_length, strict=False))
         near = [items[index] for index in by_length[PROBES:] if found[index] * factor > self.context]
         return self._lengths(split, [*tokens, *(self._count(split, near) or ())], counted=True)
@@ -221,7 +221,7 @@ def too_long(recipes: Sequence[Recipe], splits: Mapping[str, Sequence[Item]]) ->
 
 
 def line(long: Sequence[Lengths], gauge: Gauge, prompt: str) -> str:
-    """What `too_long` says of a recipe. long: its splits with items that are too long."""
+    """The line of `too_long` for a recipe. long: its splits with items that are too long."""
     how = "counted" if all(one.counted for one in long) else f"estimated, for a tokenizer like {gauge.kind.what}"
     parts = ", ".join(f"{one.split} {one.too_long} of {one.items}" for one in long)
     most = max(one.longest for one in long)

@@ -1,4 +1,4 @@
-"""Can this machine do these runs? Checked once before the first of them, so that nothing is downloaded in vain."""
+"""Checks, before the first of several runs, that this machine can do them, so that no download is wasted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from src.plan.estimates import Estimate
 from src.plan.known import known_base
 
 CPU_PARAMETERS = 1.5e9
-"""Of the largest model that is trained without a GPU: at 0.3 TFLOP/s an epoch of the official corpus takes 7 hours."""
+"""Parameters of the largest model trained without a GPU: at 0.3 TFLOP/s, an epoch of the official corpus takes 7 h."""
 
 
 def obstacles(recipes: Sequence[Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu]) -> dict[str, str]:

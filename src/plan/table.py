@@ -20,8 +20,8 @@ SHORT = {FP32: "fp32", FP32_8BIT: "8-bit", BF16_STOCHASTIC: "bf16"}
 
 
 def plan_table(estimates: Sequence[Estimate]) -> "RenderableType":
-    """The table, with a line about each base model below it; what cannot be known is a question mark. For miniatures on
-    a machine without a GPU it says what they take here, which is next to nothing.
+    """The table, with a line about each base model below it. A question mark stands for what cannot be known. For
+    miniatures on a machine without a GPU, the table is for this machine.
     """
     from rich.console import Group
 
@@ -112,7 +112,7 @@ def _fits_cell(method: str, plan: MemoryPlan) -> str:
 
 
 def _facts_line(one: Estimate) -> str:
-    """What the base model of a run is, its licence first of all."""
+    """Facts about the base model of a run, its licence first."""
     from rich.markup import escape
 
     facts = [escape(one.model_id)]

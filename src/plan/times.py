@@ -5,10 +5,9 @@ from src.model.shapes import Shape, flops
 
 # Tokens a second that one H200 computes of an 8B Llama shape (bllossom), shared tokens once, by (what is done,
 # checkpointing). For a pair that is not here, the FLOP rate of the other one is taken. They are the column "unique
-# tok/s", on an H200, of
-#     python -m run.bench --rows lora-1 full-1 score-1
-# NF4 dequantised once is as fast as bf16. At one item a step the host sets the pace, and short items suffer more from
-# it: with items of 978 tokens lora-1 made 6,765 to 8,988 on other machines.
+# tok/s", on an H200, of     python -m run.bench --rows lora-1 full-1 score-1 NF4 dequantised once is as fast as bf16.
+# At one item a step the host limits the speed, most of all for short items: with items of 978 tokens lora-1 made 6,765
+# to 8,988 on other machines.
 RATES = {
     ("qlora", False): 4687,  # lora-1
     ("lora", False): 4687,  # lora-1
@@ -16,7 +15,7 @@ RATES = {
     ("scoring", False): 39_632,  # score-1
 }
 RATES_LINEAR = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
-"""Linear weights of the model with which they were measured."""
+"""Linear weights of the model that was measured."""
 
 
 def training_seconds(

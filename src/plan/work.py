@@ -1,4 +1,4 @@
-"""What is left to do of a set of recipes: a command for each, and whether this machine can do it."""
+"""The work left for a set of recipes: a command for each, and whether this machine can do it."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from src.runs.record import Record
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs and their data lie, and what every command is told.
+    """Where the runs and their data are, and the flags that every command gets.
 
     results  folder of the runs
     data     folder of the splits
@@ -36,7 +36,7 @@ def jobs_left(
 ) -> tuple[list[Job], dict[str, str]]:
     """(jobs that this machine can do, name → why a recipe cannot be done). estimates: one for each recipe.
 
-    UserError when nothing can be done, or when the disk has no room for all: before anything is fetched or made.
+    UserError, before anything is downloaded or written, when nothing can be done or the disk has no room for all.
     """
     failures: dict[str, str] = {}
     jobs: list[Job] = []
@@ -58,7 +58,7 @@ def jobs_left(
 
 
 def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
-    """The command that does what is missing of a recipe, or nothing. UserError when its folder holds something else."""
+    """The command for what is left of a recipe; [] when it is done. UserError when its folder holds something else."""
     folder = place.results / recipe.name
     where = ["--data", str(place.data)]
     if not record_path(folder).is_file():

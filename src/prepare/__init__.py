@@ -1,1 +1,1 @@
-"""The official download becomes the three splits."""
+"""Turns the official download into the three splits."""

@@ -23,11 +23,11 @@ from src.data import SPLITS, read_bytes
 LARGEST_MEMBER_BYTES = 200_000_000
 """The official files hold a few megabytes. A zip with a larger member is not the official one."""
 CHUNK_BYTES = 4096
-"""How much is unpacked at once. Even if each byte expands to thousands, this does not fill the memory."""
+"""Bytes that are unpacked at once: few enough for memory even if each expands to thousands."""
 
 UTF8_NAME, ENCRYPTED = 0x800, 0x1  # bits of a zip member's general purpose flag (APPNOTE.TXT, 4.4.4)
 
-# What zipfile and its decompressors raise on damaged bytes.
+# Errors that zipfile and its decompressors raise on damaged bytes.
 FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -84,7 +84,7 @@ class Candidate:
 
 @dataclass
 class Found:
-    """What is at a path: JSON files, why zips within a zip could not be read, and names of other files."""
+    """The contents of a path: JSON files, why zips within a zip could not be read, and names of other files."""
 
     candidates: list[Candidate] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Found:
 
 
 def find(path: Path) -> Found:
-    """What is at a path that the user gave: a folder (with all folders in it), a zip, or a JSON file."""
+    """Searches a path that the user gave: a folder (with all folders in it), a zip, or a JSON file."""
     found = Found()
     try:
         there = path.exists()

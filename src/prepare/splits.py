@@ -1,4 +1,4 @@
-"""Which file is which split, and whether the splits are sound, each alone and all together."""
+"""Assigns files to splits, and checks the splits, each alone and all together."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,7 +12,7 @@ from src.prepare.archives import Candidate, Found, find
 
 
 def search(paths: Sequence[Path]) -> Found:
-    """What is at all these paths together, each JSON file once."""
+    """The contents of all these paths together, each JSON file once."""
     together = Found()
     for path in paths:
         found = find(path)
@@ -72,7 +72,7 @@ def _nothing_found(found: Found, paths: Sequence[Path]) -> str:
 
 
 def check(chosen: Mapping[str, Candidate]) -> tuple[dict[str, list[Item]], list[Oddity]]:
-    """The items of each split, and what is odd. One UserError tells the problems of all files, and of them together."""
+    """The items of each split, and their oddities. One UserError lists the problems of all files and between them."""
     read = {split: read_items(candidate.read(), candidate.name) for split, candidate in chosen.items()}
     problems = {split: list(one.problems) for split, one in read.items()}
     splits = {split: one.items for split, one in read.items()}

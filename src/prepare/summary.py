@@ -1,4 +1,4 @@
-"""What the splits hold, as a table to print."""
+"""A table to print of the splits' contents."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

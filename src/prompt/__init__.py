@@ -1,1 +1,1 @@
-"""An item becomes messages, and messages become tokens."""
+"""From an item to chat messages, and from messages to tokens."""

@@ -1,8 +1,8 @@
-"""A backbone's chat template: probes find out once what it does, and that is kept.
+"""A backbone's chat template. Probes find out once what it does, and the result is kept.
 
 A template is a program that somebody else wrote. It may refuse a system turn, write the assistant's header unasked,
-write today's date, open the answer with an empty block of thoughts, or drop a text. Names and flags do not tell:
-small chats are rendered and looked at.
+write today's date, open the answer with an empty block of thoughts, or drop a text. Names and flags do not say so.
+Therefore small chats are rendered and inspected.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from src.prompt.control import ControlTokens
 from src.prompt.messages import Message
 
 SECONDS = 5.0
-"""Longest time that one chat may take to render. Usual are a few milliseconds."""
+"""Longest time that one chat may take to render; a few milliseconds are usual."""
 
 ANOTHER = "Give another one: --chat_template FILE."
 
 FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
-"""What a mistake in a template raises, besides Jinja2's errors."""
+"""Errors that a mistake in a template raises, besides Jinja2's."""
 
 SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
 
@@ -36,7 +36,7 @@ WITHOUT_THINKING = {"enable_thinking": False}
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """What a run's record keeps of rendering, so that the same text is rendered later.
+    """The rendering settings that a run's record keeps, so that the same text is rendered later.
 
     source      whose template it is: "tokenizer" or "recipe"
     date        ISO date that the template writes, None if it writes none
@@ -50,13 +50,13 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class Rendering:
-    """What a recipe, and the record of a run, say about writing messages for a backbone.
+    """Settings from a recipe, and from a run's record, for rendering messages for a backbone.
 
     chat_template   the recipe's; for a tokenizer that ships none, or, with `override`, in place of the shipped one
-    system_turn     "auto" asks the template, "own" keeps a system message, "folded" puts it in front of the user's
+    system_turn     "auto" asks the template, "own" keeps a system message, "folded" puts it before the user's
     reasoning       the letter comes after reasoning and the prompt's bridge. The reasoning is the item's own in
                     training, none in `Encoder.for_scoring`, a model's in `Encoder.for_chains`
-    frozen          of a run that is resumed or scored; None fixes today's date and the arguments anew
+    frozen          of a run that is resumed or scored; None takes today's date and finds the arguments
     """
 
     chat_template: str | None = None
@@ -67,11 +67,11 @@ class Rendering:
 
 
 class Chat:
-    """One backbone's template. UserError where there is none, or where it loses what it is given.
+    """One backbone's template. UserError where there is none, or where it loses text.
 
     template      its text; `source` says whose it is, "tokenizer" or "recipe"
-    system_turn   what is done with a system message: "own" or "folded"
-    turn_end      what ends an answer
+    system_turn   how a system message is written: "own" or "folded"
+    turn_end      text that ends an answer
     """
 
     def __init__(self, tokenizer: Any, name: str, rendering: Rendering) -> None:
@@ -122,7 +122,7 @@ class Chat:
         self._check_kept(self._apply([_user(), _answer(), _user()]), "assistant", ANSWER)
 
     def notes(self, with_system: bool) -> list[str]:
-        """What the template does besides framing the messages, a line each."""
+        """A line for everything that the template does besides framing the messages."""
         lines = []
         messages = [_system(), _user()] if with_system else [_user()]
         text = self.render(messages)
@@ -187,7 +187,7 @@ class Chat:
             )
 
     def _opened(self) -> str:
-        """What opens an answer to come but not an earlier one, as `<think>`."""
+        """Text that opens the answer to be generated but not earlier ones, such as `<think>`."""
         coming = self._apply([_user()]).rpartition(USER)[2].rstrip()
         try:
             earlier = self._apply([_user(), _answer(), _user()])
@@ -203,15 +203,15 @@ class Chat:
             return "folded"
 
     def _turn_end(self) -> str:
-        """What ends an answer, up to the first control token after it. It is supervised, so that generation stops.
+        """The text after an answer, up to the first control token. It is supervised, so that generation stops.
 
         Some templates write the next turn's header too, even when asked not to.
         """
         whole = self._apply([_user(), _answer()])
-        place = whole.rfind(ANSWER)
-        behind = whole[place + len(ANSWER) :] if place >= 0 else ""
-        found = self.control.pattern.search(behind)
-        end = (behind[: found.end()] if found else behind).strip()
+        position = whole.rfind(ANSWER)
+        rest = whole[position + len(ANSWER) :] if position >= 0 else ""
+        found = self.control.pattern.search(rest)
+        end = (rest[: found.end()] if found else rest).strip()
         return end or self.tokenizer.eos_token or ""
 
 

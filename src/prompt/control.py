@@ -1,7 +1,7 @@
 """Control tokens: entries of a tokenizer that only the chat template may write.
 
-What people wrote is always text: `<|im_end|>` in an utterance is ten characters, not the end of a turn. transformers
-marks such words before the template is rendered, and encodes marked words as text.
+Text from a data file always stays text: `<|im_end|>` in an utterance is ten characters, not the end of a turn.
+transformers marks such words before the template is rendered, and encodes marked words as text.
 """
 
 import re
@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import mark_control_tokens
 
 from src.console.cli import UserError
 
-# transformers puts these around a marked word, and removes them from what people wrote.
+# transformers puts these around a marked word, and removes them from the texts themselves.
 MARKS = re.compile("[\U000f0000\U000f0001]")
 _WORD = re.compile("\U000f0000(.*?)\U000f0001", re.DOTALL)
 
@@ -78,7 +78,7 @@ class ControlTokens:
 
     def hide(self, text: str) -> str:
         """`text` with a number in place of each marked word; `unhide` gives the marked text. A template that looks for
-        such words in what people wrote, as Qwen3's does for `</think>`, then finds none.
+        such words in texts, as Qwen3's does for `</think>`, then finds none.
         """
         return _WORD.sub(lambda found: found[0].replace(found[1], str(self._words.index(found[1]))), self.mark(text))
 
@@ -132,24 +132,24 @@ class ControlTokens:
         if not MARKS.search(marked):
             return [start for start, _ in self._offsets(marked)]
         found: list[int] = []
-        place = 0
+        position = 0
         for number, piece in enumerate(_WORD.split(marked)):  # text, word, text, word, …
             if number % 2:
-                found += [place] * len(self.encode(self.mark(piece), name))
+                found += [position] * len(self.encode(self.mark(piece), name))
             elif number == 0:
                 found += [start for start, _ in self._offsets(piece)]
             elif piece:
-                found += [place + start for start in self._starts_behind(piece)]
-            place += len(piece)
+                found += [position + start for start in self._starts_after(piece)]
+            position += len(piece)
         assert len(found) == len(self.encode(marked, name)), (name, self.clean(marked))
         return found
 
-    def _starts_behind(self, piece: str) -> list[int]:
+    def _starts_after(self, piece: str) -> list[int]:
         """Where tokens start in a piece after a marked word. transformers encodes it after a line break, so that no
         blank is put in front of it, provided that the line break is a token of its own.
         """
-        alone, behind = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
-        if behind[: len(alone)] == alone:
+        alone, after = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n" + piece))
+        if after[: len(alone)] == alone:
             return [max(start - 1, 0) for start, _ in self._offsets("\n" + piece)[len(alone) :]]
         return [start for start, _ in self._offsets(piece)]
 

@@ -1,8 +1,8 @@
 """Messages → tokens: the one encoder that training, scoring and preference tuning share.
 
-The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a
-BOS is put in front by rule. So the letter that is trained is the letter that is read, in the context that the model
-really sees.
+The rendered chat text is tokenised once, prompt and answer together, without the tokenizer's own special tokens; a BOS
+is added where the tokenizer itself adds one. So training and scoring use the same token for a letter, after the same
+context.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ SEAM = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a model can read. None stands for no limit.
+    """Limits of a model's input. None stands for no limit.
 
     context     its longest input in tokens; longer items are refused, never cut
     vocab       how many token ids it has embeddings for; an item with another is refused
@@ -52,7 +52,7 @@ class Example:
 
     @property
     def sequences(self) -> tuple[tuple[int, ...], ...]:
-        """All that the model is to see of the item: the right answer's tokens, then the wrong ones'."""
+        """Every sequence of the item: the prompt with the right answer, then with each wrong one."""
         return self.ids, *self.rejected
 
     @property
@@ -129,7 +129,7 @@ class Encoder:
         return text_sha, ids_sha
 
     def notes(self, items: Sequence[Item]) -> list[str]:
-        """What the user should know about the prompt of `items` before it is used, a line each."""
+        """Notes for the user on the prompt of `items`, a line each."""
         lines = self.chat.notes(bool(self.prompt.system))
         if self.lead:
             lines.append(
@@ -174,13 +174,13 @@ class Encoder:
             assert item.label is not None, f"{item.id} has no label"
             rendered = self._render(item)
             prompt = self._chat(rendered)
-            before = self._behind(prompt, _carried(item)) if self.reasoning else prompt
+            before = self._with_bridge(prompt, _carried(item)) if self.reasoning else prompt
             prompts.append(before)
             prompt_ids = self._ids(prompt)
             lead = "" if self.reasoning else self.lead
             answered = [
-                tuple(self._ids(before + lead + self.control.mark(rendered.answers[place]) + self.turn_end))
-                for place in (item.label, *wrong(item))
+                tuple(self._ids(before + lead + self.control.mark(rendered.answers[option]) + self.turn_end))
+                for option in (item.label, *wrong(item))
             ]
             if any(ids[: len(prompt_ids)] != tuple(prompt_ids) for ids in answered):
                 raise UserError(
@@ -218,7 +218,7 @@ class Encoder:
         examples, prompts = [], []
         for id, item, order, text in chains:
             prompt = self._chat(self._render(item, order))
-            prompts.append(self._behind(prompt, text) if self.reasoning else prompt)
+            prompts.append(self._with_bridge(prompt, text) if self.reasoning else prompt)
             ids = self._ids(prompts[-1])
             letter = None if item.label is None else order.index(str(item.label))
             examples.append(Example(id, order, tuple(ids), len(ids), letter, item.dialogue_key))
@@ -248,7 +248,7 @@ class Encoder:
         """The prompt up to the letter; with reasoning, the prompt, no reasoning, and the bridge."""
         return prompt + self.lead + self.prompt.reasoned("") if self.reasoning else prompt
 
-    def _behind(self, prompt: str, reasoning: str) -> str:
+    def _with_bridge(self, prompt: str, reasoning: str) -> str:
         """The prompt, the reasoning (always read as text) and the bridge."""
         return prompt + self.lead + self.prompt.reasoned(self.control.mark(reasoning))
 
@@ -277,7 +277,7 @@ class Encoder:
         self._check_vocab(examples)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for one in examples:
-            # A template may well write a BOS in front of each turn, but no model was trained on two in a row.
+            # A template may write a BOS before each turn, but no model was trained on two in a row.
             if bos is not None and bos != eos and one.ids[:2] == (bos, bos):
                 raise UserError(
                     f"{self.name}: item {one.id}: the prompt begins with two BOS tokens; "
@@ -332,7 +332,7 @@ class Encoder:
                 longer = self._ids(text + lead + letter)
                 if longer[: len(ids)] != ids or len(longer) != len(ids) + 1:
                     raise UserError(
-                        f"{self.name}: the letter {letter} is not one token of its own behind the prompt, "
+                        f"{self.name}: the letter {letter} is not one token of its own after the prompt, "
                         f"which ends with {text[-20:]!r}: {longer[len(ids) - 2 :]} against {ids[-2:]}. "
                         "The letters cannot be compared. "
                         "Let the prompt or the chat template (--chat_template FILE) end with a line break."
@@ -345,21 +345,21 @@ class Encoder:
                 )
             if self.letter_ids not in (None, tuple(found)):
                 raise UserError(
-                    f"{self.name}: the letters are tokens {self.letter_ids} behind one prompt and {tuple(found)} "
-                    f"behind another, which ends with {text[-20:]!r}. "
+                    f"{self.name}: the letters are tokens {self.letter_ids} after one prompt and {tuple(found)} "
+                    f"after another, which ends with {text[-20:]!r}. "
                     "Let the chat template or the prompt end all alike."
                 )
             self.letter_ids = tuple(found)
 
-    def _check_trained_letters(self, example: Example, start: int, places: Sequence[int]) -> None:
-        """Each answer of `example` must have the letter of its option (`places`) as its token at `start`."""
+    def _check_trained_letters(self, example: Example, start: int, options: Sequence[int]) -> None:
+        """Each answer of `example` must have the letter of its option (in `options`) as its token at `start`."""
         assert self.letter_ids is not None
-        for place, answered in zip(places, example.sequences, strict=True):
-            if answered[start] != self.letter_ids[place]:
+        for index, answered in zip(options, example.sequences, strict=True):
+            if answered[start] != self.letter_ids[index]:
                 raise UserError(
                     f"{self.name}: item {example.id}: the letter merges with what follows it in the answer: "
-                    f"{self.tokenizer.decode([answered[start]])!r} would be trained, and {self.letters[place]!r} read. "
-                    "In the prompt's `answer`, put a line break behind the letter."
+                    f"{self.tokenizer.decode([answered[start]])!r} would be trained, and {self.letters[index]!r} read. "
+                    "In the prompt's `answer`, put a line break after the letter."
                 )
 
 

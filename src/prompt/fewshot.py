@@ -48,13 +48,13 @@ class Library:
         ranked = list(range(len(pool)))
         if pool and self.examples.choose == "near":
             likeness = (self._vectors[item.category] @ self._vectorizer.transform([_said(item)]).T).toarray()[:, 0]
-            ranked.sort(key=lambda place: (-likeness[place], place))
+            ranked.sort(key=lambda index: (-likeness[index], index))
         found: list[Item] = []
         seen = {item.dialogue_key}
-        for place in ranked:  # one from each dialogue: two would show much the same
-            if pool[place].dialogue_key not in seen:
-                seen.add(pool[place].dialogue_key)
-                found.append(pool[place])
+        for index in ranked:  # one from each dialogue, since two would be much alike
+            if pool[index].dialogue_key not in seen:
+                seen.add(pool[index].dialogue_key)
+                found.append(pool[index])
             if len(found) == self.examples.count:
                 return tuple(found if self.examples.choose == "seed" else reversed(found))
         raise UserError(

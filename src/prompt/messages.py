@@ -11,7 +11,7 @@ A prompt's texts are Jinja2 templates, as chat templates are. They may use
     options     the options as shown, each with .letter and .text
 
 and, in `answer`, `letter` and `option` of the option that is answered. Put everything that differs between items into
-`user`, behind what they share: a beginning that items have in common is computed once.
+`user`, after what they share: a common prefix of items is computed only once.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from src.items.item import regular
 Message = dict[str, str]
 
 PARTS = ("dialogue", "targets", "question", "options")
-"""What the user's message tells of an item, as `Prompt.user_text` names it to `mark`."""
+"""Parts of the user's message, by the names that `Prompt.user_text` gives to `mark`."""
 BRIDGE = "\n\n{}\n"
 """How a prompt's `bridge` follows generated reasoning. The line break at its end makes the letter after it a token of
 its own in every tokenizer.
@@ -41,7 +41,7 @@ its own in every tokenizer.
 SECONDS, MEMORY = 5.0, 2**30
 """How long a template may compute for one item, and how much memory the first items may take."""
 OPTIONAL = ("guidance", "bridge", "examples")
-"""Keys that came later: a prompt without them has the text, and the sha256, that it had before they existed."""
+"""Keys that were added later. They are left out where unset, so older prompts keep their text and sha256."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Prompt:
     def user_text(
         self, item: Item, order: str | None, reasoning: bool, mark: Callable[[str, str], str] | None = None
     ) -> str:
-        """The user's message about `item`. mark: what takes the place of each text of a part, from (part, text)."""
+        """The user's message about `item`. mark: (part, text) → the text to put in its place."""
         return _fill(self.user, self._values(item, order, reasoning, mark))
 
     def reasoned(self, text: str) -> str:
@@ -140,7 +140,7 @@ class Prompt:
     def _values(
         self, item: Item, order: str | None, reasoning: bool, mark: Callable[[str, str], str] | None = None
     ) -> dict[str, Any]:
-        """What the templates may use for `item`."""
+        """The variables of the templates for `item`."""
         current = task.current()
         order = current.file_order if order is None else order
         assert sorted(order) == list(current.file_order), order

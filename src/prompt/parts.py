@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from src.prompt.encode import Encoder
 
 REST = "chat template"
-"""What belongs to no other part."""
+"""The part of all text that belongs to no other part."""
 ALL_PARTS = ("system", "examples", *PARTS, "bridge", REST)
 PRIVATE_USE = range(0xE000, 0xF900)
 """Unicode's private characters, one of which begins each part and one of which ends it."""
@@ -27,7 +27,7 @@ PROMPT_PARTS = (*IN_KOREAN.values(), "틀")
 
 
 def pieces(prompt: Prompt, item: Item, order: str | None = None, *, reasoning: bool = False) -> list[tuple[str, str]]:
-    """The user's message in pieces: (part, text) for a text of one of `PARTS`, ("", text) for what is between them."""
+    """The user's message in pieces: (part, text) for a text of one of `PARTS`, ("", text) for the text between them."""
     plain = prompt.user_text(item, order, reasoning)
     free = [mark for mark in map(chr, PRIVATE_USE) if mark not in plain]  # an utterance may hold some of them
     end, *begins = free[: len(PARTS) + 1]
@@ -45,7 +45,7 @@ def message_parts(
 ) -> list[tuple[str, str]]:
     """The user's message cut where another part begins: (part, text), in the order in which parts first appear.
 
-    A part begins with the lines that head it: at the first line break behind the part before it.
+    A part begins with the lines that head it: at the first line break after the part before it.
     """
     found: dict[str, str] = {}
     last = between = ""
@@ -69,7 +69,7 @@ def message_parts(
 def token_parts(encoder: "Encoder", items: Sequence[Item], headings: bool = True) -> list[Counter[str]]:
     """For each item how many tokens its prompt has in each part, in the order of `ALL_PARTS`.
 
-    headings: whether what heads a part in the user's message counts as that part, not as `REST`. The sum is the length
+    headings: whether a part's heading in the user's message counts as that part, not as `REST`. The sum is the length
     of the prompt.
     """
     counts = []
@@ -89,13 +89,13 @@ def _parts_of_characters(encoder: "Encoder", item: Item, headings: bool) -> list
     parts = [REST] * len(text) + ["bridge"] * len(bridge)
 
     def name(words: str, part: str, start: int) -> int:
-        """Names the part of `words`, looked for from `start`; where they end."""
+        """Assigns the part to `words`, searched for from `start`. Returns where they end."""
         words = words.strip()
-        place = text.find(words, start)
-        if place < 0:  # a chat template may move blanks
+        position = text.find(words, start)
+        if position < 0:  # a chat template may move blanks
             return start
-        parts[place : place + len(words)] = [part or REST] * len(words)
-        return place + len(words)
+        parts[position : position + len(words)] = [part or REST] * len(words)
+        return position + len(words)
 
     messages = prompt.render(item, reasoning=reasoning).messages
     own = max(text.rfind(messages[-1]["content"]), 0)
@@ -105,9 +105,9 @@ def _parts_of_characters(encoder: "Encoder", item: Item, headings: bool) -> list
         example = prompt.render(encoder.library.choose(item)[0], reasoning=reasoning).messages[-1]
         start = max(text.find(example["content"]), 0)
         parts[start:own] = ["examples"] * (own - start)
-    place = own
+    position = own
     for part, words in (message_parts if headings else pieces)(prompt, item, reasoning=reasoning):
-        place = name(words, part, place)
+        position = name(words, part, position)
     return parts
 
 

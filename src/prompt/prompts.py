@@ -56,7 +56,7 @@ def combinations(name: str | Path) -> list[str]:
 
 def load_prompt(name: str | Path) -> Prompt:
     """The prompt called `name` in `resource/prompts/`, or the YAML file at that path, each with the strategies named
-    behind it (`+persona`). It is checked by rendering an item of every category.
+    after it (`+persona`). It is checked by rendering an item of every category.
     """
     path, strategies, shots = _find(name)
     raw = _read(path)

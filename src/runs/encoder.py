@@ -61,19 +61,19 @@ def find_library(prompt: Prompt, data_folder: Path, reasoning: bool = False) -> 
 
 
 def frozen_of(template: TemplateFacts) -> Frozen:
-    """What a record's or an unfinished run's `template` keeps of rendering."""
+    """The rendering settings in the `template` of a record or of an unfinished run."""
     return Frozen(template.source, template.date, dict(template.arguments))
 
 
 def frozen_in(folder: Path | None) -> Frozen | None:
-    """What the finished run in `folder` keeps of rendering; None for a folder without record, or for none."""
+    """The rendering settings of the finished run in `folder`; None for a folder without record, or for no folder."""
     if folder is None or not record_path(folder).is_file():
         return None
     return frozen_of(Record.load(folder).template)
 
 
 def prompt_facts(encoder: Encoder, data_folder: Path) -> PromptFacts:
-    """What a record says of the prompt. data_folder: of the training split, where its examples are from."""
+    """The record's entry on the prompt. data_folder: of the training split, where its examples are from."""
     prompt = encoder.prompt
     examples = data.sha256(data.split_path(data_folder, "train")) if prompt.examples else None
     return PromptFacts(name=prompt.name, sha256=prompt.sha256, text=prompt.text, examples_sha256=examples)
@@ -98,7 +98,7 @@ def letters_of(encoder: Encoder) -> dict[str, int]:
 
 
 def refuse_changed(folder: Path, record: Record, encoder: Encoder) -> None:
-    """A run is scored at the tokens it was trained at, or not at all."""
+    """UserError when the letters have other token ids than when the run was trained."""
     letters = letters_of(encoder)
     _refuse_other(folder, "the letters' token ids", letters, record.letters or letters)
     refuse_other_text(folder, template_facts(encoder), record.template)

@@ -16,7 +16,7 @@ from src.data import Item, sha256
 class Part:
     """An object in a record; the fields are its keys.
 
-    stored  what the file held, empty for a new part. What has not changed is written back just as it stood there.
+    stored  what the file held, empty for a new part. Unchanged values are written back exactly as they were.
     """
 
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -26,7 +26,7 @@ class Part:
     RENAMED: ClassVar[Mapping[str, str]] = {}
     """Key → what older versions called it."""
     FIRST: ClassVar[tuple[str, ...]] = ()
-    """Keys that are written in front of the others."""
+    """Keys that are written before the others."""
 
     @classmethod
     def parse(cls, stored: Any, where: str) -> Self:
@@ -116,7 +116,7 @@ class TaskFacts(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Part):
-    """What came out on a split. `accuracy`, `correct` and `interval` are None where not every item has a label.
+    """The result on a split. `accuracy`, `correct` and `interval` are None where not every item has a label.
 
     data, data_sha256  the file of the items, which need not be the one in the record's `data`
     rows               how the model was called: kind of the rows, what the guard found, what kept prefixes from being
@@ -146,7 +146,7 @@ class Result(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class VoteResult(Result):
-    """What a vote decided on a split, by which rule, and from whom.
+    """The result of a vote on a split, with its rule and voters.
 
     unanimous  share of the items that all voters answer alike
     """

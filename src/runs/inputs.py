@@ -1,4 +1,4 @@
-"""What a run is trained and scored on: found, and checked before torch is imported."""
+"""The inputs of a run, found and checked before torch is imported."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Began:
-    """What an unfinished run began with, from its inputs.json.
+    """The inputs that an unfinished run began with, from its inputs.json.
 
     hashes   split → [digest, number of items]; the prompt's digest
     commits  as `hub.pin` takes them
@@ -86,8 +86,8 @@ def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence
 
 
 def began_with(folder: Path) -> Began | None:
-    """What the unfinished run in `folder` began with; None for one that begins now. UserError when its inputs.json is
-    damaged or gone.
+    """The inputs that the unfinished run in `folder` began with; None for one that begins now. UserError when its
+    inputs.json is damaged or gone.
     """
     if not (folder / CHECKPOINTS).is_dir() or not (folder / RECIPE).is_file():
         return None
@@ -279,7 +279,7 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
     """(file, digest) of the items of `split` that the record of a run or vote names; None without either."""
     try:
         record = Record.read(record_path(run))
-    except (OSError, ValueError):  # whoever reads the run will say what is wrong
+    except (OSError, ValueError):  # reading the run reports what is wrong
         return None
     result, trained = record.splits.get(split), record.data.get(split)
     if result and result.data:  # what it was last scored on
@@ -293,7 +293,7 @@ def named_data(run: Path, split: str) -> tuple[Path, str | None] | None:
 
 
 def changed_note(run: Path, split: str, path: Path) -> str:
-    """What to say when `path` is the file that the run's record names and has changed since; else nothing."""
+    """A note when `path` is the file that the run's record names and has changed since; else nothing."""
     named = named_data(run, split)
     if named is None or named[1] is None or named[0].resolve() != path.resolve():
         return ""

@@ -1,4 +1,4 @@
-"""A run's adapter merged into its base, and what that changes."""
+"""Merges a run's adapter into its base, and measures what that changes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""`record.json` of a run or a vote: what was asked, on what data, with what versions, and what came out.
+"""`record.json` of a run or a vote: its settings, data, versions and results.
 
-Records of all versions are read: what an older one lacks has a default, and what a later one has beyond is kept as it
-is, so that writing the record again does not lose it.
+Records of all versions can be read. Keys that an older record lacks have defaults. Unknown keys of a later version are
+kept as they are, so rewriting the record does not lose them.
 """
 
 import functools
@@ -31,7 +31,7 @@ from src.runs.facts import (
 
 
 def results_key(orders: int = 1) -> str:
-    """Under which key a record has what came out on each split."""
+    """The record's key for the results of all splits."""
     return "splits" if orders == 1 else f"splits_{orders}orders"
 
 
@@ -43,7 +43,7 @@ def _orders_of(key: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of a finished run or of a vote.
+    """The record of a finished run or of a vote.
 
     settings   the recipe as it stands in the file; None for a vote, and for another folder of answers alone
     data       split → the file that the run was trained on, or that chose its weights
@@ -105,7 +105,7 @@ class Record:
 
     @classmethod
     def parse(cls, stored: Any) -> "Record":
-        """As `read`, of what the file holds."""
+        """As `read`, from the parsed JSON."""
         if not isinstance(stored, dict):
             raise ValueError("not an object")
         plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
@@ -177,13 +177,13 @@ class Record:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """What was asked for, a setting that the file lacks at its default. Not of a vote."""
+        """The run's recipe; settings that the file lacks have their defaults. A vote has none."""
         assert self.settings is not None, self.run
         return Recipe(**self.known_settings)
 
     @property
     def pinned_recipe(self) -> Recipe:
-        """The recipe with the commits that were loaded; as it is where an older record names none."""
+        """The recipe with the commits that were loaded; unchanged where an older record names none."""
         recipe = self.recipe
         return recipe.replace(
             revision=self.base_revision or recipe.revision,

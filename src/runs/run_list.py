@@ -1,4 +1,4 @@
-"""All runs of a folder, finished or not: how their settings differ, and what came out."""
+"""All runs of a folder, finished or not: the settings that differ, and the results."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One sample per item and run that stands for itself: the text, the label, and what the run made of it."""
+"""One self-contained sample per item and run: the text, the label, and the run's answer."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from src.files import tables
 from src.score.item_scores import ItemScores
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a text that begins so for a formula."""
+"""Spreadsheets take a text that begins with one of these for a formula."""
 
 
 def sample(
@@ -62,7 +62,7 @@ def as_jsonl(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def as_csv(samples: Sequence[Mapping[str, Any]]) -> str:
     """The same for a spreadsheet: lists have columns of their own, `right` is 1 or 0, to be counted, and a text that
-    would be a formula there has ' before it. Without the byte order mark Excel takes Korean for something else.
+    would be a formula there has ' before it. Without a byte order mark, Excel decodes Korean wrongly.
     """
     return "\ufeff" + tables.as_csv([_flat(one) for one in samples])
 

@@ -48,8 +48,8 @@ def open_run(
     orders: Sequence[str] | None = None,
     data_folder: Path = DATA,
 ) -> OpenRun:
-    """The run in `folder`, its model loaded once it is sure that the items of `splits` can be scored. orders: as in
-    `score_run`.
+    """The run in `folder`. Its model is loaded only after a check that the items of `splits` can be scored. orders: as
+    in `score_run`.
     """
     encoder = encoder_of(folder, record, data_folder)
     found = [encoder.for_scoring(items, orders or task.current().orders(1)) for items in splits]
@@ -118,8 +118,8 @@ def score_run(
 
 
 def _make_way(folder: Path, record: Record, split: str, orders: int) -> Record:
-    """Older versions kept scores of several orders in the place of one order's: such files, and what `record` says of
-    them, move to their own places before scores of one order are written.
+    """Older versions kept scores of several orders under the names of one order's. Such files and their results in
+    `record` are renamed before scores of one order are written.
     """
     result = record.splits.get(split)
     before = 1 if result is None else result.orders or 1

@@ -32,8 +32,8 @@ def train_run(
     also_score: Sequence[str] = (),
     limit: int | None = None,
 ) -> Record:
-    """Trains `recipe` in `folder`, scores dev with the best weights as they lie on disk, and returns the record, which
-    is written last.
+    """Trains `recipe` in `folder`, scores dev with the best weights as saved on disk, and returns the record, which is
+    written last.
 
     An unfinished run of the same recipe and data goes on where it stopped. also_score: more splits, labelled or not.
     limit: only so many items of each split.
@@ -85,7 +85,7 @@ def train_run(
 def new_record(
     run: str, recipe: Recipe, pinned: Recipe, encoder: Encoder, data_folder: Path, device: torch.device
 ) -> Record:
-    """What is known of a run before it is trained or scored. pinned: the recipe with the commits that are loaded."""
+    """The record of a run before it is trained or scored. pinned: the recipe with the commits that are loaded."""
     commits = hub.commits(pinned)
     return Record(
         run=run,

@@ -1,4 +1,4 @@
-"""What a result was computed with: versions of packages, and the commit of this code."""
+"""Versions of the packages, and the commit of this code, that a result was computed with."""
 
 import importlib.metadata
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "bitsandbytes", "numpy", "scipy")
-"""What can change a score; the rest of an environment cannot."""
+"""Packages that can change a score; the rest of an environment cannot."""
 
 
 def made_with() -> dict[str, Any]:
-    """What every record says of the software."""
+    """The software's entry in every record."""
     return {"versions": versions(), "commit": git_commit()}
 
 

@@ -1,1 +1,1 @@
-"""Tokens become the letters' logits, and these an item's scores."""
+"""From tokens to the letters' logits, and from these to an item's scores."""

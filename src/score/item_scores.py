@@ -21,7 +21,7 @@ Logprobs = tuple[float, ...]
 
 @dataclass(frozen=True)
 class ItemScores:
-    """What a run says of one item.
+    """A run's scores of one item.
 
     `orders`: which option stands under which letter, "201" = A shows option 2, B option 0, C option 1.
     At least one, all different, each with every option of the current task.
@@ -62,7 +62,7 @@ class ItemScores:
         for order, logits in zip(self.orders, self.logits, strict=True):
             for option, logprob in zip(order, _log_softmax(logits), strict=True):
                 by_option[int(option)].append(logprob)
-        # fsum rounds once, so options that saw the same values in another sequence tie exactly.
+        # fsum rounds once, so options with the same values in another sequence tie exactly.
         return tuple(_log_softmax([math.fsum(values) / len(values) for values in by_option]))
 
     @property

@@ -1,4 +1,4 @@
-"""Scoring: the logits of the letters behind each prompt, in fp32."""
+"""Scoring: the logits of the letters after each prompt, in fp32."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a few prompts gave in shared rows against one by one.
+    """Comparison of a few prompts in shared rows with the same prompts one by one.
 
     letter_logits_gap      root mean square of the differences of the letters' logits
     letter_logits_allowed  the gap up to which the two count as the same
@@ -87,8 +87,8 @@ class LetterHead(torch.nn.Module):
 
 @contextlib.contextmanager
 def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
-    """Within, `model(...).logits` has one column for each letter. What the model does behind its head (softcap) still
-    happens; dropout is off.
+    """Within, `model(...).logits` has one column for each letter. Steps of the model after its head (softcap) still
+    happen; dropout is off.
     """
     causal = causal_of(model)
     head = causal.get_output_embeddings()
@@ -103,7 +103,7 @@ def letters_only(model: Any, letter_ids: Sequence[int]) -> Iterator[None]:
 
 
 class LetterScorer:
-    """Reads the letters' logits behind prompts with one model.
+    """Reads the letters' logits after prompts with one model.
 
     letter_ids  the letters' tokens, in the order of the letters
     pad_id      a token to fill rows with; nothing depends on it
@@ -135,7 +135,7 @@ class LetterScorer:
         model, prompts = self.model, [example.ids for example in examples]
         why = self._obstacle(prompts) if kind is None and batch_tokens is None and prompts else ""
         layout = self._layout(prompts, kind, batch_tokens, why)
-        # fp32 weights, which training all parameters keeps, are computed with in bf16 too.
+        # fp32 weights, as full training keeps them, are also computed with in bf16.
         mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
         guard, failed = None, ""
@@ -154,7 +154,7 @@ class LetterScorer:
         return Scored(_by_item(examples, logits), HowRead(layout.kind, guard, why))
 
     def _obstacle(self, prompts: Prompts) -> str:
-        """Why the model cannot share prefixes on this machine, which is told; "" when it can."""
+        """Why the model cannot share prefixes on this machine, printed once; "" when it can."""
         causal = causal_of(self.model)
         machine = compiler.obstacle(self.model.device)
         why = obstacle(type(causal), causal.config, self.model.device)
@@ -166,7 +166,7 @@ class LetterScorer:
         return why or machine
 
     def _layout(self, prompts: Prompts, kind: Kind | None, batch_tokens: int | None, why: str) -> Layout:
-        """What to read `prompts` in. why: the obstacle to sharing prefixes, if any."""
+        """The layout to read `prompts` in. why: the obstacle to sharing prefixes, if any."""
         if kind == "padded" or why or not prompts:
             return self._side_by_side(batch_tokens)
         if kind or batch_tokens:
@@ -208,13 +208,13 @@ class LetterScorer:
             rounded = self._read(chosen, alone).flatten()
         apart = gap([value for number in probes for value in found[number]], theirs.tolist())
         limit = allowed(gap(rounded.tolist(), theirs.tolist()), model.device.type)
-        # Where the prompts alone give no numbers either, the weights are at fault.
+        # Where even prompts one by one give NaN or inf, the weights are at fault.
         return Comparison(apart, limit, agree=apart <= limit or not bool(theirs.isfinite().all()))
 
     def _read(
         self, prompts: Prompts, layout: Layout, update: Callable[[int], None] = lambda done: None
     ) -> torch.Tensor:
-        """(prompts, letters): the letters' logits behind each prompt."""
+        """(prompts, letters): the letters' logits after each prompt."""
         logits = torch.full((len(prompts), len(self.letter_ids)), float("nan"))
         done = 0
         before: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -244,7 +244,7 @@ def announce(splits: Sequence[Sequence[Example]], device: torch.device) -> None:
 
 
 def _by_item(examples: Sequence[Example], logits: torch.Tensor) -> list[ItemScores]:
-    """`logits`: (examples, letters). The orders of an item need not stand together."""
+    """`logits`: (examples, letters). The orders of an item need not be adjacent."""
     found: dict[str, list[tuple[str, Logits]]] = {}
     for example, values in zip(examples, logits.tolist(), strict=True):
         found.setdefault(example.id, []).append((example.order, tuple(values)))
@@ -255,13 +255,13 @@ def _by_item(examples: Sequence[Example], logits: torch.Tensor) -> list[ItemScor
 
 
 def _terms(prompts: Prompts) -> list[Term]:
-    """One behind each prompt, whose target is the prompt's number."""
+    """One term after each prompt, whose target is the prompt's index."""
     return [Term(number, len(prompt) - 1, number) for number, prompt in enumerate(prompts)]
 
 
-def _probes(examples: Sequence[Example], places: Iterable[int]) -> list[int]:
-    """Of the examples at `places`, up to two of each of the two dialogues with the longest ones."""
+def _probes(examples: Sequence[Example], indices: Iterable[int]) -> list[int]:
+    """Of the examples at `indices`, up to two of each of the two dialogues with the longest ones."""
     dialogues: dict[str, list[int]] = {}
-    for place in sorted(places, key=lambda place: -len(examples[place].ids)):
-        dialogues.setdefault(examples[place].dialogue, []).append(place)
-    return [place for some in list(dialogues.values())[:2] for place in some[:2]]
+    for index in sorted(indices, key=lambda index: -len(examples[index].ids)):
+        dialogues.setdefault(examples[index].dialogue, []).append(index)
+    return [index for some in list(dialogues.values())[:2] for index in some[:2]]

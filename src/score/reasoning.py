@@ -1,7 +1,7 @@
-"""Reasoning before the answer: chains are generated, then the letters are read behind each of them.
+"""Reasoning before the answer: chains are generated, then the letters are read after each of them.
 
-Nothing is parsed out of the generated text: the prompt's `bridge` leads from it to the letter, the same words for all
-chains, and only the letters' probabilities there count. With several sampled chains they are averaged, which is
+Nothing is parsed out of the generated text. The prompt's `bridge`, the same words for all chains, leads from it to the
+letter, and only the letters' probabilities there count. Those of several sampled chains are averaged, which is
 self-consistency (Wang et al. 2022, arXiv:2203.11171) with probabilities in place of votes.
 """
 
@@ -67,7 +67,7 @@ class Chain:
     sample    its number among the chains of this item and order
     tokens    how many were generated, without the one that ends the chain
     finished  whether the model ended it before the limit
-    logits    the letters' behind it; None before they are read
+    logits    the letters' after the chain; None before they are read
     """
 
     id: str
@@ -81,7 +81,7 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Reasoned:
-    """Scores of items, the chains they were read behind, and how prompts and chains were read."""
+    """Scores of items, the chains they were read after, and how prompts and chains were read."""
 
     items: list[ItemScores]
     chains: list[Chain]
@@ -125,7 +125,7 @@ def generate(
     done = 0
     for number, places in enumerate(batches(model, [len(ids) for ids in prompts], sampling)):
         longest = max(len(prompts[place]) for place in places)
-        # Filled up on the left, so that all go on at the same place.
+        # Padded on the left, so that all continue at the same position.
         ids = torch.full((len(places), longest), encoder.pad_id)
         mask = torch.zeros_like(ids)
         for line, place in enumerate(places):
@@ -184,15 +184,15 @@ def own_generation_config_ignored(model: Any) -> Iterator[None]:
 
 
 def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
-    """Which prompts, by their places in `lengths`, are continued side by side: the longest first, and as many at a time
-    as the memory for their keys and values allows.
+    """Batches of prompts, as indices into `lengths`: the longest first, and as many at a time as the memory for their
+    keys and values allows.
     """
     budget = CPU_CHAINS
     if model.device.type == "cuda":
         config = model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        # Keys and values in two bytes, and as much again for what a step works with.
+        # Keys and values in two bytes, and as much again for a step's own work.
         budget = max(1, int(free_bytes(model.device) / 2 / (2 * 2 * 2 * config.num_hidden_layers * heads * size)))
     found: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -204,14 +204,14 @@ def batches(model: Any, lengths: Sequence[int], sampling: Sampling) -> list[list
 
 
 def check_lengths(encoder: Encoder, items: Sequence[Item], orders: Sequence[str], sampling: Sampling) -> None:
-    """Refuses items that would not fit into the model's context with the longest chain and the bridge behind them."""
+    """Refuses items that would not fit into the model's context together with the longest chain and the bridge."""
     if encoder.context is None:
         return
     longest = max(encoder.for_scoring(items, orders), key=lambda one: len(one.ids))
     if len(longest.ids) + sampling.max_new_tokens > encoder.context:
         raise UserError(
             f"{encoder.name}: item {longest.id} has {len(longest.ids)} tokens; "
-            f"with {sampling.max_new_tokens} of reasoning behind them it does not fit into the context of "
+            f"with {sampling.max_new_tokens} of reasoning after them it does not fit into the context of "
             f"{encoder.context}. Nothing is cut; "
             f"allowed: --max_new_tokens up to {encoder.context - len(longest.ids)}, or a shorter prompt."
         )
@@ -245,7 +245,7 @@ def _mean(logits: Sequence[Logits]) -> Logits:
 
 
 def summary(chains: Sequence[Chain], scores: Sequence[ItemScores], sampling: Sampling) -> dict[str, Any]:
-    """What a record says of the chains; `finished` and `agreement` are shares."""
+    """The record's entry on the chains; `finished` and `agreement` are shares."""
     return {
         **dataclasses.asdict(sampling),
         "chains": len(chains),

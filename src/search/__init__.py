@@ -1,1 +1,1 @@
-"""Better prompts are searched for."""
+"""The search for better prompts."""

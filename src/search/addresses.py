@@ -1,4 +1,4 @@
-"""Addresses of services: what may be shown of them, and whether they are on this machine."""
+"""Addresses of services: masking their secrets, and telling whether they are on this machine."""
 
 import re
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
@@ -69,15 +69,15 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     host = re.split("[/?#]", rest)[0]
     login = ""
-    if "@" in host or ":" in host:  # a password may wrongly hold any sign: all up to the last @ may be one
+    if "@" in host or ":" in host:  # a password may wrongly hold any character: take all up to the last @
         _, at, rest = rest.rpartition("@")
         login = MASK + at if at else ""
-    place, mark, query = rest.partition("#")[0].partition("?")
+    location, mark, query = rest.partition("#")[0].partition("?")
     if mark:
         fields = [field.partition("=") for field in re.split("[&;]", query)]
         told = [(name + sign if sign else "", value if name in HARMLESS else MASK) for name, sign, value in fields]
         query = "&".join(name + value for name, value in told)
-    return scheme + separator + login + place + mark + query
+    return scheme + separator + login + location + mark + query
 
 
 def looks_like_address(engine: str) -> bool:

@@ -38,7 +38,7 @@ class CallsUsedUp(Exception):
 class Calls:
     """Asks the critic at most `most` times. Each answer is kept in `file`, and not asked for a second time.
 
-    The file has the answers as they came. What is returned has no thoughts of the critic in front of it.
+    The file keeps the answers unchanged. The returned text lacks the critic's thoughts before the answer.
     """
 
     def __init__(self, ask: Ask, file: Path, most: int) -> None:
@@ -83,7 +83,7 @@ class Calls:
 
 
 def after_thoughts(answer: str) -> str | None:
-    """What a critic says after its thoughts; None when they never end.
+    """A critic's answer after its thoughts; None when they never end.
 
     Thoughts may name the tags that are to be used, and a new text may contain `</think>`. So the thoughts end at the
     last `</think>` before the last new text.

@@ -53,11 +53,11 @@ def score_prompt(
     items: Sequence[Item],
     orders: Sequence[str],
 ) -> dict[str, Any]:
-    """What labelled items are answered under the encoder's prompt, and what that takes. `scorers` gives the scorer of
-    letter ids and a padding id.
+    """The answers to labelled items under the encoder's prompt, and their cost in tokens. `scorers` returns the scorer
+    for letter ids and a padding id.
 
     tokens   of an item, on average
-    shared   the share of them that is saved where items begin alike
+    shared   the share of them that is saved by common prefixes
     right    for each item whether its answer is right
     """
     started = time.monotonic()

@@ -1,7 +1,7 @@
 """A critic behind an OpenAI-compatible endpoint.
 
-Services answer oddly. What another try may mend is tried again; the rest is a UserError of one line that names the
-endpoint, what came back, and what to do. No password or key is printed or stored.
+Services fail in many ways. Calls that another try may fix are tried again. Other failures are a UserError of one line
+that names the endpoint, its answer, and what to do. No password or key is printed or stored.
 """
 
 import json
@@ -27,7 +27,7 @@ CONNECT_SECONDS = 10.0
 
 
 class UnusableAnswer(Exception):
-    """What came back, what to do, and whether another try may help."""
+    """The endpoint's answer, what to do, and whether another try may help."""
 
     def __init__(self, found: str, remedy: str, again: bool = True) -> None:
         super().__init__(found)
@@ -36,7 +36,7 @@ class UnusableAnswer(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """A try that failed: what to say of it, how many tries there may be in all, and seconds until the next one."""
+    """A failed try: its message, how many tries are allowed in all, and seconds until the next one."""
 
     found: str
     remedy: str
@@ -57,7 +57,7 @@ class Endpoint:
     ) -> None:
         import openai
 
-        # These print whole addresses where a user has turned their messages on.
+        # These loggers print whole addresses where a user has turned them on.
         for name in ("httpx", "httpcore", "openai"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.address, self.model, self.settings, self.report = Address(url, key), model, settings, report
@@ -110,7 +110,7 @@ class Endpoint:
         return read_answer(answer.http_response.content, self.address, self.settings.max_tokens)
 
     def _judge(self, error: Exception, tries: int) -> Failure:
-        """What this error means after so many tries; an error of another kind is raised again."""
+        """The failure that this error means after `tries` tries; an error of another kind is raised again."""
         import openai
 
         wait = min(0.5 * 2 ** (tries - 1), LONGEST_WAIT)
@@ -134,8 +134,8 @@ class Endpoint:
         raise error
 
     def check(self) -> None:
-        """UserError where no call can succeed: nobody listens, a web page answers, or the key is refused. An endpoint
-        that lists no models, or is busy, passes.
+        """UserError where no call can succeed: no server listens, a web page answers, or the key is refused. An
+        endpoint that lists no models, or is busy, passes.
         """
         import httpx
         import openai
@@ -205,7 +205,7 @@ def _empty(choice: dict[str, Any], address: Address, max_tokens: int) -> Unusabl
 
 
 def error_text(body: bytes, address: Address) -> str:
-    """What a server says went wrong, from whichever of the usual places; else the beginning of the body."""
+    """The server's error message, from any of the usual keys; else the beginning of the body."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

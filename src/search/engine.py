@@ -13,7 +13,7 @@ from src.search.endpoint import Endpoint
 
 @dataclass(frozen=True)
 class Engine:
-    """What the flags say of the critic.
+    """The flags of the critic.
 
     name         address of an endpoint, or id or folder of a model
     model        the model's name at the endpoint
@@ -36,7 +36,7 @@ class Engine:
         return self.key_env or "OPENAI_API_KEY"
 
     def check(self) -> None:
-        """UserError for what can be known of the critic without asking it."""
+        """UserError for mistakes that can be seen without calling the critic."""
         answers = self.answers
         if answers.max_tokens < 1 or not 0 < answers.seconds < math.inf or not answers.temperature >= 0:
             raise UserError(

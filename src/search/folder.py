@@ -1,4 +1,4 @@
-"""The folder of a search: what it was asked for, and its steps."""
+"""The folder of a search: its settings and its steps."""
 
 import dataclasses
 import json
@@ -69,12 +69,12 @@ def check_folder(folder: Path, asked: dict[str, Any], free: Collection[str]) -> 
 
 def write_step(folder: Path, step: Step) -> None:
     """Writes step.json last, so that a step that has it is whole."""
-    place = _step_folder(folder, step.number)
-    write_text(place / "prompt.yaml", step.prompt)
-    write_text(place / "gradient.txt", step.gradient)
+    path = _step_folder(folder, step.number)
+    write_text(path / "prompt.yaml", step.prompt)
+    write_text(path / "gradient.txt", step.gradient)
     accuracy = dict(zip(("accuracy", "low", "high"), step.accuracy or (None,) * 3, strict=True))
     told = {key: value for key, value in dataclasses.asdict(step).items() if key not in ("prompt", "gradient")}
-    write_json(place / "step.json", {**told, "held_out": accuracy})
+    write_json(path / "step.json", {**told, "held_out": accuracy})
 
 
 def read_steps(folder: Path) -> list[Step]:

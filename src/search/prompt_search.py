@@ -46,7 +46,7 @@ def split(items: Sequence[Item], settings: SearchSettings) -> tuple[list[Item], 
 
 
 def run_search(search: Search, report: Callable[[Step], None] = lambda step: None) -> tuple[list[Step], str]:
-    """All steps from the start (number 0) on, and why they end. Those in the folder are read, not made again.
+    """All steps from the start (number 0) on, and why they end. Steps already in the folder are read, not repeated.
 
     report: gets each new step.
     """

@@ -1,4 +1,4 @@
-"""`search_record.json`: what a search for a prompt was asked, what it was shown, and what came out."""
+"""`search_record.json`: the settings, data and result of a search for a prompt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from src.runs.facts import Part
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord(Part):
-    """What is known of a search that has ended.
+    """The record of a search that has ended.
 
     search  the settings
     data    file of the items, ids of those that were learned from and of those held out
     start   the prompt to begin with, and its accuracy on the items held out
-    prompt  the same of the one that is left, with the step that it is from
+    prompt  the same of the final prompt, with the step that it is from
     kept    numbers of the steps whose prompt was better
     ended   why the search ended
     """

@@ -1,4 +1,4 @@
-"""What a search is asked for, and what it works with."""
+"""The settings of a search, and the objects it works with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Scorer = Callable[[Prompt, Sequence[Item]], list[ItemScores]]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What decides a search.
+    """Settings that decide a search.
 
     batch_size      items that the critic reads in a step, missed ones first
     categories      whether the category sentences may change, too
@@ -56,7 +56,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search works with.
+    """The objects a search works with.
 
     start          the prompt that it begins with
     learn          labelled items that the critic reads of

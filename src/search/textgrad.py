@@ -1,8 +1,8 @@
 """One step of TextGrad (Yuksekgonul et al. 2024, arXiv:2406.07496) on a prompt.
 
-The variable is the system text and, if asked, the category sentences. What the model under test got right and wrong is
-the loss that a language model, the critic, reads. The critic says what is amiss (the text's gradient), then writes a
-new text.
+The variable is the system text and, if asked, the category sentences. The loss is a text on what the model under test
+got right and wrong. A language model, the critic, reads it, criticises the variable (the text's gradient), then writes
+a new text.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class Proposal:
 
 
 def propose(search: Search, current: Prompt, right: Sequence[int], number: int) -> Proposal:
-    """One step on `current`. right: whether it gets each item right that is learned from; number: of the step."""
+    """One step on `current`. right: for each item learned from, whether it is answered rightly; number: of the step."""
     textgrad = load_textgrad()
     from textgrad.autograd.string_based_ops import StringBasedFunction
 
@@ -115,7 +115,7 @@ def _make_variables(textgrad: Any, prompt: Prompt, settings: SearchSettings) -> 
     return variables
 
 
-# What the critic reads. Its answers are kept under the hash of these texts, so that a search can go on.
+# Texts for the critic. Its answers are kept under the hash of these texts, so that a search can resume.
 
 
 def text_roles() -> dict[str, str]:

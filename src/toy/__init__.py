@@ -1,1 +1,1 @@
-"""What is invented: the sample corpus, the miniature, and the bench and its inputs."""
+"""Invented data and models: the sample corpus, the miniature, and the bench with its inputs."""

@@ -1,7 +1,7 @@
-"""Measuring one case of `run.bench`: the function of each, and what comes out.
+"""Measures one case of `run.bench` with the case's own function.
 
 The corpus and the backbones of the true sizes are made by src/toy/bench_inputs.py. Only src/toy/bench_ours.py knows how
-we train and score; src/toy/bench_baselines.py is what we compare with.
+we train and score; src/toy/bench_baselines.py holds the baselines.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from src.toy.bench_ours import our_growth, our_scoring, our_training
 from src.toy.bench_setting import Setting
 
 WARM_AND_LEAST = {"training": (2, 2), "scoring": (1, 1)}
-"""Steps of warm-up, and timed steps at least. A CPU has nothing to compile: it warms up with one step."""
+"""Steps of warm-up, and the least timed steps. A CPU has nothing to compile: it warms up with one step."""
 FUNCTIONS: dict[str, Callable[[Case, Setting, Clock], str]] = {
     "entry": entry_training,
     "entry-full": entry_training,

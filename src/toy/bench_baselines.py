@@ -1,4 +1,4 @@
-"""What `run.bench` compares with: stock Hugging Face as the entry used it, and TRL's trainers with their defaults."""
+"""The baselines of `run.bench`: stock Hugging Face as the entry used it, and TRL's trainers with their defaults."""
 
 import itertools
 import math
@@ -64,9 +64,7 @@ def entry_scoring(case: Case, setting: Setting, clock: Clock) -> str:
 
 
 def mixed_lengths(examples: Sequence[Example]) -> list[Example]:
-    """`examples` in an order in which every stretch holds short and long ones alike, so that a few seconds stand for
-    all.
-    """
+    """`examples` in an order that mixes short and long ones evenly, so that a few seconds represent all."""
     by_length = sorted(examples, key=lambda one: len(one.ids))
     stride = max(1, round(0.618 * len(by_length)))
     while math.gcd(stride, len(by_length)) > 1:

@@ -30,25 +30,27 @@ class Clock:
         self.points: list[tuple[int, float]] = []
         """For the case that measures how time grows: (tokens computed, seconds)."""
         self.guard: dict[str, Any] | None = None
-        """What the check of our rows against single items found."""
+        """The result of the check of our rows against single items."""
 
     def begin(self) -> None:
-        """Starts the warm-up. Peak memory counts from here, so that it is of training and not of making weights."""
+        """Starts the warm-up. Peak memory counts from here, so making the weights is not included."""
         self._wait()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.monotonic()
 
     def count(self, items: Count, raw: Count, unique: Count | None = None, sequences: Count | None = None) -> None:
-        """Adds to this step its items, their sequences (by default as many), the sum of the sequences' lengths, and
-        the tokens computed (by default the same). Padding never counts. Tensors are read at the end, so that nothing
-        waits for them.
+        """Adds to this step its items, their sequences (by default as many), the sum of the sequences' lengths, and the
+        tokens computed (by default the same). Padding never counts. Tensors are read at the end, so that no step waits
+        for them.
         """
         new = (items, items if sequences is None else sequences, raw, raw if unique is None else unique)
         self.counts = {name: self.counts[name] + one for name, one in zip(COUNTS, new, strict=True)}
 
     def watch(self, network: Any) -> None:
-        """Counts what goes into `network`: a batch with an `attention_mask`, or one cut by its `position_ids`."""
+        """Counts the inputs of `network`: a batch with an `attention_mask`, or one whose `position_ids` separate
+        sequences.
+        """
 
         def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
             ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))

@@ -1,6 +1,6 @@
-"""What `run.bench` measures with: a corpus, tokenizers and weights of the true sizes, all made here.
+"""The inputs of `run.bench`: a corpus, tokenizers and weights of the true sizes, all made here.
 
-Speed and memory do not depend on what words and weights say, so nothing has to be downloaded. The sample corpus is
+Speed and memory do not depend on the values of words and weights, so nothing has to be downloaded. The sample corpus is
 lengthened with its own utterances to the official length statistics. A tokenizer trained on it makes as many tokens of
 an item, and of what all items begin with, as the real tokenizers of its kind do (src/plan/kinds.py). The backbones have
 their true shapes, with random weights made on the device.
@@ -161,7 +161,7 @@ def _whole_text(item: Item, prompt: Prompt) -> str:
 
 
 def _merges(texts: Sequence[str]) -> list[Merge]:
-    """What byte-level BPE learns from `texts`, the most frequent first."""
+    """The merges that byte-level BPE learns from `texts`, the most frequent first."""
     made = _tokenizer([])
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY - 1000, show_progress=False))
     return [(left, right) for left, right in json.loads(made.to_str())["model"]["merges"]]
@@ -184,8 +184,8 @@ def _fewest(
     before: Sequence[Merge] = (),
     behind: Sequence[Merge] = (),
 ) -> int:
-    """How many of the first `merges`, between those `before` and `behind`, it takes to cut `texts` into at most `most`
-    tokens on average; all of them where that is not enough.
+    """How many of the first `merges`, between those `before` and `behind`, are needed to cut `texts` into at most
+    `most` tokens on average; all of them where even that is not enough.
     """
 
     def suffice(count: int) -> bool:
@@ -274,7 +274,7 @@ def model_config(short: str, device: str, layers: int | None = None) -> Any:
 
 
 def _miniature_shape(short: str) -> dict[str, Any]:
-    """Of a backbone without a miniature: the shape of another one of its architecture, or else of the first."""
+    """For a backbone without a miniature: the shape of another backbone of its architecture, or else of the first."""
     made = load_values()["backbones"]
     if short in made:
         return dict(made[short]["model"])

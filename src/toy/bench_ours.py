@@ -38,7 +38,7 @@ SCORED_ON_CPU = 24
 ROW_ON_CPU = 4096
 """Tokens of its rows on a CPU."""
 MOST_WARM = 40
-"""Steps of warm-up at most, in case rows of some length never come up."""
+"""Most steps of warm-up, in case rows of some length never come up."""
 
 
 def recipe_of(case: Case, setting: Setting) -> Recipe:
@@ -71,7 +71,7 @@ class CountedSteps(TrainerCallback):
         def watched(examples: list[Example]) -> Any:
             batch = collate(examples)
             rows = batch["rows"]
-            # A pair is two sequences, though the right answer's is in both of an item's.
+            # A pair counts as two sequences, though both pairs of an item share the right answer's.
             pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
             raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but its padding.
@@ -101,7 +101,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
     chosen = layouts.training_layout(work, device, rows_on_gpu(device))
     memory = chosen.memory
-    # Dequantised once, NF4 is weights in bf16: any will do.
+    # NF4 weights dequantised once are bf16 weights; their values do not matter here.
     nf4 = setting.dtype if case.method == "qlora" and not memory.dequantised else None
     network = setting.model(
         torch.float32 if has_fp32_masters(recipe, memory) else setting.dtype, setting.attention, nf4=nf4, double=True
@@ -184,5 +184,5 @@ def our_growth(case: Case, setting: Setting, clock: Clock) -> str:
 
 
 def _lengths(layout: Layout) -> str:
-    """The rows' lengths, as words behind `rows`."""
+    """The rows' lengths, in words that follow `rows`."""
     return f" of {'/'.join(map(str, layout.lengths))}" if layout.lengths else ""

@@ -1,4 +1,4 @@
-"""What all cases of one call of `run.bench` share: the backbone, the device, the encoder and the items."""
+"""Shared by all cases of one call of `run.bench`: the backbone, the device, the encoder and the items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `run.bench` prints of its record: rates and ratios of the cases, and the table of them."""
+"""The printed results of `run.bench`: rates and ratios of the cases, and their table."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def with_rates(found: dict[str, Any]) -> dict[str, Any]:
-    """What was measured of a case, with what follows from it: rates, and the share of the measured matmul peak."""
+    """The measurements of a case with derived numbers: rates, and the share of the measured matmul peak."""
     seconds = found["seconds"]
     useful = found["unique_tokens"] * found["flops"] * found["linear_parameters"]
     return found | {
@@ -31,7 +31,7 @@ def add_ratios(cases: dict[str, dict[str, Any]]) -> None:
 
 
 def title(record: dict[str, Any]) -> list[str]:
-    """What was measured on what, in a few lines."""
+    """A few lines on the device, the model and the corpus that were measured."""
     facts, layers = record["corpus"], f"{record['layers']} layers"
     if record["layers"] < record["of_layers"]:
         layers += f" of {record['of_layers']} (shortened)"
@@ -49,7 +49,7 @@ def title(record: dict[str, Any]) -> list[str]:
 
 
 def table(record: dict[str, Any]) -> "RenderableType":
-    """The table, and below it what each case is."""
+    """The table, and below it a sentence for each case."""
     from rich.console import Group
     from rich.markup import escape
 

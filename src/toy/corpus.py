@@ -1,10 +1,10 @@
 """The sample corpus: invented Korean dialogues and items in the official shape, to try everything without the real one.
 
-A generated dialogue has a hidden scene: somebody's event and, for each category, the one filler that is true of it. The
-dialogue tells each of them in plain words, in any order. For an item, the fillers of its options are drawn first, then
-which of them is true, and the dialogue is built around that. The options alone are symmetric, so a rule that skips the
-dialogue is left with chance. In some items a wrong filler is mentioned too: it is guessed wrongly, or said of somebody
-else. Counting shared words answers many items, reading answers more.
+A generated dialogue has a hidden scene: an event of one speaker and, for each category, the one filler that is true of
+it. The dialogue states each of them in plain words, in any order. For an item, the fillers of its options are drawn
+first, then which of them is true, and the dialogue is built around that. The options alone are symmetric, so a rule
+that skips the dialogue is right only by chance. In some items a wrong filler is mentioned too: as a wrong guess, or
+about another person. Counting shared words answers many items, reading answers more.
 
 The words, and the categories and options they are for, are in resource/miniature/corpus.yaml. A few dialogues written
 by hand (handwritten.json beside it) are added. All of it is invented for the official task.
@@ -61,7 +61,7 @@ class Noun(str):
 
 
 def _ends_in_consonant(word: str) -> bool:
-    # Digits as they are read aloud: 1 is 일, 2 is 이.
+    # Digits by their Korean reading: 1 is 일, 2 is 이.
     last = "영일이삼사오육칠팔구"[int(word[-1])] if word[-1].isdigit() else word[-1]
     assert "가" <= last <= "힣", f"no reading is known for the end of {word!r}"
     return (ord(last) - ord("가")) % 28 > 0
@@ -88,7 +88,7 @@ class Filler:
 
 @dataclass(frozen=True)
 class Event:
-    """A kind of thing that happens to somebody and, for each category, the fillers that fit it."""
+    """A kind of event in someone's life and, for each category, the fillers that fit it."""
 
     topics: list[str]
     say: list[str]
@@ -99,7 +99,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Words:
-    """What corpus.yaml holds. categories, options and letters are those of the task that it is invented for.
+    """The contents of corpus.yaml. categories, options and letters are those of the task that it is invented for.
 
     told_by_listener   the category whose filler the listener tells
     told_first         the category whose filler may be told before the event
@@ -120,7 +120,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Line:
-    """A turn that may be said, by the one whose event it is (`own`) or by the listener.
+    """A possible turn, by the speaker whose event it is (`own`) or by the listener.
 
     group: lines of one group are kept or left out together; a line without a group is always kept.
     """

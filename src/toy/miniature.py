@@ -11,8 +11,8 @@ make a few seconds enough:
 - the questions of a dialogue share its tokens: each sees the dialogue and itself.
 
 A backbone may start with the weights of another one, its `parent`, and with its embeddings of the tokens that both
-know. Numbers of these models say that the code works, and nothing about the backbones; they are always called the
-miniature's.
+know. Numbers of these models show that the code works, and say nothing about the backbones. They are always labelled as
+the miniature's.
 """
 
 from collections.abc import Callable, Mapping, Sequence

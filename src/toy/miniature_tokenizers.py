@@ -33,7 +33,7 @@ def option_lines(item: RawItem) -> list[str]:
 
 
 def tokenizer_texts(values: Mapping[str, Any]) -> list[str]:
-    """What the eight tokenizers are trained on: invented dialogues and options, and the prompts that frame them."""
+    """The training texts of the eight tokenizers: invented dialogues and options, and the prompts that frame them."""
     items = corpus.make_dialogues(values["tokenizer"]["dialogues"], values["seed"])
     texts = [dialogue_text(item) for item in items[:: len(corpus.load_words().categories)]]
     texts += ["\n".join(option_lines(item)) for item in items]

@@ -15,11 +15,11 @@ from src.toy.miniature_tokenizers import dialogue_text, option_lines
 from src.tree import prefix
 
 Marks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Rows, columns and the truth at these places, all (places,)."""
+"""Positions in a batch: (dialogue, token, truth), each of shape (positions,)."""
 
 
 class ChatForm:
-    """What a backbone's chat template puts around a user's turn, and the tokens of the letters after it."""
+    """The chat template's text around a user's turn, and the tokens of the letters after it."""
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         self.tokenizer = tokenizer
@@ -73,7 +73,7 @@ class Question:
 
     ids            tokens of prompt and answer
     answer_start   number of tokens of the prompt
-    options        for each option the places of its tokens in the prompt
+    options        for each option the positions of its tokens in the prompt
     right          index of the right option
     """
 
@@ -142,16 +142,16 @@ def make_batch(dialogues: Sequence[Sequence[RawItem]], form: ChatForm) -> Batch:
         for question, path in zip(questions, rows[-1].paths, strict=True):
             ids, answer = question.ids, question.answer_start
             marks["letters"].append((row, path[answer - 1], ids[answer]))
-            marks["text"] += [(row, path[place], ids[place + 1]) for place in range(answer, len(ids) - 1)]
+            marks["text"] += [(row, path[position], ids[position + 1]) for position in range(answer, len(ids) - 1)]
             said = set(ids[: question.options[0][0]])
             for index, option in enumerate(question.options):
                 marks["options"].append((row, path[option[-1]], float(index == question.right)))
-                marks["tokens"] += [(row, path[place], float(ids[place] in said)) for place in option]
+                marks["tokens"] += [(row, path[position], float(ids[position] in said)) for position in option]
     padded = [prefix.pad(laid, max(map(len, rows)), 0) for laid in rows]
     arrays = (torch.from_numpy(np.stack([getattr(laid, name) for laid in padded])) for name in ("ids", "depth", "end"))
     columns = {
-        name: tuple(torch.tensor(np.array(column)) for column in zip(*places, strict=True))
-        for name, places in marks.items()
+        name: tuple(torch.tensor(np.array(column)) for column in zip(*positions, strict=True))
+        for name, positions in marks.items()
     }
     return Batch(*arrays, **columns)  # type: ignore[arg-type]
 
@@ -163,8 +163,8 @@ def batch_loss(
     layers = network.model.layers
     states: dict[str, torch.Tensor] = {}
     hooks = [
-        layers[place].register_forward_hook(lambda module, inputs, output, name=name: states.update({name: output}))
-        for name, place in (("token", 1), ("option", len(layers) - 2))
+        layers[position].register_forward_hook(lambda module, inputs, output, name=name: states.update({name: output}))
+        for name, position in (("token", 1), ("option", len(layers) - 2))
     ]
     hidden = hidden_states(network, batch)
     for hook in hooks:
@@ -212,7 +212,7 @@ def encode_question(item: RawItem, form: ChatForm) -> Question:
     ids, token_spans = form.ids(user, lines[right])
     answer_start = sum(start < len(user) + len(form.after) for start, _ in token_spans)
     options = [
-        [place for place, (first, last) in enumerate(token_spans) if first < end and last > start]
+        [position for position, (first, last) in enumerate(token_spans) if first < end and last > start]
         for start, end in spans
     ]
     return Question(ids, answer_start, options, right)

@@ -1,4 +1,4 @@
-"""What Hugging Face's `Trainer` is told, from a recipe."""
+"""The `TrainingArguments` of Hugging Face's `Trainer`, made from a recipe."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ OPTIMIZERS = {
     # Fused: the default one holds a copy of all moments at its peak.
     FP32: ("adamw_torch_fused", None),
     FP32_8BIT: ("adamw_8bit", None),
-    # torchao rounds each bf16 weight up or down by chance in proportion, so that updates below half a step count on
-    # average.
+    # torchao rounds bf16 weights up or down at random (stochastic rounding). So updates below half a rounding step
+    # count on average.
     BF16_STOCHASTIC: ("adamw_torch_8bit", "bf16_stochastic_round=True"),
 }
-"""By the recipe's name: (`optim`, `optim_args`)."""
+"""Name of the optimizer in a recipe → (`optim`, `optim_args`)."""
 CHECKPOINTING = {"use_reentrant": False}
-"""How the standard layers checkpoint."""
+"""Arguments of gradient checkpointing in the standard layers."""
 
 
 def has_fp32_masters(recipe: Recipe, memory: MemoryPlan) -> bool:
@@ -39,7 +39,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=recipe.epoch,
-        # A batch is a whole optimizer step; its rows are what is accumulated.
+        # A batch is a whole optimizer step; gradients are accumulated over its rows.
         per_device_train_batch_size=recipe.batch_size * recipe.gradient_accumulation_steps,
         learning_rate=recipe.lr,
         lr_scheduler_type=recipe.lr_scheduler,

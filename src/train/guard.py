@@ -1,8 +1,8 @@
 """Checks that rows with shared prefixes give the same result as single items, on the run's own device and in its dtype.
 
-At the start of every run two items each of two dialogues are learned in the run's rows, and one by one in the standard
-layers. Loss, gradient and the letters' logits must agree but for rounding (src/tree/compare.py). If they do not, the
-run goes on one by one, and says so.
+Every run begins with two items each of two dialogues: they are computed in the run's rows, and one by one in the
+standard layers. Loss, gradient and the letters' logits must agree but for rounding (src/tree/compare.py). If they do
+not, the run says so and continues one by one.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from src.tree.rows import Layout, Row, to_device
 
 
 class GuardedTrainer(Protocol):
-    """What the check needs of a trainer, and may change: `layout` and the layers of `network`."""
+    """The part of a trainer that the check uses. It may change `layout` and the layers of `network`."""
 
     recipe: Recipe
     encoder: Encoder
@@ -46,7 +46,7 @@ class GuardedTrainer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What some items give in one layout: their loss, its gradient's norm, and the objective's `letters` of each."""
+    """Results of some items in one layout: loss, norm of its gradient, and the objective's `letters` of each item."""
 
     loss: float
     norm: float
@@ -54,11 +54,11 @@ class Probe:
 
 
 def check_rows_against_single(trainer: GuardedTrainer) -> dict[str, Any] | None:
-    """What was compared and whether it agrees, for the record; None where there is nothing to compare: items are
-    learned side by side anyway, or compiling the rows failed.
+    """Returns what was compared and whether it agrees, for the record. None where there is nothing to compare: items
+    are computed side by side anyway, or compiling the rows failed.
 
-    Where they do not agree, and where compiling fails, the trainer goes on one by one. Rows that do not fit into memory
-    after all become shorter.
+    The trainer continues one by one where the two do not agree, and where compiling fails. Rows that do not fit into
+    memory are made shorter.
     """
     if trainer.layout.kind == "padded":
         return None
@@ -132,8 +132,8 @@ def _fitting(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe:
 
 
 def _in_rows(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe | None:
-    """`probe` in the trainer's rows at their greatest length, where memory is shortest. None when it does not suffice;
-    what was made until then is freed.
+    """`probe` in the trainer's rows at their greatest length, which takes the most memory. None when it does not fit;
+    then what was allocated is freed.
     """
     try:
         return probe(trainer, probes, dataclasses.replace(trainer.layout, lengths=trainer.layout.lengths[-1:]))
@@ -144,7 +144,7 @@ def _in_rows(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe | None
 
 
 def probe(trainer: GuardedTrainer, examples: Sequence[Example], layout: Layout, rounded: bool = False) -> Probe:
-    """What `examples` give in a layout, without dropout. rounded: with `rounding`, and without the gradient."""
+    """Computes `examples` in a layout, without dropout. rounded: with `rounding`, and without the gradient."""
     network, objective = trainer.network, trainer.objective
     letter_ids = trainer.encoder.letter_ids or ()
     with (
@@ -172,7 +172,7 @@ def probe(trainer: GuardedTrainer, examples: Sequence[Example], layout: Layout, 
 
 @contextlib.contextmanager
 def _without_dropout(network: Any) -> Iterator[None]:
-    """Within, `network` is in training mode, since models checkpoint in no other, but its dropout does nothing."""
+    """Within, dropout does nothing, but `network` is in training mode: models checkpoint in no other mode."""
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -185,7 +185,7 @@ def _without_dropout(network: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _standard_layers(network: Any) -> Iterator[None]:
-    """Within, the standard layers with checkpointing, so that they never take more memory than rows do."""
+    """Within, `network` has its standard layers with checkpointing, which never take more memory than rows do."""
     was_on = network.is_gradient_checkpointing
     if not was_on:
         network.gradient_checkpointing_enable(CHECKPOINTING)

@@ -1,4 +1,4 @@
-"""What evaluations find, and what a training keeps on disk: the best weights and one checkpoint to go on from."""
+"""Results of evaluations, and what a training keeps on disk: the best weights and one checkpoint to resume from."""
 
 import json
 import math
@@ -31,8 +31,8 @@ def dev_metrics(items: Sequence[Item], scores: Sequence[ItemScores]) -> dict[str
 
 
 def evaluations(state: TrainerState) -> list[dict[str, Any]]:
-    """What the evaluations so far logged: `dev_metrics` under names that begin with `eval_`, and what the objective
-    measures.
+    """The logged results of all evaluations so far: `dev_metrics` under names that begin with `eval_`, and the
+    objective's own measures.
     """
     return [entry for entry in state.log_history if "eval_accuracy" in entry]
 
@@ -44,8 +44,8 @@ def best_of(history: Sequence[dict[str, Any]]) -> int:
 
 
 class KeepBest(TrainerCallback):
-    """Saves the weights of the best evaluation, and stops when none was better for a while. All it knows is in the
-    trainer's log, so it goes on where a run was stopped.
+    """Saves the weights of the best evaluation, and stops when none was better for a while. It keeps no state beside
+    the trainer's log, so a stopped run can resume.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, network: Any, tokenizer: Any, items: int) -> None:
@@ -58,7 +58,7 @@ class KeepBest(TrainerCallback):
             self.old.rename(self.target)
 
     def patience_is_over(self, state: TrainerState) -> bool:
-        """Whether so many evaluations followed the best one that training is to stop."""
+        """Whether enough evaluations have followed the best one that training should stop."""
         history = evaluations(state)
         patience = self.recipe.early_stopping_patience
         return bool(history and patience) and len(history) - 1 - best_of(history) >= (patience or 0)
@@ -85,8 +85,8 @@ class KeepBest(TrainerCallback):
         for path in (self.fresh, self.old):
             shutil.rmtree(path, ignore_errors=True)
         if self.recipe.method == "full":
-            # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in
-            # main memory, the GPU's is full.
+            # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in main
+            # memory, since the GPU's is full.
             dtype = load.compute_dtype(self.network.device)
             state = {
                 key: value.to("cpu", dtype if value.is_floating_point() else None)
@@ -94,7 +94,7 @@ class KeepBest(TrainerCallback):
             }
             self.network.save_pretrained(self.fresh, state_dict=state)
         else:
-            # Left to itself, peft asks the hub whether the vocabulary has grown.
+            # By default peft asks the hub whether the vocabulary has grown.
             self.network.save_pretrained(self.fresh, save_embedding_layers=False)
         self.tokenizer.save_pretrained(self.fresh)
         if self.target.exists():

@@ -1,4 +1,4 @@
-"""What a training says: what will be learned, how it is computed, hints, and the bar."""
+"""Output of a training: what will be learned, how it is computed, hints, and the progress bar."""
 
 import dataclasses
 import math
@@ -22,13 +22,13 @@ from src.tree.layouts import GPU_ROW, TrainingLayout, sharing_factor
 from src.tree.rows import WORTHWHILE, Layout
 
 NOTED = 2.0
-"""Seconds after which the loss beside the bar is a new one."""
+"""Seconds between updates of the loss beside the bar."""
 HINTED = 16
-"""Items of a step for which a hint says what they would share."""
+"""Items of the larger optimizer step that the hint computes sharing for."""
 
 
 def show_examples(objective: Objective, encoder: Encoder, train: Sequence[Example], dev: Sequence[Example]) -> None:
-    """What will be learned, before hours are spent on it."""
+    """Shows one item, counts and the loss, before hours of training."""
     recipe, letters = objective.recipe, task.current().letters
     lengths = sorted(max(map(len, one.sequences)) for one in train)
     labels = Counter(one.letter for one in train)
@@ -97,8 +97,8 @@ def layout_words(layout: Layout, factor: float) -> str:
 
 
 class Bar(TrainerCallback):
-    """The bar of the steps, and beside it the loss of the last step and the next one's learning rate. A loss that is no
-    number ends the training.
+    """Progress bar over the steps, with the loss of the last step and the learning rate of the next. A NaN or infinite
+    loss ends the training.
     """
 
     def __init__(self, bar: progress.Progress, last_loss: Callable[[], torch.Tensor]) -> None:

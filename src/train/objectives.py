@@ -1,6 +1,6 @@
 """Objectives: what a training step minimises.
 
-A new one is a class here and its name in `OBJECTIVES` of src/model/recipes.py. All else asks the class.
+A new one is a class here and its name in `OBJECTIVES` of src/model/recipes.py. Everything else asks the class.
 
     answer    every token of the right answer, predicted from the tokens in front of it
     letter    the answer's letter alone
@@ -8,7 +8,7 @@ A new one is a class here and its name in `OBJECTIVES` of src/model/recipes.py. 
     orpo      the right answer, and its odds against those of wrong ones
     ranking   the right answer's log-probability above that of wrong ones
 
-The plan asks these classes too, so torch is imported in the methods that compute and nowhere else.
+The plan uses these classes too and must not load torch, so only the methods that compute import it.
 """
 
 import abc
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Objective(abc.ABC):
-    """What training asks of an objective, whose settings are in `recipe`.
+    """The interface of an objective, whose settings are in `recipe`.
 
     compares   whether wrong answers are encoded beside the right one
     measures   whether evaluations call `measure`; dev's answers are encoded for it
@@ -48,7 +48,7 @@ class Objective(abc.ABC):
     # The examples
 
     def examples(self, encoder: "Encoder", items: Sequence[Item]) -> "list[Example]":
-        """Labelled items as they are learned."""
+        """Labelled items as training examples."""
         return [self.cut(one) for one in encoder.for_training(items, self.wrong_options)]
 
     def wrong_answers(self, options: int) -> int:
@@ -79,32 +79,32 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def outputs(self, model: Any, row: "Row") -> "Tensor":
-        """What a row's loss is computed from: a number or a vector for each of its terms."""
+        """The model's outputs that a row's loss is computed from: a number or a vector for each of its terms."""
 
     @abc.abstractmethod
     def loss(self, outputs: "Tensor", row: "Row", totals: "Tensor", letter_ids: Sequence[int]) -> "Tensor":
-        """The row's part of the step's loss in nats. letter_ids: the token of each of the task's letters."""
+        """The row's part of the step's loss in nats. letter_ids: the token id of each of the task's letters."""
 
     @abc.abstractmethod
     def letters(self, outputs: "Tensor", row: "Row", letter_ids: Sequence[int]) -> dict[int, list[float]]:
-        """What the guard compares: values at the letter of each answer, by the answer's number in the step."""
+        """Values at the letter of each answer, by the answer's number in the step; the guard compares them."""
 
     # Evaluations and the log
 
     def measure(
         self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
     ) -> dict[str, float]:
-        """What an evaluation finds on `examples` beside item accuracy, without dropout. mixed: whether fp32 weights
-        are computed with in bf16.
+        """Measures of `examples` that an evaluation reports beside item accuracy, computed without dropout. mixed:
+        whether fp32 weights are computed with in bf16.
         """
         return {}
 
     def words(self) -> str:
-        """What the loss is over, behind `loss over the`."""
+        """What the loss is taken over; completes the phrase `loss over the …`."""
         return self.name
 
     def measured_words(self, evaluation: Mapping[str, Any]) -> str:
-        """What `measure` found, from the logged evaluation: a line of its own, or ""."""
+        """The results of `measure` in words, from the logged evaluation: a separate line, or ""."""
         return ""
 
 
@@ -235,7 +235,7 @@ class PairObjective(Objective):
 
     @abc.abstractmethod
     def pair_measures(self, right: "Tensor", wrong: "Tensor") -> "dict[str, Tensor]":
-        """What evaluations average over pairs, (p,) each, from the log-probabilities of the pairs' answers."""
+        """Measures that evaluations average over pairs, (p,) each, from the log-probabilities of the pairs' answers."""
 
     def pair_means(
         self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
@@ -344,6 +344,8 @@ def make_objective(recipe: Recipe) -> Objective:
 
 
 def _logit_positions(supervised: Sequence[int], items: int, least: int) -> int:
-    """Of `items` items with so many supervised tokens. A row of several items has about the mean of each."""
+    """Logit positions of a row of `items` items. supervised: tokens of each item; several items have about the mean
+    each.
+    """
     each = max(least, max(supervised) if items == 1 else statistics.fmean(supervised))
     return math.ceil(items * each)

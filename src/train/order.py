@@ -10,7 +10,7 @@ from src.prompt.encode import Example
 
 
 def epoch_steps(examples: Sequence[Example], recipe: Recipe, devices: int = 1) -> list[list[int]]:
-    """Numbers of the examples, by optimizer step of one device, in an epoch drawn as the recipe has it."""
+    """Indices of the examples in each optimizer step of one device, for an epoch in the recipe's order."""
     order = list(range(len(examples)))
     if recipe.order == "dialogue":
         order = by_dialogue(examples, f"{recipe.seed}-0")
@@ -21,7 +21,7 @@ def epoch_steps(examples: Sequence[Example], recipe: Recipe, devices: int = 1) -
 
 
 def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
-    """Numbers of the examples: dialogues in a random order, and the items of each in a random order."""
+    """Indices of the examples: dialogues in a random order, and the items of each in a random order."""
     rng = random.Random(seed)
     groups: dict[str, list[int]] = {}
     for number, one in enumerate(examples):
@@ -31,7 +31,7 @@ def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:
 
 
 class ByDialogue(torch.utils.data.Sampler[int]):
-    """`by_dialogue`, drawn anew in each epoch."""
+    """`by_dialogue`, drawn again in each epoch."""
 
     def __init__(self, examples: Sequence[Example], seed: int) -> None:
         self.examples, self.seed, self.epoch = examples, seed, 0

@@ -1,17 +1,17 @@
 """ORPO: odds-ratio preference optimisation (Hong et al. 2024, arXiv 2403.07691), on rows of src/train/pair_rows.py.
 
-For a prompt x with a right answer w and a wrong one l, both of some tokens, the paper's loss is
+For a prompt x with a right answer w and a wrong one l, the paper's loss is
 
-    log P(y)    mean of the log-probabilities of y's tokens behind x
+    log P(y)    mean of the log-probabilities of y's tokens after x
     odds(y)     P(y) / (1 - P(y))
     loss        -log P(w)  +  beta · -log σ( log odds(w) / odds(l) )
 
-It takes no reference model and one pass. The first term is taken over the answer as in the paper, or, as TRL does, over
-prompt and answer.
+It needs no reference model and only one pass. The first term is taken over the answer, as in the paper, or over prompt
+and answer, as in TRL.
 
 The loss of an optimizer step is the mean of the first term over its items (or tokens: `loss_per`) and of the second
-over its pairs, on all devices. TRL's `ORPOTrainer` tokenises texts anew, cuts them and pads pairs side by side, so its
-loop cannot take our tokens; the tests hold this loss against TRL's on the same batch.
+over its pairs, on all devices. TRL's `ORPOTrainer` tokenises texts itself, truncates them and pads pairs side by side,
+so its loop cannot take our tokens. The tests compare this loss with TRL's on the same batch.
 """
 
 import torch
@@ -33,7 +33,7 @@ def loss(logprobs: torch.Tensor, row: Row, beta: float, totals: torch.Tensor) ->
 
 
 def pair_measures(right: torch.Tensor, wrong: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What evaluations average over pairs, (p,) each: the second term and what tells how it is met."""
+    """Measures that evaluations average over pairs, (p,) each: the second term, and how well the pairs satisfy it."""
     odds = log_odds_ratio(right, wrong)
     return {
         "odds_ratio": -logsigmoid(odds),
@@ -49,7 +49,9 @@ def log_odds_ratio(right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
 
 
 def _log_rest(logprobs: torch.Tensor) -> torch.Tensor:
-    """log(1 - P), on each side of one half by the form that loses no digits; finite, as its gradient is, for P = 1."""
+    """log(1 - P), computed below and above one half by the form that loses no digits. Value and gradient are finite at
+    P = 1.
+    """
     logprobs = logprobs.clamp(max=SURE)
     near = torch.log(-torch.expm1(logprobs.clamp(min=-LN2)))
     far = torch.log1p(-torch.exp(logprobs.clamp(max=-LN2)))

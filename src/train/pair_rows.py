@@ -17,18 +17,18 @@ from src.tree.rows import Layout, Row, Term, lay_out, logprobs_at, to_device
 def collate(examples: Sequence[Example], layout: Layout, loss_per: str, learns_prompt: bool) -> list[Row]:
     """The rows of one optimizer step.
 
-    Besides what `lay_out` gives, a row holds, for its n answers and the p pairs among them,
+    Beside the keys of `lay_out`, a row holds, for its n answers and the p pairs among them,
 
         numbers      (n,) the answers' numbers in the step
         answer       (a,) for each of the a tokens of all answers, the index of its answer in the row
-        term         (a,) and the term that predicts it
+        term         (a,) the term that predicts each of these tokens
         lengths      (n,) tokens of each answer
         pairs        (p, 2) indices of a right answer and a wrong one in the row
         pair_weight  (p,) float32
 
-    A term's `weight` is that of the right answer's own loss, over its prompt too if `learns_prompt`. A prompt's tokens
-    count once, with the weight of all the answers that follow them: in a tree equal terms are one, with their weights'
-    sum.
+    A term's `weight` is its weight in the right answer's own loss, which also covers the prompt if `learns_prompt`. In
+    a tree, equal terms become one term with the sum of their weights. So each prompt token counts once, with the weight
+    of all the answers that follow it.
     """
     sequences: list[Sequence[int]] = []
     groups: list[int] = []
@@ -52,8 +52,8 @@ def collate(examples: Sequence[Example], layout: Layout, loss_per: str, learns_p
 
 
 def _with_pairs(row: Row, lengths: Sequence[int], pairs: Sequence[tuple[int, int, float]]) -> Row:
-    """The row with what `collate` adds. lengths: tokens of each of the step's answers; pairs: right answer, wrong
-    answer, weight of each of the step's pairs.
+    """The row with the keys that `collate` adds. lengths: tokens of each of the step's answers. pairs: (right answer,
+    wrong answer, weight) for each of the step's pairs.
     """
     numbers, counts = torch.unique_consecutive(row["sequence"], return_counts=True)
     index = {int(number): index for index, number in enumerate(numbers)}
@@ -76,7 +76,7 @@ def _with_pairs(row: Row, lengths: Sequence[int], pairs: Sequence[tuple[int, int
 
 
 def _merged(row: Row) -> Row:
-    """The row of a tree with equal terms made one: the same token predicted from the same position."""
+    """The row of a tree with equal terms merged: the same token predicted from the same position."""
     both, which = torch.unique(row["source"] << 32 | row["target"], return_inverse=True)
     source, target = both >> 32, both & 0xFFFFFFFF
     weight = torch.zeros(len(source)).index_add(0, which, row["weight"])

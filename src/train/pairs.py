@@ -1,7 +1,7 @@
 """Preference pairs as texts, for other tools and for readers: the right answer of an item against its wrong ones.
 
-Both sides of a pair have the form that the prompt gives answers, or both are the letter alone. Which pairs an item
-gives depends on the recipe and on nothing else.
+Both sides of a pair have the form that the prompt gives answers, or both are the letter alone. The pairs of an item
+depend on the recipe alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,9 @@ from src.prompt.prompts import Message, Prompt
 from src.train.objectives import make_objective
 
 FORMS = ("chat", "merged", "plain")
-"""How the text of a prompt is put together: by the backbone's chat template; by it, with the system's text in front of
-the user's; or the bare texts, one below the other."""
+"""How messages become a prompt's text: by the backbone's chat template; by that template with the system text in front
+of the user's; or as bare texts, one below the other.
+"""
 
 
 def text_pairs(
@@ -23,7 +24,7 @@ def text_pairs(
 ) -> Iterator[dict[str, Any]]:
     """Each pair of the labelled `items` as texts: id, prompt, chosen, rejected, as other tools take them.
 
-    render: messages → the text in front of the answer; end: what closes a whole answer.
+    render: messages → the text in front of the answer; end: the text that ends a whole answer.
     """
     objective, letters = make_objective(recipe), task.current().letters
     for item in items:
@@ -37,5 +38,5 @@ def text_pairs(
 
 
 def plainly(messages: Sequence[Message]) -> str:
-    """The messages' texts without any template; the answer begins a line of its own."""
+    """The messages' texts without any template; the answer begins on a new line."""
     return "".join(f"{message['content']}\n\n" for message in messages)

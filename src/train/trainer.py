@@ -1,15 +1,14 @@
-"""Fine-tuning: Hugging Face's `Trainer` does the loop; what is ours is the loss, the evaluation and what is kept on
-disk.
+"""Fine-tuning: Hugging Face's `Trainer` runs the loop; the loss, the evaluation and the files kept on disk are ours.
 
-What a step minimises is the recipe's objective (src/train/objectives.py). Its losses are sums over a step's rows
-divided by totals of the whole step, over all accumulated batches: 1×8, 8×1 and 2×4 items a step give the same gradient.
+A step minimises the recipe's objective (src/train/objectives.py). Its loss is a sum over the step's rows, divided by
+totals of the whole step over all accumulated batches: 1×8, 8×1 and 2×4 items a step give the same gradient.
 
-Every evaluation is item accuracy on dev, read just as scoring reads it. The best weights by it (ties: lower
-log-loss) are kept in `adapter/` or `model/`, and one checkpoint to go on from in `checkpoints/`; there is nothing else.
+Every evaluation measures item accuracy on dev, computed as in scoring. The weights with the best accuracy (ties: lower
+log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from in `checkpoints/`. Nothing else is kept.
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
-_get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops, evaluate; and
-_load_from_checkpoint and the arguments' _n_gpu are used.
+_get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops, evaluate. It also uses
+_load_from_checkpoint and the arguments' _n_gpu.
 """
 
 import contextlib
@@ -61,7 +60,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What training leaves for the record."""
+    """Results of a training for the record."""
 
     trainable_parameters: int
     parameters: int
@@ -70,11 +69,11 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """What is learned, and what weights are chosen by.
+    """The encoded items: those to learn, and those that weights are chosen by.
 
-    train         labelled items as the objective has them learned
-    dev           items, and `dev_prompts`, what scoring reads of them
-    dev_answers   dev as `train` is, for an objective that measures it
+    train         labelled items, as the objective's training examples
+    dev           items; `dev_prompts` are the prompts that scoring reads of them
+    dev_answers   dev in the form of `train`, for an objective that measures it
     """
 
     encoder: Encoder
@@ -87,9 +86,9 @@ class Encoded:
 def fine_tune(
     recipe: Recipe, encoder: Encoder, train: Sequence[Item], dev: Sequence[Item], folder: Path, device: torch.device
 ) -> Outcome:
-    """Trains `recipe` on `train`, evaluates on `dev`, leaves the best weights and the last checkpoint in `folder`.
+    """Trains `recipe` on `train`, evaluates on `dev`, and leaves the best weights and the last checkpoint in `folder`.
 
-    Goes on from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
+    Resumes from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
     """
     set_seed(recipe.seed)
     objective = make_objective(recipe)
@@ -142,7 +141,7 @@ def _encode(objective: Objective, encoder: Encoder, train: Sequence[Item], dev: 
 class _Setup:
     """How a training is computed on the machine at hand.
 
-    steps      numbers of the examples, by optimizer step of an epoch
+    steps      indices of the examples in each optimizer step of an epoch
     obstacle   why no prefixes can be shared; "" when they can
     """
 
@@ -176,7 +175,7 @@ def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: 
     machine = compiler.obstacle(device)
     on_gpu = device.type != "cpu"
     if not machine and recipe.method == "full" and recipe.optimizer in (BF16_STOCHASTIC, "auto" if on_gpu else ""):
-        # This optimizer compiles its steps, and a step that failed half-way could not be taken again.
+        # This optimizer compiles its steps, and a step that failed half-way could not be repeated.
         failed = compiler.try_out(device)
         machine = failed if on_gpu else ""
         if failed and not on_gpu:
@@ -193,7 +192,7 @@ def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: 
 
 
 def load_for_training(recipe: Recipe, memory: MemoryPlan, device: torch.device) -> Any:
-    """The recipe's model, its trained weights in the dtype of `memory`."""
+    """The recipe's model, with its trained weights in the dtype of `memory`."""
     if recipe.method == "full":
         dtype = torch.float32 if has_fp32_masters(recipe, memory) else torch.bfloat16
         return load.load_base(recipe, device, dtype=dtype)
@@ -231,7 +230,7 @@ def _run(trainer: "LetterTrainer", best: KeepBest, steps: int, checkpoint: str |
 
 
 def _rows_record(trainer: "LetterTrainer", setup: _Setup, guard: dict[str, Any] | None) -> dict[str, Any]:
-    """What the record says of the rows that were trained."""
+    """The record's entry on the rows that were trained."""
     recipe, layout, chosen = trainer.recipe, trainer.layout, setup.chosen
     # The answers of an item come in one row and share its prompt, if nothing else.
     shares = layout.kind == "tree" or (layout.kind == "single" and trainer.objective.compares)
@@ -272,9 +271,9 @@ class LetterTrainer(Trainer):
         encoder = encoded.encoder
         self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
-        """What failed while compiling, if anything did."""
+        """Why compiling failed; "" if it did not."""
         self.last_loss: torch.Tensor
-        """Of the last step."""
+        """Loss of the last step."""
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
             network,
@@ -290,8 +289,8 @@ class LetterTrainer(Trainer):
         return self.args.device
 
     def _collate(self, step: list[Example]) -> dict[str, Any]:
-        """A batch is a whole optimizer step. Its examples and layout stay with its rows, since steps are laid out
-        ahead, and laid out anew should compiling fail in the meantime.
+        """A batch is a whole optimizer step. Steps are laid out ahead of time, and again if compiling fails in the
+        meantime. So a batch keeps its examples and layout beside its rows.
         """
         return {"rows": self.objective.collate(step, self.layout), "examples": step, "layout": self.layout}
 
@@ -332,7 +331,7 @@ class LetterTrainer(Trainer):
         return torch.stack(losses).sum()
 
     def _or_standard(self, work: Callable[[], T]) -> T:
-        """What `work` gives; done anew in the standard layers should compiling fail in it."""
+        """Returns `work()`; if compiling fails in it, calls it again in the standard layers."""
         try:
             return work()
         except Exception as error:
@@ -342,7 +341,7 @@ class LetterTrainer(Trainer):
         return work()
 
     def fall_back(self, why: str) -> None:
-        """Goes on without compiled layers, one item at a time, from before the step that is under way."""
+        """Continues without compiled layers, one item at a time, repeating the current step from its start."""
         steps = epoch_steps(self.examples, self.recipe)
         compiler.give_up(why, layouts.slowdown(self.recipe, self.examples, steps, self.layout.pad_id))
         self.obstacle = why
@@ -352,13 +351,13 @@ class LetterTrainer(Trainer):
         torch.cuda.empty_cache()
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-        if self._trained is None:  # what is trained does not change, and looking for it takes as long again
+        if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time
             self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         loss, outputs = self.row_loss(model, inputs, num_items_in_batch)
-        # Gradients of several devices are averaged, while our denominator counts all of them.
+        # Gradients are averaged over devices, while our denominator already counts all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 

@@ -1,1 +1,1 @@
-"""Sequences that begin alike become rows in which every shared token stands once."""
+"""Sequences with common prefixes become rows in which every shared token appears once."""

@@ -1,7 +1,7 @@
 """Whether two layouts of the same tokens give the same numbers but for rounding.
 
-How much rounding moves the letters' logits is measured on the model at hand (`rounding`): a deep model, or one that is
-barely trained, has far more of it than others.
+`rounding` measures on the model at hand how far rounding moves the letters' logits. In a deep or barely trained model
+it moves them much further than in others.
 """
 
 import contextlib
@@ -14,18 +14,19 @@ import torch
 from src.model.causal import causal_of
 
 SHARE = {"cpu": 1e-3, "cuda": 0.05}
-"""By which share loss and gradient norm may differ between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
+"""Largest relative difference of loss and gradient norm between layouts: fp32's rounding on a CPU, bf16's on a GPU."""
 EPSILON = {"cpu": torch.finfo(torch.float32).eps, "cuda": torch.finfo(torch.bfloat16).eps}
-"""Relative distance of neighbouring numbers in the dtype that is computed in."""
+"""Relative distance between neighbouring numbers of the compute dtype."""
 TIMES = 5
 """Letter logits may differ by this many times the gap that rounding alone causes.
 
 Random models of 4 to 64 layers, 256 and 512 wide, bf16 on a CPU: sound rows, compiled or not, differed by at most 1.5
-times that gap (in fp32 1.8); rows whose branches saw each other by 4.8 to 192 times, by more than 12 but for two of 64
-layers. On an H200 rows of the shapes of 8B and 14B differed by 0.7 to 1.4 times that gap.
+times that gap (1.8 in fp32). Faulty rows whose branches saw each other differed by 4.8 to 192 times the gap, all but
+two (of 64 layers) by more than 12 times. On an H200, rows of the shapes of 8B and 14B differed by 0.7 to 1.4 times that
+gap.
 """
 LEAST = {"cpu": 1e-4, "cuda": 0.1}
-"""What is always allowed: neighbouring bf16 numbers between 8 and 32 are 0.06 to 0.125 apart."""
+"""A gap that is always allowed: neighbouring bf16 numbers between 8 and 32 are 0.06 to 0.125 apart."""
 
 
 def gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -1,9 +1,9 @@
 """Layers that are compiled for rows of a tree, and the way back to the standard layers.
 
-On a GPU `make_ready` has a model compute rows by flex attention in compiled layers. They are compiled once for each
-length of row, so there are few lengths.
+On a GPU, `make_ready` makes a model compute rows by flex attention in compiled layers. Layers are compiled once for
+each length of row, so there are few lengths.
 
-Look here after an upgrade of torch, transformers or peft. Beside what they document, this file relies on
+Look here after an upgrade of torch, transformers or peft. Beside their documented interfaces, this file relies on
 
     torch           torch._dynamo.config: recompile_limit, accumulated_recompile_limit, fail_on_recompile_limit_hit
                     Module._compiled_call_impl, which Module.compile sets and Module.__call__ takes
@@ -16,7 +16,7 @@ Look here after an upgrade of torch, transformers or peft. Beside what they docu
 and other files of ours on
 
     tree/prefix.py      BlockMask.from_kv_blocks; config._attn_implementation, layer_types and sliding_window
-    tree/rows.py        config.final_logit_softcapping, which a model applies behind its head
+    tree/rows.py        config.final_logit_softcapping, which a model applies after its head
     tree/compiler.py    the packages that compilers' errors come from, and torch's own folder for compiled code
     train/trainer.py    the methods of transformers' Trainer that it overrides
 """
@@ -43,7 +43,7 @@ COMPILATIONS = 1024
 """Maximum compilations per process; one more raises."""
 
 _hooks: "weakref.WeakKeyDictionary[Any, RemovableHandle]" = weakref.WeakKeyDictionary()
-"""By model that `make_ready` has changed: the hook behind its embeddings."""
+"""Model that `make_ready` has changed → the hook on its embeddings."""
 
 
 def rows_on_gpu(device: torch.device) -> bool:
@@ -69,12 +69,12 @@ def obstacle(model_class: Any, config: Any, device: torch.device) -> str:
 
 
 def is_ready(model: Any) -> bool:
-    """Whether `model` computes as `make_ready` has it."""
+    """Whether `make_ready` has changed `model`."""
     return bool(causal_of(model).config._attn_implementation == ATTENTION)
 
 
 def make_ready(model: Any, checkpointing: bool = False) -> bool:
-    """Has `model` compute rows by flex attention in compiled layers if its device is a GPU; whether it is.
+    """Makes `model` compute rows by flex attention in compiled layers if its device is a GPU; returns whether it is.
 
     checkpointing: only the input of a layer is kept for the backward pass. The model's own checkpointing must be off
     then: it would be compiled with the layer, and the compiler would decide what is kept.
@@ -83,7 +83,7 @@ def make_ready(model: Any, checkpointing: bool = False) -> bool:
     if not rows_on_gpu(causal.device):
         return False
     if not is_ready(causal):
-        # A layer would go on uncompiled past a limit: slow, and flex attention's gradients are wrong then under
+        # Past a limit, torch runs layers uncompiled: that is slow, and flex attention's gradients are then wrong under
         # checkpointing. Layers of all models count together, and a search for prompts has many lengths of rows.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
         torch._dynamo.config.fail_on_recompile_limit_hit = True

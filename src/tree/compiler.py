@@ -1,8 +1,9 @@
-"""What compiling for a GPU needs of the machine, and what happens where it fails: standard layers, and one line.
+"""What compiling for a GPU needs on the machine, and the fallback where it fails: standard layers, and one line of
+output.
 
-While triton compiles, it builds small C libraries for Python. So a GPU alone is not enough: it takes a C compiler,
-Python.h, and writable folders. `missing` looks for them before any weights are loaded. `failure` tells errors of
-compiling from all others. Once compiling has failed, nothing more is compiled in this process (`give_up`).
+While triton compiles, it builds small C libraries for Python. So a GPU alone is not enough: a C compiler, Python.h and
+writable folders are needed, too. `missing` looks for them before any weights are loaded. `failure` tells compile errors
+from all others. Once compiling has failed, nothing more is compiled in this process (`give_up`).
 """
 
 import atexit
@@ -24,7 +25,7 @@ from torch.utils._triton import has_triton, has_triton_package
 from src.console.cli import UserError
 
 SPEEDUP = 1.6
-"""About how many times faster compiled layers are than standard ones at the same tokens, on an H200."""
+"""About how many times faster compiled layers are than standard ones for the same tokens, on an H200."""
 PROBE = "#include <stdlib.h>\n#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n"
 WAIT = 60
 """Seconds that a compiler may take for the probe."""
@@ -44,9 +45,9 @@ def obstacle(device: torch.device) -> str:
 
 @functools.cache
 def missing() -> str:
-    """What compiling for the GPU lacks on this machine, with what to do about it; "" when nothing.
+    """What compiling for the GPU lacks on this machine, and how to get it; "" when nothing is missing.
 
-    Where the folders of compiled code are not writable, temporary ones are taken, and a line says so.
+    Where the folders of compiled code are not writable, temporary ones are used, and a printed line says so.
     """
     if not has_triton_package():
         return "triton, which compiles for the GPU, is missing (pip install triton)"
@@ -72,7 +73,7 @@ def give_up(why: str, slower: float) -> None:
 
 
 def stay_eager() -> None:
-    """From here on whatever asks for compiling, such as an optimizer, runs uncompiled."""
+    """From here on everything that asks for compiling, such as an optimizer, runs uncompiled."""
     torch.compiler.set_stance("force_eager")
 
 
@@ -82,7 +83,7 @@ def gave_up() -> str:
 
 
 def failure(error: BaseException) -> str:
-    """What failed while compiling, in a line; "" for any other error.
+    """The compile error in a line; "" for any other error.
 
     Running out of memory and a broken GPU are not failures of compiling, even if the compiler met them.
     """
@@ -115,7 +116,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while one is not None and id(one) not in found:
         found.append(id(one))
         yield one
-        wrapped = getattr(one, "inner_exception", None)  # torch's own way
+        wrapped = getattr(one, "inner_exception", None)  # torch's own attribute for the cause
         one = one.__cause__ or wrapped or (None if one.__suppress_context__ else one.__context__)
 
 
@@ -172,7 +173,7 @@ def _may_write(folder: str) -> bool:
 
 
 def _c_compiler(folder: Path) -> str:
-    """What keeps a C library for Python from being built and loaded as triton does it; "" when nothing does."""
+    """Why a C library for Python cannot be built and loaded as triton does it; "" when it can."""
     # triton takes CC for a path or a name without arguments.
     name = os.environ.get("CC")
     found = shutil.which(name) if name else shutil.which("gcc") or shutil.which("clang")

@@ -1,7 +1,7 @@
 """How the sequences of a run are laid out on the device at hand: the kind of rows, and how many tokens they hold.
 
-On a GPU rows are as long as memory allows. On a CPU attention over a tree takes a mask of all pairs, so that short rows
-are best, and small models are faster with padded batches.
+On a GPU rows are as long as memory allows. On a CPU, attention over a tree takes a mask of all pairs. So short rows are
+best there, and small models are faster with padded batches.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from src.tree.prefix import BLOCK
 from src.tree.rows import WORTHWHILE, Kind, Layout, lengths_for, sizes
 
 CPU_TREE, CPU_BATCH = 1024, 2048
-"""Tokens of a row of a tree, and of a padded batch, on a CPU: about a dialogue, and what stays in the caches."""
+"""Tokens on a CPU of a row of a tree (about a dialogue), and of a padded batch (as much as stays in the caches)."""
 CPU_MASKED = 8
-"""About how much longer a CPU takes to attend with a mask than without one: seen once, on two busy cores."""
+"""About how many times longer a CPU takes for attention with a mask than without: measured once, on two busy cores."""
 GPU_ROW, GPU_SCORING = 32768, 32768
-"""The most tokens of a row on a GPU, which are more than enough to keep it busy."""
+"""The most tokens of a row on a GPU: more than enough to keep it busy."""
 ROOM = 0.6
 """Share of the free memory that a run may take with NF4 weights dequantised; on a fuller card they stay as they are."""
 UNPACKING = 1.05
-"""About how many times longer a step takes that unpacks NF4 weights."""
+"""About how many times longer a step takes when it unpacks NF4 weights."""
 COMPILING_SECONDS = 12
-"""What another length of rows costs once, roughly, on the host of an H200: 8 to 15 s were seen."""
+"""Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
 SEEN = 1024
 """Items of the first steps that the lengths of rows are derived from."""
 GroupedSequences = tuple[Sequence[Sequence[int]], Sequence[int] | None]
@@ -38,9 +38,9 @@ GroupedSequences = tuple[Sequence[Sequence[int]], Sequence[int] | None]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSteps:
-    """What a training computes.
+    """The optimizer steps of a training, as a layout is chosen for them.
 
-    steps             the examples' numbers, by optimizer step, of an epoch
+    steps             indices of the examples in each optimizer step of an epoch
     logit_positions   number of items in a row → positions whose logits are in memory at once
     """
 
@@ -53,7 +53,7 @@ class TrainingSteps:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest item, its answers behind one prompt."""
+        """Tokens of the longest item, its answers after one prompt."""
         return max(one.tokens for one in self.examples)
 
     @property
@@ -64,7 +64,7 @@ class TrainingSteps:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingLayout:
-    """How a training is computed.
+    """The layout and memory plan of a training.
 
     sharing_factor   input tokens per computed token
     memory           how the run is kept in memory
@@ -76,10 +76,10 @@ class TrainingLayout:
 
 
 def training_layout(training: TrainingSteps, device: torch.device, compiled: bool) -> TrainingLayout:
-    """The layout of a training's steps on `device`, and its place in memory.
+    """The layout of a training's steps on `device`, and how it is kept in memory.
 
-    compiled: whether layers are compiled for rows (`compiled.make_ready`). Then it is the cheapest way that fits, in
-    multiplications; of the optimizers, the first that fits.
+    compiled: whether layers are compiled for rows (`compiled.make_ready`). Then the layout is the one that fits with
+    the fewest multiplications, with the first optimizer that fits.
     """
     some = _first_steps(training.examples, training.steps)
     return _compiled_layout(training, some, device) if compiled else _standard_layout(training, some, device)
@@ -121,7 +121,7 @@ def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, training.pad_id, sequences=sequences)
     tree = Layout("tree", max(CPU_TREE, training.longest), training.pad_id)
-    # The answers of an item differ in their ends alone: the miniature's are learned 2.4 times faster as a tree.
+    # The answers of an item differ only at their ends: the miniature learns them 2.4 times faster as a tree.
     if on_cpu and (
         recipe.share_prefixes == "on"
         or (recipe.share_prefixes == "auto" and (training.answers > 1 or _pays(training.shape, some, tree, padded)))
@@ -183,8 +183,8 @@ def scoring_layout(
     compiled: bool,
     share: str = "auto",
 ) -> Layout:
-    """How prompts are read: as trees where that saves enough, or as `share` ("auto", "on", "off") has it, in rows of
-    few lengths.
+    """The layout for scoring prompts, in rows of few lengths: trees where they save enough, or as `share` ("auto",
+    "on", "off") says.
     """
     if not compiled:
         tree = Layout("tree", max(CPU_TREE, max(map(len, prompts))), pad_id)
@@ -202,7 +202,7 @@ def scoring_layout(
 
 
 def scoring_tokens(shape: Shape, free: int) -> int:
-    """Tokens of a row whose activations fit into half of `free` bytes, those that the weights leave."""
+    """Tokens of a row whose activations fit into half of the `free` bytes that the weights leave."""
     each = scoring_memory(shape, "lora", 2**20, "tree").activations / 2**20
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
@@ -240,8 +240,8 @@ def _sizes(step: GroupedSequences, layout: Layout) -> list[int]:
 
 
 def _pays(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout, padded: Layout) -> bool:
-    """Whether a CPU computes the tree's rows in fewer multiplications than the padded batches, where those of masked
-    attention count more.
+    """Whether a CPU needs fewer multiplications for the tree's rows than for padded batches. Those of masked attention
+    count more.
     """
     linear, attention = 2 * shape.linear_parameters / shape.layers, 4 * shape.query_size
     tree_cost = padded_cost = 0.0

@@ -1,4 +1,4 @@
-"""Sequences that begin alike, laid out as one row in which every shared token stands once: the prefix tree.
+"""The prefix tree: sequences with common prefixes, laid out as one row in which every shared token appears once.
 
 Four sequences, the tree of their tokens, and the row it becomes, in the order of a walk that visits a token before its
 continuations (pre-order):
@@ -8,8 +8,8 @@ continuations (pre-order):
     a b d                 └─ f                    depth   0  1  2  2  3  1
     a f                                           end     6  5  3  5  5  6
 
-`end[k]` is one past the last token of k's subtree. Token q comes after token k in some sequence, so that it may look at
-k, exactly when it lies in that subtree:
+`end[k]` is one past the last token of k's subtree. Token q may look at k when it comes after k in some sequence, which
+is exactly when q lies in that subtree:
 
     q sees k  ⇔  k <= q < end[k]                        q\\k  a b c d e f
                                                          a   ■
@@ -20,8 +20,8 @@ k, exactly when it lies in that subtree:
     approximation. A sliding window counts depths:        f   ■ · · · · ■
     depth[q] - depth[k] < window.
 
-Needs torch and numpy only. It knows token sequences; what they mean is its callers' business. A loss over chosen
-tokens of the sequences, with a Hugging Face model, is all of this, and its gradient that of the sequences alone:
+Needs torch and numpy only. It knows nothing of what the token sequences mean. The code below is a whole loss over
+chosen tokens of the sequences, with a Hugging Face model; its gradient equals that of the sequences computed alone:
 
     row = build(sequences)
     chosen = [(s, p) for s, one in enumerate(sequences) for p in range(len(one) - 2, len(one))]
@@ -37,8 +37,8 @@ tokens of the sequences, with a Hugging Face model, is all of this, and its grad
     )
     loss = torch.nn.functional.cross_entropy(out.logits[0].float(), target)
 
-`pack` splits many sequences over several rows, and `pad` fills a row up to a length, of which flex attention wants
-whole tiles.
+`pack` splits many sequences over several rows. `pad` fills a row up to a length, since flex attention needs whole
+tiles.
 """
 
 import bisect
@@ -76,9 +76,9 @@ class Tree:
 def build(sequences: Sequence[Sequence[int]]) -> Tree:
     """The tree of `sequences`, none of them empty. Linear in their tokens, after sorting.
 
-    In sorted order a sequence shares with the one before it all that it shares with any earlier one. So it adds what
-    comes after that common prefix, and the row is these additions one after the other. A token's subtree ends where the
-    next sequence begins that leaves the path at or before the token's depth.
+    In sorted order, a sequence shares with the one before it everything that it shares with any earlier one. So it adds
+    only the tokens after that common prefix, and the row is these additions one after the other. A token's subtree ends
+    where the next sequence begins that leaves the path at or before the token's depth.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     if not arrays or any(one.ndim != 1 or not len(one) for one in arrays):
@@ -106,16 +106,16 @@ def build(sequences: Sequence[Sequence[int]]) -> Tree:
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int, groups: Sequence[int] | None = None) -> list[list[int]]:
-    """Numbers of the sequences, split over rows whose trees hold at most `budget` tokens each, as evenly as they can.
+    """Indices of the sequences of each row. Trees hold at most `budget` tokens each, and are as even as possible.
 
-    Neighbours in sorted order stay together, since they share most. A sequence longer than that gets a row of its own.
+    Neighbours in sorted order stay together, since they share most. A sequence longer than `budget` gets its own row.
     groups: the group of each sequence; those of one group are never in different rows.
     """
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     units = together(_order(arrays), groups)
     order = [number for unit in units for number in unit]
     shared = dict(zip(order, _shared([arrays[number] for number in order]), strict=True))
-    # Tokens that a unit adds behind others in a row, and that it has at the beginning of a row.
+    # Tokens that a unit adds after others in a row, and tokens that it has at the beginning of a row.
     added = [sum(len(arrays[number]) - shared[number] for number in unit) for unit in units]
     alone = [more + shared[unit[0]] for more, unit in zip(added, units, strict=True)]
 
@@ -136,7 +136,7 @@ def pack(sequences: Sequence[Sequence[int]], budget: int, groups: Sequence[int] 
 
 
 def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[int]]:
-    """`order` by group, each where its first number is. Without groups each number is a group."""
+    """`order` by group, each at the position of its first index. Without groups, each index is its own group."""
     units: dict[int, list[int]] = {}
     for number in order:
         units.setdefault(number if groups is None else groups[number], []).append(number)
@@ -144,10 +144,10 @@ def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[in
 
 
 def key_copies(end: np.ndarray, tiles: int) -> tuple[int, int]:
-    """(prefix, copies): how `block_mask` is to repeat the keys of the row's root, the tokens that all others see.
+    """(prefix, copies): how `block_mask` should repeat the keys of the row's root, the tokens that all others see.
 
     Flex attention's backward pass goes through all queries of a tile of keys one after the other. For the root's keys
-    that takes longer than all else together, so each copy serves `tiles` tiles of queries.
+    that takes longer than everything else together. So each copy of them serves only `tiles` tiles of queries.
     """
     root = int(np.argmax(end != end[0])) if (end != end[0]).any() else len(end)
     prefix = -(-root // BLOCK) * BLOCK
@@ -209,13 +209,13 @@ def attention_mask(
     dtype: torch.dtype = torch.float32,
     copies: tuple[int, int] | None = None,
 ) -> Any:
-    """What a Hugging Face causal model takes as `attention_mask` for a row, with `position_ids=depth[None]`.
+    """The `attention_mask` of a Hugging Face causal model for a row, with `position_ids=depth[None]`.
 
-    copies: (prefix, copies) of a `block_mask`, for an attention that repeats its keys and values so; such a mask
-    whatever the config's attention is called.
+    copies: (prefix, copies) of a `block_mask`, for an attention that repeats its keys and values in this way; the
+    result is then a `BlockMask`, whatever the config's attention.
 
-    One mask, or one by layer type where the config has them; bool for sdpa, added scores in `dtype` for eager, a
-    `BlockMask` for flex attention. ValueError for layers that a tree cannot branch (`obstacle`).
+    Returns one mask, or one for each layer type where the config has them: bool for sdpa, added scores in `dtype` for
+    eager, a `BlockMask` for flex attention. ValueError for layers that a tree cannot branch (`obstacle`).
     """
     if why := obstacle(config):
         raise ValueError(why)
@@ -231,7 +231,7 @@ def attention_mask(
 
 
 def obstacle(config: Any) -> str:
-    """Why layers of a config cannot branch, as those that carry a state along the row cannot; "" when all can."""
+    """Why a config's layers cannot branch (some carry a state along the row); "" when all can."""
     strange = sorted(set(getattr(_text(config), "layer_types", None) or ()) - set(LAYER_TYPES))
     if not strange:
         return ""
@@ -239,7 +239,7 @@ def obstacle(config: Any) -> str:
 
 
 def pad(tree: Tree, length: int, pad_id: int) -> Tree:
-    """The tree's row filled up to `length` tokens that see only themselves and that nobody sees."""
+    """The tree's row filled up to `length` tokens; each added token sees only itself, and no other token sees it."""
     fill = np.arange(len(tree), length)
     return Tree(
         np.concatenate([tree.ids, np.full(len(fill), pad_id)]),
@@ -250,7 +250,7 @@ def pad(tree: Tree, length: int, pad_id: int) -> Tree:
 
 
 def _text(config: Any) -> Any:
-    """The config of the layers that read text, where a model has others, too."""
+    """The config of the text model, where a model has other parts, too."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
@@ -276,12 +276,12 @@ def _one_mask(
 
 
 def _order(arrays: Sequence[np.ndarray]) -> list[int]:
-    """Numbers of the sequences in lexicographic order. Big-endian bytes of non-negative numbers sort alike."""
+    """Indices of the sequences in lexicographic order. Big-endian bytes sort like non-negative numbers."""
     return sorted(range(len(arrays)), key=lambda number: arrays[number].astype(">i8").tobytes())
 
 
 def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
-    """For each sequence, how many tokens it begins with like the one before it."""
+    """For each sequence, the length of the prefix that it shares with the one before it."""
     shared = [0]
     for one, other in itertools.pairwise(ordered):
         length = min(len(one), len(other))

@@ -1,12 +1,12 @@
 """Tokenised sequences → the rows that a model is called with: prefix trees, or sequences side by side.
 
-A `Term` is one position of a sequence at which the model's logits are wanted. Training wants them in front of every
-supervised token, scoring behind every prompt. Both lay their sequences out with `lay_out` and call the model with
-`logits_at`. The layout changes the time that takes, and nothing else:
+A `Term` is one position of a sequence at which the model's logits are wanted. Training wants them before every
+supervised token, scoring after every prompt. Both lay their sequences out with `lay_out` and call the model with
+`logits_at`. The layout changes how long that takes, and nothing else:
 
-    tree      every token that sequences share stands once in a row
+    tree      every token that sequences share appears once in a row
     single    one sequence, or one group of sequences, a row, by the same kernels
-    padded    sequences side by side, filled up on the right: the standard way, which the others are checked against
+    padded    sequences side by side, filled up on the right: the standard, which the others are checked against
 
 On a GPU rows of trees and of single sequences are computed in compiled layers (src/tree/compiled.py).
 """
@@ -27,8 +27,9 @@ Row = dict[str, Any]
 Kind = Literal["tree", "single", "padded"]
 
 TILES_PER_COPY = 24
-"""Tiles of queries to a copy of the root's keys. One H200, 20,736 tokens, 32 heads of 128: forward and backward take
-8.1 ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12."""
+"""Tiles of queries per copy of the root's keys. One H200, 20,736 tokens, 32 heads of 128: forward and backward take 8.1
+ms without copies, 5.5 ms with 24 tiles, 5.4 ms with 12.
+"""
 AT_ONCE = 1024
 """Positions that the head reads at a time where log-probabilities are wanted: 1.6 GB for a vocabulary of 152,064."""
 WORTHWHILE = 1.3
@@ -39,7 +40,7 @@ WORTHWHILE = 1.3
 class Layout:
     """How sequences become rows.
 
-    tokens      at most so many in a row, padding counted; a longer sequence has a row to itself
+    tokens      at most so many in a row, including padding; a longer sequence has its own row
     pad_id      an id to fill rows with; nothing attends to it
     lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending; () for none
     sequences   at most so many in a padded batch, but for a group with more
@@ -53,7 +54,7 @@ class Layout:
 
     @property
     def one_by_one(self) -> "Layout":
-        """The standard way, which rows are checked against: one sequence, or one group, at a time."""
+        """The standard layout, which rows are checked against: one sequence, or one group, at a time."""
         return Layout("padded", self.tokens, self.pad_id, sequences=1)
 
 
@@ -70,7 +71,7 @@ class Term:
 def lay_out(
     sequences: Sequence[Sequence[int]], terms: Sequence[Term], layout: Layout, groups: Sequence[int] | None = None
 ) -> Iterator[Row]:
-    """The rows of `sequences`. Each is made when it is asked for, while a GPU may compute the one before.
+    """The rows of `sequences`. Each is made when it is asked for, while the GPU may still compute the one before.
 
     groups: the group of each sequence; those of one group come in one row, whatever the layout.
 
@@ -88,7 +89,7 @@ def lay_out(
 
 
 def assign(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None) -> list[list[int]]:
-    """Numbers of the sequences of each row. Padded batches and single sequences come by falling length: the largest
+    """Indices of the sequences of each row. Padded batches and single sequences come by falling length: the largest
     comes first, so that memory problems show at once.
     """
     if layout.kind == "tree":
@@ -110,7 +111,7 @@ def assign(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[
 def logits_at(model: Any, row: Row) -> torch.Tensor:
     """(m, vocabulary): the model's logits at the row's terms, in their order."""
     if "end" not in row:
-        # Filled up on the right, causal attention needs no mask, and has its fast kernels without one.
+        # With padding on the right, causal attention needs no mask, and without a mask it uses its fast kernels.
         out = model(input_ids=row["input_ids"], logits_to_keep=row["source"], use_cache=False)
         return out.logits.reshape(-1, out.logits.shape[-1])
     ready = compiled.is_ready(model)
@@ -130,7 +131,7 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
 def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
     """(m,): log-probability in nats of each term's target, in the order of the terms, at least in fp32.
 
-    Logits over a vocabulary of 150,000 take more memory than all else of a long row. So the head reads `at_once`
+    Logits over a vocabulary of 150,000 take more memory than everything else in a long row. So the head reads `at_once`
     positions at a time and, when there are more, reads them again in the backward pass.
     """
     with _headless(model) as (head, softcap):
@@ -153,7 +154,7 @@ def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
 def _headless(model: Any) -> Iterator[tuple[Any, float | None]]:
     """Within, the model's "logits" are the input of its head. Gives the head and the softcap of its logits.
 
-    Some models also multiply their logits by a factor; in front of the head it does the same.
+    Some models also multiply their logits by a factor. It is applied before the head, with the same result.
     """
     causal = causal_of(model)
     config, head = causal.config.get_text_config(), causal.get_output_embeddings()
@@ -180,8 +181,8 @@ def sizes(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[i
 
 
 def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
-    """The lengths to fill rows of `found` tokens up to: those that cost the fewest tokens, padding counted, where each
-    length costs `compiling` tokens once.
+    """The lengths to fill rows of `found` tokens up to: those that cost the fewest tokens, including padding, where
+    each length costs `compiling` tokens once.
     """
     wanted, count = np.unique(-(-np.asarray(found) // prefix.BLOCK) * prefix.BLOCK, return_counts=True)
     # best[i]: (cost, lengths) of the i shortest
@@ -198,7 +199,7 @@ def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
 
 
 def totals(rows: Sequence[Row], *keys: str) -> torch.Tensor:
-    """(keys,): sums over all rows of what they hold under each key."""
+    """(keys,): for each key, the sum of its values over all rows."""
     return torch.stack([sum(row[key].sum() for row in rows) for key in keys])
 
 
@@ -213,7 +214,7 @@ def _tree_row(sequences: list[Sequence[int]], wanted: list[list[Term]], layout: 
     laid = prefix.build(sequences)
     source = [int(laid.paths[number][term.position]) for number, terms in enumerate(wanted) for term in terms]
     if layout.lengths:
-        # A sequence longer than every row so far gets whole tiles, at the price of another compilation.
+        # A sequence longer than all `lengths` is filled up to whole tiles, which costs another compilation.
         longer = -(-len(laid) // prefix.BLOCK) * prefix.BLOCK
         laid = prefix.pad(laid, next((some for some in layout.lengths if some >= len(laid)), longer), layout.pad_id)
     return {

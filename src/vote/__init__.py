@@ -1,1 +1,1 @@
-"""Many runs become one answer, and a file that can be handed in."""
+"""Combines the answers of many runs into one, and checks the file to hand in."""

@@ -34,8 +34,8 @@ class Source:
 
 
 def run_folders(arguments: Sequence[str], results: Path) -> list[Path]:
-    """`run_folder` of each argument. UserError for a run that is not there, not finished, or has a damaged record: the
-    user hears that before anything about its data.
+    """`run_folder` of each argument. UserError for a run that is missing, unfinished, or has a damaged record. This is
+    checked before the run's data.
     """
     folders = [run_folder(argument, results) for argument in arguments]
     for argument, folder in zip(arguments, folders, strict=True):
@@ -79,7 +79,8 @@ def read_sources(
 
 
 def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Source]:
-    """`sources`, with the experts of a backbone made one voter: each item has the answer of its category's expert.
+    """`sources`, with the experts of a backbone joined into one voter: each item has the answer of its category's
+    expert.
 
     UserError when a backbone has no expert, or several, for a category of `items`.
     """
@@ -157,7 +158,7 @@ def _expert(recipe: Recipe) -> tuple[str, str] | None:
 
 
 def _label_note(argument: str, path: Path, items: Sequence[Item]) -> str:
-    """A file that has every label right is seldom made of predictions."""
+    """A note when a file has every label right: such a file is seldom one of predictions."""
     labels = {item.id: item.label for item in items if item.label is not None}
     given = {item.id: item.label for item in load_items(path)}
     if not labels or any(given.get(id) != label for id, label in labels.items()):

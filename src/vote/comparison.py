@@ -1,4 +1,4 @@
-"""Answers to a labelled split held against the labels, against what rules reach, and against each other."""
+"""Compares answers to a labelled split with the labels, with the accuracy of simple rules, and with each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, eva
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several answers to the same items are worth.
+    """Results of several answers to the same items.
 
     answers  name → its answers, in the order of `items`
     results  name → what they are worth

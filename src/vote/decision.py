@@ -1,4 +1,4 @@
-"""The decision of a vote: an answer for each item, and what its files say of it."""
+"""The decision of a vote: an answer for each item, and its entries in the vote's files."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from src.worth.metrics import evaluate
 
 @dataclass(frozen=True)
 class Voter:
-    """What the record says of a voter.
+    """A voter's entry in the record.
 
     scores     whether there are log-probabilities beside the answers
     agreement  share of the items that it answers as the vote does
@@ -94,7 +94,7 @@ def _voter(source: Source, verdicts: Sequence[Verdict]) -> Voter:
 
 
 def vote_line(verdict: Verdict, sources: Sequence[Source]) -> dict[str, Any]:
-    """The verdict on an item, and what each voter said, with the options called as in the files."""
+    """The verdict on an item, and each voter's answer, with the options named as in the files."""
     options = task.current().options
     return {
         "id": verdict.id,
@@ -107,7 +107,7 @@ def vote_line(verdict: Verdict, sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def unlike_earlier(earlier: Record | None, split: str, sources: Sequence[Source]) -> list[str]:
-    """What to say where the votes on other splits in the same folder are by another number of orders."""
+    """Notes where votes on other splits in the same folder are by another number of orders."""
     orders = {source.orders for source in sources if source.orders}
     if earlier is None or len(orders) != 1:
         return []

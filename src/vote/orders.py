@@ -15,7 +15,7 @@ from src.score.item_scores import read_scores
 def scored_orders(run: Path, split: str, record: Record | None = None) -> dict[int, Path]:
     """Number of orders → file of the run's scores on `split` by so many, the largest number first.
 
-    Older versions kept scores of several orders in the place of one order's, as their record tells.
+    Older versions kept scores of several orders under the name of one order's; their record says so.
     """
     if record is None and record_path(run).is_file():
         record = Record.load(run)
@@ -51,7 +51,7 @@ def common_orders(
     items: of the split.
 
     The number is `asked`; else the largest that all have on dev and test alike; else the smallest that all have.
-    UserError when they have none in common: answers by different numbers of orders are not held against each other.
+    UserError when they have none in common: answers by different numbers of orders are not compared.
     """
     found = {run: there for run in runs if (there := whole_orders(run, split, items))}
     if not found:
@@ -76,7 +76,7 @@ def common_orders(
 
 
 def _only_here(count: int, other: str, elsewhere: Mapping[str, Mapping[int, Path]]) -> str:
-    """What to say where runs have scores on the `other` split, and not by as many orders; else nothing."""
+    """A note where runs have scores on the `other` split, but not by as many orders; else nothing."""
     unlike = [name for name, there in elsewhere.items() if there and count not in there]
     told = f"these are scores of {counted(count, 'order')}, but on {other} there are none such of {', '.join(unlike)}"
     return told if unlike else ""
@@ -95,7 +95,7 @@ def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[P
 
 def partly_scored(runs: Sequence[Path], split: str, items: Sequence[Item], asked: int | None) -> dict[str, str]:
     """Name of a run → why it is left out: its scores by as many orders as all have (or as `asked`) are of some `items`
-    only. Nobody is left out where all have scores of all items by another number.
+    only. No run is left out where all have scores of all items by another number.
     """
     there = [set(scored_orders(run, split)) for run in runs]
     whole = [set(whole_orders(run, split, items)) for run in runs]

@@ -14,7 +14,7 @@ from src.items.oddities import KINDS
 
 
 def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
-    """What keeps a file with this content from being handed in as the answers to `items`, a line each."""
+    """Why a file with this content cannot be handed in as the answers to `items`: a line for each problem."""
     _, faults = parse_items(content, "the file")
     read = read_json(content, "the file", task.current().categories)
     raw = read.value
@@ -28,8 +28,8 @@ def submission_problems(content: bytes, items: Sequence[Item]) -> list[str]:
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in raw]
     problems += _id_problems(ids, [item.id for item in items])
     sources = {item.id: item.source for item in items}
-    for place, (key, entry) in enumerate(zip(ids, raw, strict=True), start=1):
-        where = f"item {place}" + (f" ({key})" if isinstance(key, str) else "")
+    for position, (key, entry) in enumerate(zip(ids, raw, strict=True), start=1):
+        where = f"item {position}" + (f" ({key})" if isinstance(key, str) else "")
         if not isinstance(entry, dict):
             problems.append(f"{where}: found {_told(entry)}; allowed: an object with id, input and output")
             continue
@@ -53,11 +53,13 @@ def _id_problems(ids: list[Any], expected: list[str]) -> list[str]:
         problems += [f"{key}: not an item of the data.{nearest(key, expected)}" for key in unknown]
     if missing := [key for key in expected if key not in counts]:
         problems.append(f"{len(missing)} items of the data are missing: {some(missing)}")
-    problems += [f"item {place}: it has no id" for place, key in enumerate(ids, start=1) if not isinstance(key, str)]
+    problems += [
+        f"item {position}: it has no id" for position, key in enumerate(ids, start=1) if not isinstance(key, str)
+    ]
     if not problems and ids != expected:
-        place = next(place for place, pair in enumerate(zip(ids, expected, strict=True)) if pair[0] != pair[1])
+        position = next(position for position, pair in enumerate(zip(ids, expected, strict=True)) if pair[0] != pair[1])
         problems.append(
-            f"the order differs: item {place + 1} is {ids[place]}; allowed: {expected[place]}, as in the data"
+            f"the order differs: item {position + 1} is {ids[position]}; allowed: {expected[position]}, as in the data"
         )
     return problems
 
@@ -78,7 +80,7 @@ def _changes(entry: Any, source: Any, where: str = "") -> list[str]:
         return found
     if isinstance(entry, list) and isinstance(source, list) and len(entry) == len(source):
         pairs = enumerate(zip(entry, source, strict=True), start=1)
-        return [change for place, (one, other) in pairs for change in _changes(one, other, f"{where}, {place}")]
+        return [change for position, (one, other) in pairs for change in _changes(one, other, f"{where}, {position}")]
     # As JSON: to Python, 1, 1.0 and true are equal.
     same = json.dumps(entry, sort_keys=True) == json.dumps(source, sort_keys=True)
     return [] if same else [f"{where}: found {_told(entry)}; allowed, as in the data: {_told(source)}"]

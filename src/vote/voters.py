@@ -1,4 +1,4 @@
-"""Who votes on a split, on which items, and why others do not."""
+"""Finds the voters on a split and their items, and why other runs do not vote."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from src.vote.orders import partly_scored, scored_orders
 
 @dataclass(frozen=True)
 class Request:
-    """Whose votes are asked for, on what.
+    """A request for a vote: which runs, on which items.
 
     runs      runs and files that the user named; without any, those of `expected`, or all runs in `results`, that can
-    expected  names of runs that ought to vote
+    expected  names of runs that should vote
     data      file or folder of the items, None for those that the runs' records name
     orders    number of orders of the options, None for what all have
     """
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes, and on what.
+    """The voters and their items.
 
     sources   a ballot for each voter, on `items`
     data      file of the items
@@ -53,7 +53,7 @@ class Voters:
 
 
 def gather_voters(request: Request) -> Voters:
-    """UserError when nobody can vote, or when a ballot does not answer exactly the items."""
+    """UserError when no run can vote, or when a ballot does not answer exactly the items."""
     reasons = {name: why_cannot_vote(request.results / name, request.split) for name in _meant(request)}
     names = request.runs or [name for name, reason in reasons.items() if not reason]
     if not names:
@@ -93,7 +93,7 @@ def other_items(run: Path, split: str, items: Sequence[Item]) -> str:
 
 
 def notes_on_voters(sources: Sequence[Source]) -> list[str]:
-    """What to say where there is only one voter, or where answers by different numbers of orders come together."""
+    """Notes where there is only one voter, or where answers by different numbers of orders vote together."""
     notes = []
     if len(sources) == 1:
         notes.append(f"a single voter: these are the answers of {sources[0].ballot.run}, and no vote of several")
@@ -113,7 +113,7 @@ def _meant(request: Request) -> Sequence[str]:
 
 
 def _able(request: Request, reasons: Mapping[str, str], items: Sequence[Item]) -> tuple[list[str], dict[str, str]]:
-    """Names of the runs that can vote, and why others cannot, some of which is known by `reasons`."""
+    """Names of the runs that can vote, and why others cannot; `reasons` has those already known."""
     reasons = {
         name: reason or other_items(request.results / name, request.split, items) for name, reason in reasons.items()
     }

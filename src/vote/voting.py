@@ -29,7 +29,7 @@ Decision = Literal["majority", "log-probability", "best run", "draw"]
 
 @dataclass(frozen=True)
 class Ballot:
-    """What one run says: item id → index of an option, and with scores item id → log-probability of each (nats).
+    """The answers of one run: item id → index of an option, and with scores item id → log-probability of each (nats).
 
     `dev_accuracy` is a share, 0..1, None when unknown.
     """
@@ -129,7 +129,7 @@ def _by_logprob(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) 
 
 
 def _by_best_run(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) -> tuple[int, ...]:
-    """The tied options left when the runs are asked by falling dev accuracy; a run without one is not asked."""
+    """The tied options left after asking the runs in falling order of dev accuracy; a run without one is not asked."""
     known = {ballot.dev_accuracy for ballot in ballots if ballot.dev_accuracy is not None}
     for accuracy in sorted(known, reverse=True):
         votes = Counter(ballot.answers[item_id] for ballot in ballots if ballot.dev_accuracy == accuracy)

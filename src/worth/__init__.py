@@ -1,1 +1,1 @@
-"""What answers are worth: accuracies, intervals, tests."""
+"""How good answers are: accuracies, intervals, tests."""

@@ -1,4 +1,4 @@
-"""What an accuracy is worth: its interval, its parts, and what rules reach that never read the dialogue."""
+"""Accuracy with its interval and parts, and the accuracy of rules that never read the dialogue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers held against labels.
+    """Answers compared with labels.
 
     `per_category` and `per_label` have an entry for each category and label (an option's index) that occurs.
     `category_balanced` is the mean accuracy of these categories: it does not move with their mix, as `accuracy` does.
@@ -121,7 +121,7 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], against: str | None = Non
     """Every two of several answers, or each with `against`; `right` says for each answer which items it gets right,
     all in the same order. The more accurate of two comes first.
 
-    p is corrected for these pairs. Whoever picks the best of several by the same items has looked at all pairs.
+    p is corrected for these pairs. Picking the best of several on the same items amounts to looking at all pairs.
     """
     assert len({len(hits) for hits in right.values()}) <= 1, "answers to the same items"
     ranked = sorted(right, key=lambda name: -sum(right[name]))  # stable: equal ones as they were given
@@ -138,8 +138,8 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], against: str | None = Non
 
 
 def holm(found: Sequence[float]) -> list[float]:
-    """The p values corrected for their number (Holm 1979), in the given order. Who believes all that are below .05 is
-    wrong about any of them in at most one of twenty such families of tests.
+    """The p values corrected for their number (Holm 1979), in the given order. If all those below .05 are taken as
+    differences, at most one in twenty such families of tests has a wrong one.
     """
     corrected = [0.0] * len(found)
     highest = 0.0
@@ -158,7 +158,7 @@ def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Name → answers of each rule that never reads the dialogue. Between equal options a rule takes the first.
+    """Name → answers of each rule that never reads the dialogue. Of options that tie, a rule takes the first.
 
     The most alike option has most in common with the others: the right one, where distractors are edits of it.
     """

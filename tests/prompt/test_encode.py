@@ -47,7 +47,7 @@ def test_every_category_and_prompt_under_every_quirk(short: str, name: str) -> N
         assert example.ids[: example.answer_start] == prompt.ids and prompt.answer_start == len(prompt.ids)
         assert example.ids[example.answer_start] == one.letter_ids[item.label]
         assert (example.letter, prompt.letter, example.order) == (item.label, item.label, "012")
-        # At most one BOS, in front, and no EOS behind the prompt.
+        # At most one BOS, in front, and no EOS after the prompt.
         bos = one.tokenizer.bos_token_id
         assert prompt.ids.count(bos) == (bos in prompt.ids[:1]) and prompt.ids[-1] != one.tokenizer.eos_token_id
         # All of it is there, whatever the template does: the text is what the tokens spell.
@@ -231,7 +231,7 @@ def test_a_seam_where_the_letter_merges() -> None:
     one = encoder("qwen2", template=two)
     with pytest.raises(UserError, match=r"qwen2: the letter A is not one token of its own .*--chat_template FILE"):
         one.for_training(toys.items(1))
-    with pytest.raises(UserError, match="qwen2: the letter A is not one token of its own behind the prompt"):
+    with pytest.raises(UserError, match="qwen2: the letter A is not one token of its own after the prompt"):
         one.for_scoring(toys.items(1))
 
 
@@ -278,7 +278,7 @@ def test_letters_that_change_with_the_item() -> None:
     one.for_scoring(toys.items(1))
     assert one.letter_ids is not None
     one.letter_ids = (one.letter_ids[1], one.letter_ids[0], one.letter_ids[2])
-    with pytest.raises(UserError, match=r"the letters are tokens .* behind one prompt and .* behind another"):
+    with pytest.raises(UserError, match=r"the letters are tokens .* after one prompt and .* after another"):
         one.for_scoring(toys.items(1))
 
 

@@ -82,10 +82,10 @@ def labels(view: View) -> Finding:
         view.source,
         widths=(1, 1),
     )
-    numbered = [f"{place}번" for place in range(1, len(options) + 1)]
+    numbered = [f"{position}번" for position in range(1, len(options) + 1)]
     _draw_shares(left, counts, numbered, style.colour(view.split))
     style.heatmap(right, table, names, numbered)
-    # The test of independence takes no category, and no place, that never comes up.
+    # The test of independence takes no category, and no position, that never comes up.
     seen = table[table.any(axis=1)][:, table.any(axis=0)]
     alone, together = float(chisquare(counts).pvalue), float(chi2_contingency(seen).pvalue)
     told = ", ".join(f"{name} {count}개" for name, count in zip(numbered, counts, strict=True))
@@ -106,14 +106,14 @@ def labels(view: View) -> Finding:
 
 def _draw_shares(axes: Axes, counts: NDArray[np.int_], names: Sequence[str], colour: str) -> None:
     """A bar for each count's share of all, with its 95 % interval; a dotted line where equal shares would end."""
-    total, places = int(counts.sum()), np.arange(len(counts))
+    total, positions = int(counts.sum()), np.arange(len(counts))
     shares = 100 * counts / total
     ends = 100 * np.array([wilson(int(count), total) for count in counts])
-    axes.bar(places, shares, 0.6, color=colour, yerr=np.abs(ends.T - shares), ecolor="#444444", capsize=4)
+    axes.bar(positions, shares, 0.6, color=colour, yerr=np.abs(ends.T - shares), ecolor="#444444", capsize=4)
     axes.axhline(100 / len(counts), color=style.GREY, linewidth=1, linestyle=":")
-    for place, share in enumerate(shares):
-        axes.text(place, share / 2, f"{share:.1f}", ha="center", va="center", color="white", fontweight=style.BOLD)
-    axes.set_xticks(places, names)
+    for position, share in enumerate(shares):
+        axes.text(position, share / 2, f"{share:.1f}", ha="center", va="center", color="white", fontweight=style.BOLD)
+    axes.set_xticks(positions, names)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
 
@@ -133,8 +133,8 @@ def options(view: View) -> Finding:
             kinds[kind] = [
                 (item, option)
                 for item in view.items
-                for place, option in enumerate(item.options)
-                if (place == item.label) == right
+                for position, option in enumerate(item.options)
+                if (position == item.label) == right
             ]
     else:
         kinds = {split: [(item, one) for item in items for one in item.options] for split, items in view.parts.items()}

@@ -26,7 +26,7 @@ from src.figures.canvas import Axes
 
 TENTHS = 10
 LONGEST_RUN = 4
-"""Turns of one speaker without a break; longer runs are counted with these."""
+"""Most turns of one speaker without a break; longer runs are counted with these."""
 
 
 def lengths(view: View) -> Finding:
@@ -105,8 +105,8 @@ def _lengths_by_tenth(talks: Sequence[Item]) -> dict[int, list[float]]:
     by_place: dict[int, list[float]] = {tenth: [] for tenth in range(TENTHS)}
     for item in talks:
         own: list[list[int]] = [[] for _ in range(TENTHS)]
-        for place, utterance in enumerate(item.dialogue):
-            own[place * TENTHS // len(item.dialogue)].append(len(utterance.text))
+        for position, utterance in enumerate(item.dialogue):
+            own[position * TENTHS // len(item.dialogue)].append(len(utterance.text))
         for tenth, found in enumerate(own):
             if found:
                 by_place[tenth].append(float(np.mean(found)))
@@ -115,14 +115,14 @@ def _lengths_by_tenth(talks: Sequence[Item]) -> dict[int, list[float]]:
 
 def _draw_tenths(axes: Axes, tenths: dict[int, list[float]], split: str, look: str) -> None:
     """A line through the means, and a band of 1.96 standard errors around it."""
-    places = [100 * (tenth + 0.5) / TENTHS for tenth in tenths]
+    positions = [100 * (tenth + 0.5) / TENTHS for tenth in tenths]
     found = [describe(lengths) for lengths in tenths.values()]
     reach = [1.96 * one.std / len(lengths) ** 0.5 for one, lengths in zip(found, tenths.values(), strict=True)]
     low = [one.mean - beyond for one, beyond in zip(found, reach, strict=True)]
     high = [one.mean + beyond for one, beyond in zip(found, reach, strict=True)]
     colour = style.colour(split)
-    axes.plot(places, [one.mean for one in found], look, color=colour, markersize=4, label=split)
-    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(positions, [one.mean for one in found], look, color=colour, markersize=4, label=split)
+    axes.fill_between(positions, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _target_lengths(items: Sequence[Item]) -> tuple[list[int], list[int]]:
@@ -187,9 +187,9 @@ def targets(view: View) -> Finding:
     numbers = range(1, max(map(max, counts.values())) + 1)
     shares = {split: [100 * found.count(n) / len(found) for n in numbers] for split, found in counts.items()}
     style.bars(left, [str(n) for n in numbers], shares, form="{:.0f}", horizontal=False)
-    places = {split: [100 * target_position(item) for item in items] for split, items in view.parts.items()}
-    style.histogram(right, places, label="대화 안의 위치 (%, 0은 첫 턴)", bins=list(range(0, 101, 5)))
-    own = places[view.split]
+    positions = {split: [100 * target_position(item) for item in items] for split, items in view.parts.items()}
+    style.histogram(right, positions, label="대화 안의 위치 (%, 0은 첫 턴)", bins=list(range(0, 101, 5)))
+    own = positions[view.split]
     several = sum(count > 1 for count in counts[view.split]) / len(view.items)
     says = (
         f"문항의 {percent(several)}는 대상 발화가 둘 이상이고, 위치의 평균은 {np.mean(own):.0f} %, "

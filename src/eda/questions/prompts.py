@@ -1,4 +1,4 @@
-"""The prompts: how many tokens they have, and what for."""
+"""The prompts: their tokens, by backbone and part."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SHADES = dict(zip(PROMPT_PARTS, ("#B8B8B8", style.BLUE, style.SKY, style.ORANGE,
 DARK = ("대화", "틀", "선택지")
 """Parts whose shade takes a white number."""
 LEAST_NUMBERED = 28
-"""Tokens; a shorter bar has no room for its number."""
+"""Least tokens of a bar that has room for its number."""
 
 
 def tokens(view: View) -> Finding:
@@ -80,8 +80,8 @@ def _draw_parts(axes: Axes, means: Mapping[str, Mapping[str, float]]) -> None:
     for part in PROMPT_PARTS:
         widths = np.array([means[name][part] for name in names])
         axes.barh(names, widths, 0.7, left=start, color=SHADES[part], label=part, edgecolor="white", linewidth=0.6)
-        for place, width in enumerate(widths):
+        for position, width in enumerate(widths):
             if width > LEAST_NUMBERED:
-                middle, colour = start[place] + width / 2, "white" if part in DARK else style.BLACK
-                axes.text(middle, place, f"{width:.0f}", ha="center", va="center", fontsize=8, color=colour)
+                middle, colour = start[position] + width / 2, "white" if part in DARK else style.BLACK
+                axes.text(middle, position, f"{width:.0f}", ha="center", va="center", fontsize=8, color=colour)
         start += widths

@@ -1,4 +1,4 @@
-"""The splits: how large they are, what is odd in them, what their items share, how far two of them are apart."""
+"""The splits: their sizes, odd values, shared dialogues, and the distances of two of them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -125,17 +125,17 @@ def distances(view: View) -> Finding:
 
 def _draw_distances(axes: Axes, found: dict[str, Distance]) -> None:
     """A bar for each distance, in colour where it is beyond luck, which is a line across the bar."""
-    places = np.arange(len(found))
+    positions = np.arange(len(found))
     shades = [style.VERMILLION if distance.value > distance.luck else "#B8B8B8" for distance in found.values()]
-    axes.barh(places, [distance.value for distance in found.values()], 0.62, color=shades)
-    for place, distance in zip(places, found.values(), strict=True):
+    axes.barh(positions, [distance.value for distance in found.values()], 0.62, color=shades)
+    for position, distance in zip(positions, found.values(), strict=True):
         axes.text(
-            max(distance) + 0.006, float(place), f"{distance.value:.2f}", va="center", fontsize=8.5, color="#333333"
+            max(distance) + 0.006, float(position), f"{distance.value:.2f}", va="center", fontsize=8.5, color="#333333"
         )
-        axes.plot([distance.luck] * 2, [place - 0.4, place + 0.4], color=style.BLACK, linewidth=1.8)
+        axes.plot([distance.luck] * 2, [position - 0.4, position + 0.4], color=style.BLACK, linewidth=1.8)
     luck = "우연 수준: 대화를 무작위로 나누면 95 %가 이보다 가까움"
     axes.plot([], [], color=style.BLACK, linewidth=1.8, label=luck)
-    axes.set_yticks(places, list(found))
+    axes.set_yticks(positions, list(found))
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.legend(loc="lower right")

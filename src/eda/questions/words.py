@@ -1,4 +1,4 @@
-"""The words: what the dialogues are about, and what in them is typical of chat."""
+"""The words: topics of the dialogues, and marks of chat."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from src.figures import style
 TOP_WORDS = 15
 CLOUD_WORDS = 60
 MOST_NAMES = 5
-"""Masked names of a dialogue; more are counted with these."""
+"""Most masked names of a dialogue; more are counted with these."""
 
 
 def words(view: View) -> Finding:
@@ -82,11 +82,11 @@ def word_cloud(view: View) -> Finding:
 
 
 def _cloud(counted: Mapping[str, int], wide: bool) -> NDArray[np.uint8]:
-    """A picture (height, width, 3). Equal words give an equal one."""
+    """A picture (height, width, 3). Equal words give an equal picture."""
     from wordcloud import WordCloud
 
     colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK, "#9C4F7E")
-    shades = {word: colours[place % len(colours)] for place, word in enumerate(sorted(counted))}
+    shades = {word: colours[position % len(colours)] for position, word in enumerate(sorted(counted))}
     cloud = WordCloud(
         font_path=str(style.regular_font()),
         width=1160 if wide else 570,
