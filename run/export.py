@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         record = Record.load(folder)
         splits = args.split or [split for split in SPLITS if predictions_path(folder, split).is_file()]
         if not splits:
-            raise UserError(f"{folder} was scored on no split. Score it: python -m run.test --model_id {folder}")
+            raise UserError(
+                f"{folder} was scored on no split. Score it: python -m run.test --model_id {folder}{task.flag()}"
+            )
         for split in dict.fromkeys(splits):
             items, data, notes = load_own(args.data, split, [folder])
             found = samples_of(folder, record, split, items, data, args.orders)

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     write_record(search, steps, ended, asked, path)
     print_results(console, search, steps, ended, difference)
     prompts = f"{arguments.prompt or start.name} {out / 'prompt.yaml'}"
-    console.print(f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}")
+    console.print(f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}{task.flag()}")
 
 
 def engine_of(arguments: Namespace) -> Engine:

@@ -98,7 +98,13 @@ def listing() -> str:
     """Every prompt that the files make: a paragraph for each file, a line for each of its strategies."""
     lines = []
     for name in available():
-        base = load_prompt(name)
+        try:
+            base = load_prompt(name)
+        except UserError:
+            if task.current().categories == task.official().categories:
+                raise
+            lines += [f"{name}: not for the task {task.current().name}, which has other categories", ""]
+            continue
         lines.append(f"{name}: {base.description} ({len(base.system)} characters of system text)")
         together = []
         for combination in combinations(name)[1:]:
@@ -135,7 +141,7 @@ def show(arguments: Namespace, console: "Console") -> None:
         console.print(
             "Its tokens: add --runs and a run, a backbone's name or a model's folder. How long all items are:"
         )
-        console.print(f"python -m run.prompts {arguments.prompt} --lengths", soft_wrap=True)
+        console.print(f"python -m run.prompts {arguments.prompt} --lengths{task.flag()}", soft_wrap=True)
         return
 
     check_models(arguments.runs)

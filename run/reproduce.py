@@ -149,7 +149,7 @@ def show_results(
     if failures:
         console.print("The same command tries what failed again and keeps the rest.")
     if finished:
-        compared = f"Compare them: python -m run.evaluate {' '.join(finished[:2])} {vote.name}"
+        compared = f"Compare them: python -m run.evaluate {' '.join(finished[:2])} {vote.name}{task.flag()}"
         console.print(f"Runs lie in {RESULTS}, the vote and the submission in {vote}. {compared}", soft_wrap=True)
 
 

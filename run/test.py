@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.merge:
         save_merged(run, splits[-1].items, arguments.merge)
     flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""
-    print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}")
+    print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}{task.flag()}")
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         console.print(f"note: {note}")
     show(console, decision)
     console.print(f"\nwritten: {predicted}\n         {votes}\n         {record_path(out)}", soft_wrap=True)
-    evaluation = f"python -m run.evaluate {predicted} --data {voters.data}"
+    evaluation = f"python -m run.evaluate {predicted} --data {voters.data}{task.flag()}"
     submission = "hand in the first; the same command with --split dev shows what such a vote is worth"
     console.print(f"next: {evaluation if decision.result.interval else submission}", soft_wrap=True)
 

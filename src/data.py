@@ -98,7 +98,7 @@ def load_split(folder: str | Path, split: str, labelled: bool | None = None) -> 
         raise UserError(
             f"{path}: no such file. {_listing(path.parent)}\n"
             "Make it from the official download: "
-            f"python -m run.prepare_data 대화맥락추론_데이터.zip --out {path.parent}"
+            f"python -m run.prepare_data 대화맥락추론_데이터.zip --out {path.parent}{task.flag()}"
         )
     return load_items(path, labelled=labelled)
 

@@ -24,6 +24,8 @@ FILE = ours("resource/task.yaml")
 MOST_OPTIONS = 9
 """An order is written with a digit for each option."""
 SPLITS = ("train", "dev", "test")
+ITEM_INPUT = ("conversation", "reference_id", "category")
+"""Keys of an item's `input` beside its options."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Task:
         """
         number, most = len(self.options), math.factorial(len(self.options))
         if count not in (1, most) and (count % number or not 0 < count < most):
-            some = ", ".join(map(str, [1, *range(number, most, number)][:6]))
-            raise UserError(f"--orders: found {count}, allowed for {number} options: {some} … up to {most}.")
+            counts = [1, *range(number, most + 1, number)]
+            some = counts if len(counts) <= 7 else [*counts[:6], "…", most]
+            told = ", ".join(map(str, some))
+            raise UserError(f"--orders: found {count}, allowed for {number} options: {told}.")
         if count == 1:
             return (self.file_order,)
         if count == most:
@@ -106,7 +110,11 @@ def load_task(path: Path) -> Task:
         problems.append(f"name: found {raw['name']!r}, allowed: text")
     for key in ("categories", "options", "letters"):
         values = raw.get(key, [])
-        if not isinstance(values, list) or not all(map(_is_text, values)) or len(set(values)) < len(values):
+        if (
+            not isinstance(values, list)
+            or not all(map(_is_text, values))
+            or len(set(map(_regular, values))) < len(values)
+        ):
             problems.append(f"{key}: found {values!r}, allowed: a list of different texts")
     if not problems:
         problems += _misfits(raw)
@@ -116,11 +124,13 @@ def load_task(path: Path) -> Task:
     official = raw.get("official", {})
     spans = {key: (float(official[key][0]), float(official[key][1])) for key in ("turns", "words") if key in official}
     known_of_it = Official(dict(official.get("items", {})), spans.get("turns"), spans.get("words"))
-    # As the texts of items are read: a file written on a Mac may hold decomposed syllables.
-    categories, options, letters = (
-        tuple(unicodedata.normalize("NFC", text) for text in raw[key]) for key in ("categories", "options", "letters")
-    )
+    categories, options, letters = (tuple(map(_regular, raw[key])) for key in ("categories", "options", "letters"))
     return Task(raw["name"], categories, options, letters, known_of_it)
+
+
+def _regular(text: str) -> str:
+    """As the texts of items are read: a file written on a Mac may hold decomposed syllables."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _is_text(value: Any) -> bool:
@@ -134,6 +144,8 @@ def _misfits(raw: Mapping[str, Any]) -> list[str]:
         problems.append("categories: found none, allowed: one or more")
     if not 2 <= len(raw["options"]) <= MOST_OPTIONS:
         problems.append(f"options: found {len(raw['options'])}, allowed: 2 to {MOST_OPTIONS}")
+    if taken := [key for key in raw["options"] if _regular(key) in ITEM_INPUT]:
+        problems.append(f"options: found {', '.join(taken)}, which every item has for something else")
     if len(raw["letters"]) != len(raw["options"]):
         problems.append(f"letters: found {len(raw['letters'])}, allowed: one for each of {len(raw['options'])} options")
     if any(len(letter) != 1 for letter in raw["letters"]):
@@ -158,6 +170,8 @@ def _official_problems(official: Any) -> list[str]:
 
 
 _chosen: Task | None = None
+_file: Path | None = None
+"""The file of `--task`, as the user gave it."""
 
 
 @functools.cache
@@ -185,9 +199,16 @@ def add_flag(parser: Parser) -> None:
 
 
 def _from_flag(text: str) -> Path:
+    global _file
     path = Path(find(text))
     try:
         use(load_task(path))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    _file = path
     return path
+
+
+def flag() -> str:
+    """What a command that is suggested to the user needs behind it, so that it works on the current task."""
+    return "" if _file is None or current().sha256 == official().sha256 else f" --task {_file}"

@@ -56,7 +56,7 @@ def test_four_options_have_orders_by_the_dozen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [-4, 0, 2, 6, 25, 28])
 def test_other_counts_of_orders_are_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(UserError, match=r"--orders: found .* allowed for 4 options: 1, 4, 8"):
+    with pytest.raises(UserError, match=r"--orders: found .* allowed for 4 options: 1, 4, 8, 12, 16, 20, 24"):
         load_task(written(tmp_path)).orders(count)
 
 
@@ -83,6 +83,8 @@ def test_what_is_known_of_the_official_corpus_changes_no_answer(tmp_path: Path) 
         (FOUR.replace("C, D]", "C, C]"), "letters: found ['A', 'B', 'C', 'C'], allowed: a list of different texts"),
         (FOUR.replace("C, D]", "C, DD]"), "allowed: single characters"),
         (FOUR.replace("[까닭, 결과]", "[]"), "categories: found none"),
+        (FOUR.replace("결과]", "'까닭 ']"), "allowed: a list of different texts"),
+        (FOUR.replace("choice_1", "category"), "options: found category, which every item has for something else"),
         (FOUR.replace("[까닭, 결과]", "[1, 2]"), "categories: found [1, 2]"),
         (FOUR + "official: {items: {train: no}}", "official.items"),
         (FOUR + "official: {turns: 3}", "official.turns"),

@@ -78,5 +78,6 @@ def train(
             ) from error
     for split, result in record.splits.items():
         print(result_line(record.run, split, result))
-    score = "" if "test" in record.splits else f" Score the test split: python -m run.test --model_id {folder}"
+    command = f"python -m run.test --model_id {folder}{task.flag()}"
+    score = "" if "test" in record.splits else f" Score the test split: {command}"
     print(f"The run lies in {folder}.{score}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import data
+from src import data, task
 from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
@@ -140,7 +140,7 @@ def _refuse_finished(folder: Path) -> None:
     if record_path(folder).is_file():
         raise UserError(
             f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
-            f"or score it: python -m run.test --model_id {folder}"
+            f"or score it: python -m run.test --model_id {folder}{task.flag()}"
         )
 
 

@@ -106,6 +106,7 @@ def read_scores(path: str | Path) -> list[ItemScores]:
     remedy = f"Score it again: python -m run.test --model_id {path.parent}"
     remedy += f" --split {split}" if split in task.SPLITS else ""
     remedy += f" --orders {beside.removesuffix('orders')}" if beside else ""
+    remedy += task.flag()
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
     try:

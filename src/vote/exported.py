@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src import task
 from src.console.cli import UserError
 from src.console.words import counted
 from src.data import Item, load_items
@@ -27,7 +28,7 @@ def samples_of(
     if orders and orders not in scored:
         raise UserError(
             f"{folder} has no scores of {counted(orders, 'order')} on {split}. "
-            f"Score it: python -m run.test --model_id {folder} --split {split} --orders {orders}"
+            f"Score it: python -m run.test --model_id {folder} --split {split} --orders {orders}{task.flag()}"
         )
     prompt = record.prompt.sha256 or None
     if not scored:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from src import task
 from src.console.cli import UserError
 from src.console.words import counted
 from src.data import Item
@@ -84,7 +85,8 @@ def _only_here(count: int, other: str, elsewhere: Mapping[str, Mapping[int, Path
 
 def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[Path], split: str, wanted: int) -> str:
     there = {run.name: " and ".join(counted(count, "order") for count in sorted(found[run])) for run in found}
-    commands = [f"python -m run.test --model_id {run} --split {split} --orders {wanted}" for run in lacking]
+    asked = f"--split {split} --orders {wanted}{task.flag()}"
+    commands = [f"python -m run.test --model_id {run} {asked}" for run in lacking]
     return (
         f"{len(lacking)} of {len(found)} runs have no scores of {counted(wanted, 'order')} on {split}, "
         "and answers by different numbers of orders are not mixed. "

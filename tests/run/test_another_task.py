@@ -43,7 +43,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             words += ("--lr", "3e-3", "--epoch", "1", "--batch_size", "4", "--seed", str(seed), "--device", "cpu")
             objective = ("--objective", "letters" if seed else "answer")
             start("run.train", *words, *objective, "--data", folder / "data", "--score", "test", *own)
-            start("run.test", "--model_id", name, "--split", "dev", "test", "--orders", "8", "--device", "cpu", *own)
+            said, _ = start(
+                "run.test", "--model_id", name, "--split", "dev", "test", "--orders", "8", "--device", "cpu", *own
+            )
+        assert f"--orders 8 --task {own[1]}\n" in said, "the suggested command works as it stands"
         yield folder
     task.use(None)
 
@@ -92,6 +95,8 @@ def test_a_run_is_not_read_under_the_official_task(place: Path) -> None:
 
 def test_what_else_reads_items_takes_the_task(place: Path) -> None:
     own, data = ("--task", place / "task.yaml"), ("--data", place / "data")
+    said, _ = start("run.prompts", *own)
+    assert "entry: not for the task weather talk" in said
     said, _ = start("run.prompts", place / "prompt.yaml", *data, "--item", "dev-0", *own)
     assert "D. " in said
     start("run.export", "one", "--out", place / "export", *own)
