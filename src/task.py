@@ -98,8 +98,10 @@ def load_task(path: Path) -> Task:
     """The task in a YAML file. UserError names all that is wrong with it at once."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a task: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a task: {error.strerror}. The one to begin with: {FILE}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as a task: it is not UTF-8. Save it as UTF-8.") from error
     raw = load_yaml(text, str(path))
     known = ("name", "categories", "options", "letters", "official")
     if not isinstance(raw, dict):
