@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src.console.cli import Parser, UserError, nearest, new_folder, run_main
 from src.console.start import ours
 from src.data import SPLITS, dump_items, split_path
+from src.files.locks import lock_folder
 from src.files.writing import write_text, write_texts
 
 
@@ -44,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
 
     from src.toy import miniature
-    from src.toy.corpus import make_corpus
 
     values = miniature.load_values()
     known = values["backbones"]
@@ -52,22 +52,33 @@ def main(argv: list[str] | None = None) -> None:
         if name not in known:
             raise UserError(f"--only: there is no backbone {name!r}. Known: {', '.join(known)}.{nearest(name, known)}")
 
-    data, folder = arguments.out / "data", arguments.out / "backbones"
+    with lock_folder(arguments.out):
+        recipes = make_all(arguments.out, values, arguments.only or list(known))
+    again = f"python -m run.reproduce --recipes {recipes} --data {arguments.out / 'data'}"
+    print(f"{time.monotonic() - started:.0f} s. Next: {again}")
+
+
+def make_all(out: Path, values: dict[str, Any], names: list[str]) -> Path:
+    """Makes what is missing in `out`, and returns the folder of the recipes."""
+    from src.toy import miniature
+    from src.toy.corpus import make_corpus
+
+    data, folder = out / "data", out / "backbones"
     if all(split_path(data, split).is_file() for split in SPLITS):
         print(f"{data}: complete")
     else:
         splits = make_corpus()
-        write_texts({split_path(data, split): dump_items(items) for split, items in splits.items()})
+        write_texts({split_path(data, split): dump_items(items) for split, items in splits.items()}, all_or_none=True)
         print(f"{data}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " items")
-    recipes = arguments.out / "recipes"
+    recipes = out / "recipes"
     for name, text in miniature.recipes(values, folder).items():
         write_text(recipes / f"{name}.yaml", text)
 
-    families = by_family(known, arguments.only or list(known))
+    families = by_family(values["backbones"], names)
     # Each process computes with its share of the cores: two small models side by side are quicker than one on both.
     with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1), get_context("spawn")) as pool:
         list(pool.map(make_family, families, [folder] * len(families)))
-    print(f"{time.monotonic() - started:.0f} s. Next: python -m run.reproduce --recipes {recipes} --data {data}")
+    return recipes
 
 
 def by_family(backbones: dict[str, Any], names: list[str]) -> list[list[str]]:

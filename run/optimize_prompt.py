@@ -25,6 +25,7 @@ from src import task
 from src.console.cli import Parser, announced, new_folder, run_main
 from src.console.words import counted
 from src.data import DATA, Item, load_data, sha256
+from src.files.locks import lock_folder
 from src.files.paths import RESULTS, find_run
 from src.files.writing import write_json, write_text
 from src.model.recipes import Recipe
@@ -145,33 +146,34 @@ def main(argv: list[str] | None = None) -> None:
     name, recipe, weights = named_model(arguments.run)
     start = start_prompt(arguments, recipe)
     out = arguments.out or RESULTS / f"optimized-{Path(name.split()[0]).name}-{start.name}"
-    calls_file = out / "calls.jsonl"
-    made = Calls(lambda message, system: "", calls_file, settings.max_calls).count
-    asked = asked_of(arguments, settings, start, path, len(items))
-    check_folder(out, asked, free=() if made else FREE_BEFORE_CALLS)
+    with lock_folder(out):
+        calls_file = out / "calls.jsonl"
+        made = Calls(lambda message, system: "", calls_file, settings.max_calls).count
+        asked = asked_of(arguments, settings, start, path, len(items))
+        check_folder(out, asked, free=() if made else FREE_BEFORE_CALLS)
 
-    # The critic, as far as it can be tried before anything is loaded
-    endpoint = engine.endpoint(report_retry) if engine.is_endpoint else None
-    if endpoint and made < settings.max_calls and len(read_steps(out)) <= settings.steps:
-        endpoint.check()
-    write_json(out / ASKED, asked)
+        # The critic, as far as it can be tried before anything is loaded
+        endpoint = engine.endpoint(report_retry) if engine.is_endpoint else None
+        if endpoint and made < settings.max_calls and len(read_steps(out)) <= settings.steps:
+            endpoint.check()
+        write_json(out / ASKED, asked)
 
-    # The model under test, the critic, the search
-    device = pick_device(arguments.device)
-    score, count_tokens = model_under_test(recipe, weights, start, arguments.data, device)
-    calls = Calls(endpoint or load_ask(engine, device), calls_file, settings.max_calls)
-    console.print(
-        f"{name}, prompt {start.name}: {len(learn)} items of {path} to learn from, {len(held)} held out; at most "
-        f"{counted(settings.steps, 'step')} and {counted(settings.max_calls, 'call')}, {calls.count} of them made"
-    )
-    search = Search(settings, start, learn, held, score, calls, count_tokens, out)
-    steps, ended = run_search(search, lambda step: console.print(step_line(step)))
+        # The model under test, the critic, the search
+        device = pick_device(arguments.device)
+        score, count_tokens = model_under_test(recipe, weights, start, arguments.data, device)
+        calls = Calls(endpoint or load_ask(engine, device), calls_file, settings.max_calls)
+        console.print(
+            f"{name}, prompt {start.name}: {len(learn)} items of {path} to learn from, {len(held)} held out; at most "
+            f"{counted(settings.steps, 'step')} and {counted(settings.max_calls, 'call')}, {calls.count} of them made"
+        )
+        search = Search(settings, start, learn, held, score, calls, count_tokens, out)
+        steps, ended = run_search(search, lambda step: console.print(step_line(step)))
 
-    difference = write_results(search, steps)
-    write_record(search, steps, ended, asked, path)
-    print_results(console, search, steps, ended, difference)
-    prompts = f"{arguments.prompt or start.name} {out / 'prompt.yaml'}"
-    console.print(f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}{task.flag()}")
+        difference = write_results(search, steps)
+        write_record(search, steps, ended, asked, path)
+        print_results(console, search, steps, ended, difference)
+        prompts = f"{arguments.prompt or start.name} {out / 'prompt.yaml'}"
+        console.print(f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}{task.flag()}")
 
 
 def engine_of(arguments: Namespace) -> Engine:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, split_path
+from src.files.locks import lock_folder
 from src.files.writing import write_texts
 from src.items.oddities import oddity_lines
 from src.prepare.splits import check, choose, search
@@ -37,7 +38,9 @@ def main(argv: list[str] | None = None) -> int | None:
     found = search(args.paths)
     chosen, oddities = choose(found, args.paths, args.out)
     splits, of_items = check(chosen)
-    write_texts({split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits})
+    texts = {split_path(args.out, split): dump_items([item.source for item in splits[split]]) for split in splits}
+    with lock_folder(args.out):
+        write_texts(texts, all_or_none=True)
 
     from src.console.tables import Fitted, make_console
     from src.prepare.summary import summary

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
+from src.files.locks import lock_folder
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path
 from src.files.writing import write_text
 from src.model import hub
@@ -124,17 +125,21 @@ def main(argv: list[str] | None = None) -> None:
     for name, (items, path, _) in found.items():
         kept = sample_items(items, arguments.limit, record.recipe.seed)
         splits.append(Split(name, kept, DataFile.of(path, kept)))
-    run = open_run(folder, record, [split.items for split in splits], device, orders, examples)
-    for split in splits:
-        notes = [*found[split.name][2], *([] if arguments.data else notes_on_own(own, split))]
-        for note in [*notes, *notes_on_replaced(run, split, len(orders))]:
-            print(f"{split.name}: {note}")
-        record, scores = score_run(run, split, orders, sampling)
-        record.save(folder)
-        run = replace(run, record=record)
-        print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
-        if arguments.output:
-            write_text(arguments.output, dump_items(predictions(split.items, [one.prediction for one in scores])))
+    with lock_folder(folder) as held:
+        # Another process may have added results since the record was read.
+        run = open_run(folder, record.refreshed(folder), [split.items for split in splits], device, orders, examples)
+        for split in splits:
+            notes = [*found[split.name][2], *([] if arguments.data else notes_on_own(own, split))]
+            for note in [*notes, *notes_on_replaced(run, split, len(orders))]:
+                print(f"{split.name}: {note}")
+            held.refuse_gone()
+            record, scores = score_run(run, split, orders, sampling)
+            held.refuse_gone()
+            record.save(folder)
+            run = replace(run, record=record)
+            print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
+            if arguments.output:
+                write_text(arguments.output, dump_items(predictions(split.items, [one.prediction for one in scores])))
     if arguments.merge:
         save_merged(run, splits[-1].items, arguments.merge)
     flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""

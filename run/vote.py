@@ -9,6 +9,7 @@ Writes predictions_<split>.json (the official submission format), votes_<split>.
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from src import task
 from src.console.cli import Parser, UserError, new_folder, run_main
 from src.data import DATA, SPLITS, dump_items, predictions
 from src.files import writing
+from src.files.digests import Digest
+from src.files.locks import lock_folder
 from src.files.paths import RESULTS, predictions_path, record_path
-from src.runs.facts import TaskFacts
+from src.runs.facts import TaskFacts, digests_json
 from src.runs.record import Record
 from src.vote.decision import Decision, decide, unlike_earlier, vote_line
 from src.vote.voters import Request, Voters, earlier_votes, gather_voters
@@ -54,17 +57,23 @@ def main(argv: list[str] | None = None) -> None:
     if args.orders:
         task.current().orders(args.orders)
     out = args.out or args.results / "vote"
-    earlier = earlier_votes(out)
+    earlier_votes(out)
     voters = gather_voters(Request(args.runs, args.expect, args.split, args.results, args.data, args.orders))
     predicted, votes = predictions_path(out, args.split), out / f"votes_{args.split}.jsonl"
     refuse_own_file(voters, predicted)
     decision = decide(voters)
-
-    # The record keeps the votes on other splits that lie in the same folder.
-    record = earlier or Record(run=out.name, task=TaskFacts.current())
-    writing.write_text(predicted, dump_items(predictions(voters.items, decision.answers)))
-    writing.write_jsonl(votes, (vote_line(verdict, voters.sources) for verdict in decision.verdicts))
-    record.with_result(args.split, decision.result).save(out)
+    texts = {
+        predicted: dump_items(predictions(voters.items, decision.answers)),
+        votes: writing.as_jsonl(vote_line(verdict, voters.sources) for verdict in decision.verdicts),
+    }
+    files = digests_json({path.name: Digest.of_text(text) for path, text in texts.items()})
+    with lock_folder(out) as held:
+        earlier = earlier_votes(out)
+        # The record keeps the votes on other splits that lie in the same folder.
+        record = earlier or Record(run=out.name, task=TaskFacts.current())
+        writing.write_texts(texts)
+        held.refuse_gone()
+        record.with_result(args.split, replace(decision.result, files=files)).save(out)
 
     # Printed after everything is written: the command ends here if the output's reader is gone.
     console = make_console()

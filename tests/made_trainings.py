@@ -15,8 +15,9 @@ from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.prompt.prompts import parse_prompt
 from src.train import trainer
+from src.train.checkpoints import Place
+from src.train.fine_tuning import Outcome, fine_tune
 from src.train.objectives import TokenObjective
-from src.train.trainer import Outcome, fine_tune
 from src.tree import rows
 from src.tree.rows import Layout
 from tests import toys
@@ -39,7 +40,7 @@ def encoder(short: str) -> Encoder:
 
 
 def train(recipe: Recipe, folder: Path, items: list[Item] = TRAIN, dev: list[Item] = DEV) -> Outcome:
-    return fine_tune(recipe, encoder(recipe.backbone), items, dev, folder, CPU)
+    return fine_tune(recipe, encoder(recipe.backbone), items, dev, Place.at(folder), CPU)
 
 
 def shares(folder: Path, **changes: Any) -> Recipe:

@@ -1,4 +1,4 @@
-"""Numbers and lists in a sentence."""
+"""Numbers, sizes and lists in a sentence."""
 
 from collections.abc import Sequence
 
@@ -13,3 +13,11 @@ def counted(count: int, noun: str) -> str:
 def some(ids: Sequence[str]) -> str:
     """The first few of `ids`, with … where there are more."""
     return ", ".join(ids[:IDS_SHOWN]) + (" …" if len(ids) > IDS_SHOWN else "")
+
+
+def size_text(size: float) -> str:
+    """Bytes in the unit that shows them: `480 bytes`, `22.4 MB`, `1.3 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return counted(max(0, int(size)), "byte")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.console.start import find
+from src.console.words import size_text
 from src.model.backbones import backbones
 from src.model.hub import is_cached
 from src.model.recipes import Recipe
@@ -17,9 +18,14 @@ def check_disk(path: str | Path, needed_bytes: float, what: str) -> None:
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed_bytes:
         raise UserError(
-            f"{what} needs {needed_bytes / GB:.1f} GB, but the disk of {path} has {free / GB:.1f} GB free. "
+            f"{what} needs {size_text(needed_bytes)}, but the disk of {path} has {size_text(free)} free. "
             "Free some space, or choose another disk: --save_dir for runs, the variable HF_HOME for downloads."
         )
+
+
+def bytes_kept(folder: Path) -> int:
+    """Bytes that the files in `folder` take already."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def existing_parent(path: str | Path) -> Path:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.console.cli import UserError
+from src.console.words import size_text
 from src.model import hub
 from src.model.devices import Gpu
-from src.model.disk import GB, check_disk, existing_parent
+from src.model.disk import bytes_kept, check_disk, existing_parent
 from src.model.recipes import Recipe
 from src.model.shapes import GIB
 from src.plan.estimates import Estimate
@@ -41,11 +42,11 @@ def check_room(estimates: Sequence[Estimate], results: Path, cache: Path) -> Non
     folder already counts as kept.
     """
     fetched = sum({one.model_id: one.download or 0 for one in estimates}.values())
-    kept = sum(max(0, (one.disk or 0) - _bytes_in(results / one.run)) for one in estimates)
+    kept = sum(max(0, (one.disk or 0) - bytes_kept(results / one.run)) for one in estimates)
     what = f"{len(estimates)} run(s)" if len(estimates) != 1 else f"the run {estimates[0].run}"
     only = " Or do some of them: --only NAME …" if len(estimates) > 1 else ""
     same = _disk(results) == _disk(cache)
-    needs = {results: (kept + fetched * same, f" and {fetched / GB:.1f} GB of downloads" * bool(same and fetched))}
+    needs = {results: (kept + fetched * same, f" and {size_text(fetched)} of downloads" * bool(same and fetched))}
     if not same:
         needs[cache] = (fetched, "")
     for path, (needed, more) in needs.items():
@@ -72,7 +73,3 @@ def by_reason(found: Mapping[str, str]) -> dict[str, list[str]]:
 def _disk(path: Path) -> int:
     """The number of the file system that `path` is on, or will be."""
     return existing_parent(path).stat().st_dev
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -6,8 +6,8 @@ from src import task
 from src.console.cli import Parser, UserError, announced, new_folder
 from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
+from src.files.locks import lock_folder
 from src.files.paths import RESULTS
-from src.files.writing import lock_folder
 from src.model import hub
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 
 from src import task
 from src.data import Item, sha256
+from src.files.digests import Digest, Digests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ class Result(Part):
     data, data_sha256  the file of the items, which need not be the one in the record's `data`
     rows               how the model was called: kind of the rows, what the guard found, what kept prefixes from being
                        shared
+    files              name → size and sha256 of the scores, the predictions and what else was written with them
     """
 
     items: int = 0
@@ -133,12 +135,19 @@ class Result(Part):
     correct: int | None = None
     interval: Sequence[float] | None = None
     reasoning: Mapping[str, Any] | None = None
+    files: Mapping[str, Any] | None = None
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("reasoning",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("reasoning", "files")
+
+    @property
+    def noted_files(self) -> Digests:
+        """Name of a file of scores or predictions → its digest; {} in older records."""
+        return parse_digests(self.files, "files")
 
     @classmethod
     def parse(cls, stored: Any, where: str) -> Self:
         found = super().parse(stored, where)
+        parse_digests(found.files, f"{where}: files")
         if not 0 <= (found.correct or 0) <= (found.items or math.inf):
             raise ValueError(f"{where}: {found.correct} of {found.items} items are right")
         return found
@@ -160,7 +169,7 @@ class VoteResult(Result):
     versions: Mapping[str, str] | None = None
     commit: str | None = None
 
-    OPTIONAL: ClassVar = ("reasoning", "rows", "seconds")
+    OPTIONAL: ClassVar = ("reasoning", "rows", "seconds", "files")
     RENAMED: ClassVar = {"commit": "git_commit"}
     FIRST: ClassVar = ("accuracy", "correct", "interval", "items", "data", "data_sha256", "rule")
 
@@ -170,6 +179,15 @@ def is_kind(stored: Mapping[str, Any], key: str, kinds: Any, where: str = "") ->
     if not isinstance(stored.get(key), kinds | None):
         raise ValueError(f"{where}{key} is {stored[key]!r}")
     return stored.get(key) is not None
+
+
+def parse_digests(stored: Mapping[str, Any] | None, where: str) -> Digests:
+    """ValueError, which begins with `where`, for anything but name → size and sha256."""
+    return {name: Digest.parse(one, f"{where}: {name}") for name, one in (stored or {}).items()}
+
+
+def digests_json(found: Digests) -> dict[str, Any]:
+    return {name: digest.as_json() for name, digest in found.items()}
 
 
 def parse_result(stored: Any, where: str) -> Result:

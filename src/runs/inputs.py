@@ -1,10 +1,9 @@
 """The inputs of a run, found and checked before torch is imported."""
 
-import dataclasses
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,16 @@ from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.data import Item
 from src.files import paths
-from src.files.paths import ADAPTER, CHECKPOINTS, INPUTS, MODEL, RECIPE, find_run, record_path, run_names
+from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RECIPE, find_run, record_path, run_names
 from src.model import hub
 from src.model.backbones import backbones
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
 from src.runs.facts import DataFile, TaskFacts, TemplateFacts
+from src.runs.noted import refuse_other_weights
 from src.runs.record import Record, refuse_other_task
+from src.train.checkpoints import find_checkpoint
 
 HASH_SHOWN = 12
 
@@ -55,13 +56,15 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Began:
-    """The inputs that an unfinished run began with, from its inputs.json.
+    """The inputs that an unfinished run began with.
 
+    settings the recipe's
     hashes   split → [digest, number of items]; the prompt's digest
     commits  as `hub.pin` takes them
     task     None where an older version did not say
     """
 
+    settings: Mapping[str, Any]
     hashes: Mapping[str, Any]
     commits: Mapping[str, str | None]
     template: TemplateFacts
@@ -86,29 +89,29 @@ def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence
 
 
 def began_with(folder: Path) -> Began | None:
-    """The inputs that the unfinished run in `folder` began with; None for one that begins now. UserError when its
-    inputs.json is damaged or gone.
+    """The inputs that the unfinished run in `folder` began with, as its newest whole checkpoint says; None without one:
+    then training begins from the start. UserError when what it says is of no use.
     """
-    if not (folder / CHECKPOINTS).is_dir() or not (folder / RECIPE).is_file():
+    found = find_checkpoint(folder).checkpoint
+    if found is None:
         return None
-    path = folder / INPUTS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        inputs, settings = found.begun["inputs"], found.begun["recipe"]
         for split in ("train", "dev"):
-            digest, items = found[split]
+            digest, items = inputs[split]
             if not isinstance(digest, str) or not isinstance(items, int):
-                raise ValueError(f"{split} is {found[split]!r}")
-        if not isinstance(found["prompt"], str):
-            raise ValueError("prompt is of another kind")
-        template = TemplateFacts.parse(found.get("template", {}), "template")
-        task = TaskFacts.parse(found["task"], "task") if "task" in found else None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{split} is {inputs[split]!r}")
+        if not isinstance(inputs["prompt"], str) or not isinstance(settings, dict):
+            raise ValueError("prompt or recipe is of another kind")
+        template = TemplateFacts.parse(inputs.get("template", {}), "template")
+        task = TaskFacts.parse(inputs["task"], "task") if "task" in inputs else None
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{folder} holds an unfinished run, and its {path.name}, without which it cannot go on, "
-            f"is damaged or gone ({error}). Delete the folder to train again, or give another --name."
+            f"{found.folder} does not say what it began with ({error}). "
+            f"Delete {folder} to train again, or give another --name."
         ) from error
-    commits = {key: found.get(key) for key in ("base_revision", "tokenizer_revision")}
-    return Began(found, commits, template, task)
+    commits = {key: inputs.get(key) for key in ("base_revision", "tokenizer_revision")}
+    return Began(settings, inputs, commits, template, task)
 
 
 def check_limit(limit: int | None) -> None:
@@ -146,22 +149,20 @@ def _refuse_finished(folder: Path) -> None:
 
 def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> None:
     """UserError when `folder` holds anything but the same run, unfinished."""
-    if (folder / CHECKPOINTS).is_dir() and (folder / RECIPE).is_file():
-        there = dataclasses.asdict(load_recipe(folder / RECIPE))
-        if differing := differing_settings(there, recipe):
-            told = [f"{key} was {there.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing]
+    if began := began_with(folder):
+        if differing := differing_settings(began.settings, recipe):
+            told = [f"{key} was {began.settings.get(key)!r}, now {getattr(recipe, key)!r}" for key in differing]
             raise UserError(
                 f"{folder} holds an unfinished run with other settings: {', '.join(told)}. "
                 "Delete the folder, or give another --name."
             )
-        began = began_with(folder)
-        if began:
-            refuse_other_task(began.task, folder)
-        if began and (changes := _changes(began.hashes, hashes)):
+        refuse_other_task(began.task, folder)
+        if changes := _changes(began.hashes, hashes):
             raise UserError(
                 f"{folder} holds an unfinished run on other inputs: {'; '.join(changes)}. "
                 "Start it with the same --data and --limit as before, delete it, or give another --name."
             )
+        return
     taken = [name for name in (MODEL, ADAPTER, CHECKPOINTS) if (folder / name).exists()]
     if taken and not (folder / RECIPE).is_file():
         raise UserError(
@@ -196,6 +197,8 @@ def read_run(folder: Path) -> Record:
     missing += [key for key in ("training", "splits") if key not in record.stored]
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
+    if record.prompt.sha256 != sha256(record.prompt.text.encode()).hexdigest():
+        raise UserError(f"{path} is damaged: the prompt's text does not have the sha256 beside it. Train it again.")
     make_recipe(record.known_settings, f"{path}: recipe")
     return record
 
@@ -203,10 +206,12 @@ def read_run(folder: Path) -> Record:
 def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     """(name, recipe, folder of the weights) of a trained run, by its name or folder, or of an untrained model, by its
     recipe's file, a backbone's short name, a hub id or its own folder. An untrained model has no folder of a run.
+    UserError when the run's weights are not those that its record speaks of.
     """
     folder = find_run(name)
     if folder is not None:
         record = read_run(folder)
+        refuse_other_weights(folder, record)
         return folder.name, record.pinned_recipe, record.weights_in(folder) if record.training is not None else None
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)

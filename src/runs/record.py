@@ -14,8 +14,10 @@ from typing import Any
 
 from src import task
 from src.console.cli import UserError
+from src.files.digests import Digests
 from src.files.paths import record_path, refuse_missing
-from src.files.writing import write_json
+from src.files.sealed import canonical_sha256
+from src.files.writing import as_json, write_json
 from src.model.recipes import FIELDS, Recipe
 from src.runs.facts import (
     DataFile,
@@ -26,8 +28,12 @@ from src.runs.facts import (
     TemplateFacts,
     is_kind,
     kinds_of,
+    parse_digests,
     parse_result,
 )
+
+DIGEST = "sha256"
+"""The record's key for a digest of all others."""
 
 
 def results_key(orders: int = 1) -> str:
@@ -49,6 +55,8 @@ class Record:
     data       split → the file that the run was trained on, or that chose its weights
     training   what the training leaves; None for an untrained model
     weights    name of the run beside this one whose weights it uses, where they are not its own
+    files      name → size and sha256 of the weights and tokenizer files that were trained, in the folder of that run
+    base_files the same of the base model's files
     by_orders  number of orders of the options → split → what came out
     letters    letter → token id
     stored     as in `Part`
@@ -69,6 +77,8 @@ class Record:
     training: Mapping[str, Any] | None = None
     device: str | None = None
     weights: str | None = None
+    files: Mapping[str, Any] | None = None
+    base_files: Mapping[str, Any] | None = None
     by_orders: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
     letters: Mapping[str, int] | None = None
     peak_memory_bytes: int | None = None
@@ -108,7 +118,14 @@ class Record:
         """As `read`, from the parsed JSON."""
         if not isinstance(stored, dict):
             raise ValueError("not an object")
+        if DIGEST in stored and stored[DIGEST] != _digest(stored):
+            raise ValueError(
+                f"its content does not have the {DIGEST} that stands in it. "
+                f"If you edited it by hand and mean it, delete the line of {DIGEST} in it"
+            )
         plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
+        for key in ("files", "base_files"):
+            parse_digests(plain.get(key), key)
         by_orders = {
             orders: {split: parse_result(one, f"{key}: {split}") for split, one in _object(stored, key).items()}
             for key in stored
@@ -126,8 +143,10 @@ class Record:
         )
 
     def save(self, run: str | Path) -> None:
-        """Writes `record.json` in the folder of the run, whole or not at all."""
-        write_json(record_path(run), self.as_json())
+        """Writes `record.json` in the folder of the run, whole or not at all, with a digest of itself."""
+        value = json.loads(as_json(self.as_json()))
+        value.pop(DIGEST, None)
+        write_json(record_path(run), {**value, DIGEST: _digest(value)})
 
     def as_json(self) -> dict[str, Any]:
         """The file's keys in their order, with what has changed; those of a new record in the order of `_keys`."""
@@ -151,7 +170,8 @@ class Record:
         if self.settings is not None:
             found |= {"data": {split: file.as_json() for split, file in self.data.items()}}
             found |= {key: getattr(self, key) for key in ("trainable_parameters", "parameters", "training", "device")}
-        found |= {} if self.weights is None else {"weights": self.weights}
+        own = {key: getattr(self, key) for key in ("weights", "files", "base_files")}
+        found |= {key: value for key, value in own.items() if value is not None}
         for orders, results in sorted({1: {}, **self.by_orders}.items()):
             found[results_key(orders)] = {split: result.as_json() for split, result in results.items()}
         late = {key: getattr(self, key) for key in ("letters", "peak_memory_bytes", "seconds")}
@@ -167,7 +187,7 @@ class Record:
         return found + [f"{name}.{key}" for name, part in parts.items() for key in part.unknown()]
 
     def _unknown_here(self) -> list[str]:
-        known = {*_plain(), "recipe", "prompt", "template", "task", "data"}
+        known = {*_plain(), "recipe", "prompt", "template", "task", "data", DIGEST}
         return [key for key in self.stored if key not in known and _orders_of(key) is None]
 
     @property
@@ -204,6 +224,19 @@ class Record:
         return folder.with_name(self.weights) if self.weights else folder
 
     @property
+    def noted_files(self) -> Digests:
+        return parse_digests(self.files, "files")
+
+    @property
+    def notes_files(self) -> bool:
+        """Whether the record is of a version that notes files."""
+        return self.files is not None or any(one.files for by in self.by_orders.values() for one in by.values())
+
+    @property
+    def noted_base(self) -> Digests:
+        return parse_digests(self.base_files, "base_files")
+
+    @property
     def commits(self) -> dict[str, str | None]:
         """The commits that were loaded, as `hub.pin` takes them."""
         return {"base_revision": self.base_revision, "tokenizer_revision": self.tokenizer_revision}
@@ -227,11 +260,23 @@ class Record:
         }
         settings = {**(self.settings or {}), **earlier.unknown_settings}
         made = replace(self, by_orders=earlier.by_orders, settings=settings, **same)
+        made = replace(made, files=self.files or earlier.files, base_files=self.base_files or earlier.base_files)
         return Record.parse({**made.as_json(), **{key: earlier.stored[key] for key in earlier._unknown_here()}})
+
+    def refreshed(self, run: str | Path) -> "Record":
+        """This record with the results that its folder has by now, since another process may have added some."""
+        if not record_path(run).is_file():
+            return self
+        there = Record.load(run)
+        return there if there.stored == self.stored else self.with_results_of(there)
 
     def without_results(self) -> "Record":
         stored = {key: value for key, value in self.stored.items() if _orders_of(key) is None}
         return replace(self, by_orders={}, stored=stored)
+
+
+def _digest(stored: Mapping[str, Any]) -> str:
+    return canonical_sha256({key: value for key, value in stored.items() if key != DIGEST})
 
 
 class OtherTask(UserError):

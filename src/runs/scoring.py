@@ -15,16 +15,18 @@ from src import data, task
 from src.console import progress
 from src.console.words import counted
 from src.data import DATA, Item
+from src.files.digests import Digest
 from src.files.paths import predictions_path, reasoning_path, scores_path
-from src.files.writing import write_jsonl, write_text
+from src.files.writing import as_jsonl, write_texts
 from src.model import load
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import encoder_of, letters_of, refuse_changed
-from src.runs.facts import Result
+from src.runs.facts import Result, digests_json
 from src.runs.inputs import Split
+from src.runs.noted import base_noted, refuse_other_weights
 from src.runs.record import Record
-from src.score.item_scores import ItemScores, write_scores
+from src.score.item_scores import ItemScores, scores_text
 from src.score.letters import LetterScorer, announce
 from src.score.reasoning import Chain, Sampling, reason, summary
 from src.worth.metrics import evaluate, wilson
@@ -48,9 +50,10 @@ def open_run(
     orders: Sequence[str] | None = None,
     data_folder: Path = DATA,
 ) -> OpenRun:
-    """The run in `folder`. Its model is loaded only after a check that the items of `splits` can be scored. orders: as
-    in `score_run`.
+    """The run in `folder`. Its model is loaded only after a check that its files are those that its record speaks of,
+    and that the items of `splits` can be scored. orders: as in `score_run`.
     """
+    refuse_other_weights(folder, record)
     encoder = encoder_of(folder, record, data_folder)
     found = [encoder.for_scoring(items, orders or task.current().orders(1)) for items in splits]
     refuse_changed(folder, record, encoder)
@@ -58,6 +61,8 @@ def open_run(
     announce(found, device)
     weights, recipe = record.weights_in(folder), record.pinned_recipe
     network = load.load_run(weights, recipe, device, trained=record.training is not None)
+    if record.training is None and not record.base_files:  # the base model may have been downloaded just now
+        record = dataclasses.replace(record, base_files=digests_json(base_noted(recipe)))
     return OpenRun(folder, record, encoder, scorer_for(network, encoder, recipe))
 
 
@@ -84,21 +89,23 @@ def score_run(
     folder, encoder = run.folder, run.encoder
     examples = encoder.for_scoring(split.items, orders)
     chains: list[Chain] = []
+    texts: dict[Path, str] = {}
     if sampling is not None:
         assert encoder.reasoning
         with progress.stage(f"reason {split.name}", len(examples) * sampling.samples) as bar:
             reasoned = reason(run.scorer, encoder, split.items, orders, sampling, bar.update)
         scores, chains, how = reasoned.items, reasoned.chains, reasoned.how
-        write_jsonl(reasoning_path(folder, split.name, len(orders)), map(dataclasses.asdict, chains))
+        texts[reasoning_path(folder, split.name, len(orders))] = as_jsonl(map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split.name}", len(examples)) as bar:
             scored = run.scorer.score(examples, update=bar.update)
         scores, how = scored.items, scored.how
     answers = [one.prediction for one in scores]
     record = _make_way(folder, run.record, split.name, len(orders))
-    write_scores(scores_path(folder, split.name, len(orders)), scores)
+    texts[scores_path(folder, split.name, len(orders))] = scores_text(scores)
     predicted = data.dump_items(data.predictions(split.items, answers))
-    write_text(predictions_path(folder, split.name, len(orders)), predicted)
+    texts[predictions_path(folder, split.name, len(orders))] = predicted
+    write_texts(texts)
     result = Result(
         items=len(split.items),
         orders=len(orders),
@@ -107,6 +114,7 @@ def score_run(
         data_sha256=split.file.sha256,
         rows=how.as_record(),
         reasoning=None if sampling is None else summary(chains, scores, sampling),
+        files=digests_json({path.name: Digest.of_text(text) for path, text in texts.items()}),
     )
     if all(item.label is not None for item in split.items):
         worth = evaluate(split.items, answers)

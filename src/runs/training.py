@@ -16,12 +16,14 @@ from src.model import hub, load
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import find_library, frozen_of, make_encoder, prompt_facts, refuse_other_text, template_facts
-from src.runs.facts import TaskFacts
+from src.runs.facts import TaskFacts, digests_json
 from src.runs.inputs import began_with, gather
+from src.runs.noted import base_noted, refuse_other_weights, weights_noted
 from src.runs.record import Record
 from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
 from src.runs.versions import made_with
-from src.train.trainer import fine_tune
+from src.train.checkpoints import Place
+from src.train.fine_tuning import fine_tune
 
 
 def train_run(
@@ -59,9 +61,11 @@ def train_run(
         refuse_other_text(folder, record.template, began.template)
     print_notes(encoder, [split.items for split in given.splits.values()])
     inputs = {**given.hashes, **hub.commits(pinned), "template": record.template.as_json()}
+    place = Place.at(folder, {"recipe": asdict(recipe), "inputs": inputs})
+    base = base_noted(pinned)
     write_json(folder / INPUTS, inputs)
     write_text(folder / RECIPE, recipe.dump())
-    outcome = fine_tune(pinned, encoder, given.train, given.dev, folder, device)
+    outcome = fine_tune(pinned, encoder, given.train, given.dev, place, device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -71,12 +75,17 @@ def train_run(
         trainable_parameters=outcome.trainable_parameters,
         parameters=outcome.parameters,
         training=outcome.training,
+        files=digests_json(weights_noted(folder)),
+        base_files=digests_json(base or base_noted(pinned)),
     )
+    refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
     for split in ("dev", *also_score):
+        place.held.refuse_gone()
         record, _ = score_run(run, given.splits[split])
         record = replace(record, peak_memory_bytes=_peak_memory(device), seconds=time.monotonic() - started)
+        place.held.refuse_gone()
         record.save(folder)
         run = replace(run, record=record)
     return run.record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src import task
 from src.console.cli import UserError
-from src.files.writing import write_jsonl
+from src.files.writing import as_jsonl, write_text
 
 # Derived values are recomputed on reading; exp and log of another machine may differ in the last digits.
 TOLERANCE = 1e-6
@@ -79,11 +79,14 @@ class ItemScores:
 
 
 def write_scores(path: str | Path, scores: Sequence[ItemScores]) -> None:
+    write_text(path, scores_text(scores))
+
+
+def scores_text(scores: Sequence[ItemScores]) -> str:
     """One item a line. logprobs, prediction and margin are written for the reader and checked by `read_scores`."""
     assert scores and len({one.id for one in scores}) == len(scores), "scores are of at least one item, each once"
     options = task.current().options
-    write_jsonl(
-        path,
+    return as_jsonl(
         (
             {
                 "id": one.id,

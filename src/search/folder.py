@@ -10,6 +10,7 @@ import yaml
 
 from src import task
 from src.console.cli import UserError
+from src.files.locks import LOCK
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import Prompt, make_prompt
 from src.search.addresses import masked
@@ -52,7 +53,7 @@ def check_folder(folder: Path, asked: dict[str, Any], free: Collection[str]) -> 
     """UserError when `folder` holds something else than the search that is asked for. free: keys that may differ."""
     file = folder / ASKED
     if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"--out {folder} holds something else than a search; name a new folder.")
         return
     try:

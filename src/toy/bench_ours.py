@@ -25,6 +25,7 @@ from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
 from src.toy.bench_inputs import SEED, lengthened
 from src.toy.bench_setting import Setting
 from src.train.arguments import has_fp32_masters
+from src.train.checkpoints import Place
 from src.train.guard import check_rows_against_single
 from src.train.objectives import make_objective
 from src.train.order import epoch_steps
@@ -109,7 +110,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     if case.method != "full":
         network = add_adapter(network, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(network, recipe, Encoded(setting.encoder, examples), Path(folder), chosen)
+        trainer = make_trainer(network, recipe, Encoded(setting.encoder, examples), Place.at(Path(folder)), chosen)
         for name, value in endless_arguments(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)

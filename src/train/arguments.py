@@ -55,7 +55,8 @@ def training_arguments(
         save_strategy=when,
         eval_steps=recipe.eval_steps,
         save_steps=recipe.eval_steps or 500,
-        save_total_limit=1,
+        # Older checkpoints are removed by us, once the newest is whole: Trainer goes by clocks.
+        save_total_limit=None,
         logging_strategy="steps",
         logging_steps=10,
         logging_nan_inf_filter=False,

@@ -1,22 +1,23 @@
-"""Results of evaluations, and what a training keeps on disk: the best weights and one checkpoint to resume from."""
+"""Results of evaluations, and the weights of the best one, which a training keeps on disk."""
 
-import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from src.data import Item
+from src.files import full_disk
 from src.files.paths import ADAPTER, MODEL
+from src.files.sealed import seal
+from src.files.writing import sync_folder
 from src.model import load
+from src.model.adapters import save_adapter
 from src.model.recipes import Recipe
 from src.score.item_scores import ItemScores
-from src.train.arguments import OPTIMIZERS
+from src.train.checkpoints import Checkpoint, Place, remove
 from src.train.objectives import make_objective
 from src.worth.metrics import evaluate
 
@@ -44,18 +45,27 @@ def best_of(history: Sequence[dict[str, Any]]) -> int:
 
 
 class KeepBest(TrainerCallback):
-    """Saves the weights of the best evaluation, and stops when none was better for a while. It keeps no state beside
-    the trainer's log, so a stopped run can resume.
+    """Tells what each evaluation found, keeps the weights of the best one, and stops when none was better for a while.
+    It keeps no state beside the trainer's log, so a stopped run can resume.
+
+    The weights are written after the checkpoint of the same step. If that is interrupted, they are those of the
+    checkpoint, and are written when training goes on.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, network: Any, tokenizer: Any, items: int) -> None:
+    def __init__(self, place: Place, recipe: Recipe, network: Any, tokenizer: Any, items: int) -> None:
         """items: how many dev has."""
         self.recipe, self.network, self.tokenizer, self.items = recipe, network, tokenizer, items
         self.objective = make_objective(recipe)
-        self.target = folder / (MODEL if recipe.method == "full" else ADAPTER)
+        self.place, self.target = place, place.folder / weights_name(recipe)
         self.fresh, self.old = (self.target.with_name(f"{self.target.name}.{end}") for end in ("part", "old"))
-        if self.old.is_dir() and not self.target.exists():  # stopped between the two renames of `_save`
-            self.old.rename(self.target)
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """Removes what an interrupted training left, except what is needed to go on from `checkpoint`."""
+        for path in (self.fresh, self.old):
+            remove(path)
+        if checkpoint is None:
+            for name in (MODEL, ADAPTER):
+                remove(self.place.folder / name)
 
     def patience_is_over(self, state: TrainerState) -> bool:
         """Whether enough evaluations have followed the best one that training should stop."""
@@ -75,15 +85,24 @@ class KeepBest(TrainerCallback):
             sep="\n    ",
             flush=True,
         )
-        if is_best and state.is_world_process_zero:
-            self._save()
         if self.patience_is_over(state):
             print(f"no better evaluation for {self.recipe.early_stopping_patience}; stopping early")
             control.should_training_stop = True
 
-    def _save(self) -> None:
-        for path in (self.fresh, self.old):
-            shutil.rmtree(path, ignore_errors=True)
+    def save(self, step: int) -> None:
+        """Replaces the kept weights by those of the network, of the evaluation after `step`."""
+        with full_disk.told(f"the weights {self.target.name}", self.place.folder):
+            remove(self.fresh)
+            self._write(self.fresh)
+            seal(self.fresh, {"step": step})
+            remove(self.old)
+            if self.target.exists():
+                self.target.rename(self.old)
+            self.fresh.rename(self.target)
+            sync_folder(self.place.folder)
+            remove(self.old)
+
+    def _write(self, folder: Path) -> None:
         if self.recipe.method == "full":
             # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in main
             # memory, since the GPU's is full.
@@ -92,35 +111,15 @@ class KeepBest(TrainerCallback):
                 key: value.to("cpu", dtype if value.is_floating_point() else None)
                 for key, value in self.network.state_dict().items()
             }
-            self.network.save_pretrained(self.fresh, state_dict=state)
+            self.network.save_pretrained(folder, state_dict=state)
         else:
-            # By default peft asks the hub whether the vocabulary has grown.
-            self.network.save_pretrained(self.fresh, save_embedding_layers=False)
-        self.tokenizer.save_pretrained(self.fresh)
-        if self.target.exists():
-            self.target.rename(self.old)
-        self.fresh.rename(self.target)
-        shutil.rmtree(self.old, ignore_errors=True)
+            save_adapter(self.network, folder)
+        self.tokenizer.save_pretrained(folder)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint. `Trainer` writes `trainer_state.json` last, so one without it was cut off, and is
-    removed.
-    """
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-            whole.append((state["global_step"], str(path)))
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(path)
-    return max(whole)[1] if whole else None
-
-
-def optimizer_of(checkpoint: str) -> str:
-    """The optimizer whose moments a checkpoint keeps, as in a recipe."""
-    arguments = torch.load(f"{checkpoint}/{TRAINING_ARGS_NAME}", weights_only=False)
-    return next(name for name, (optim, _) in OPTIMIZERS.items() if optim == arguments.optim)
+def weights_name(recipe: Recipe) -> str:
+    """The folder of a run's best weights."""
+    return MODEL if recipe.method == "full" else ADAPTER
 
 
 def sample_weights(network: Any, per_tensor: int = 65536) -> dict[str, torch.Tensor]:

@@ -7,64 +7,51 @@ Every evaluation measures item accuracy on dev, computed as in scoring. The weig
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from in `checkpoints/`. Nothing else is kept.
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
-_get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops, evaluate. It also uses
-_load_from_checkpoint and the arguments' _n_gpu.
+_get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops, evaluate, _save,
+_save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler, _load_rng_state. It also uses the arguments'
+_n_gpu.
 """
 
 import contextlib
 import dataclasses
-import functools
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import Trainer, TrainingArguments
 
-from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
-from src.files.paths import CHECKPOINTS
-from src.model import load
-from src.model.disk import check_disk
-from src.model.memory import MemoryPlan, run_folder_bytes
-from src.model.recipes import BF16_STOCHASTIC, Recipe
-from src.model.shapes import Shape
+from src.files import full_disk
+from src.model.adapters import save_adapter
+from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.score.letters import LetterScorer
-from src.train import log
-from src.train.arguments import CHECKPOINTING, has_fp32_masters, optimizer_name, training_arguments
-from src.train.guard import check_rows_against_single, go_on_one_by_one
+from src.train.arguments import CHECKPOINTING, optimizer_name, training_arguments
+from src.train.checkpoints import (
+    Checkpoint,
+    Place,
+    refuse_foreign,
+    remove,
+    remove_others,
+    settle,
+)
+from src.train.guard import go_on_one_by_one
 from src.train.keep import (
     KeepBest,
     best_of,
     dev_metrics,
     evaluations,
-    last_checkpoint,
-    optimizer_of,
-    sample_weights,
-    share_moved,
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
 from src.tree import compiler, layouts
-from src.tree.compiled import make_ready, obstacle, rows_on_gpu
-from src.tree.layouts import TrainingLayout, TrainingSteps, training_layout
+from src.tree.compiled import make_ready
+from src.tree.layouts import TrainingLayout
 from src.tree.rows import Layout, Row
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Results of a training for the record."""
-
-    trainable_parameters: int
-    parameters: int
-    training: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,171 +70,22 @@ class Encoded:
     dev_answers: Sequence[Example] = ()
 
 
-def fine_tune(
-    recipe: Recipe, encoder: Encoder, train: Sequence[Item], dev: Sequence[Item], folder: Path, device: torch.device
-) -> Outcome:
-    """Trains `recipe` on `train`, evaluates on `dev`, and leaves the best weights and the last checkpoint in `folder`.
-
-    Resumes from the last whole checkpoint when `folder` holds one of the same recipe, data and prompt.
-    """
-    set_seed(recipe.seed)
-    objective = make_objective(recipe)
-    encoded = _encode(objective, encoder, train, dev)
-    log.show_examples(objective, encoder, encoded.train, encoded.dev_prompts)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    setup = _set_up(objective, encoded, checkpoint, device)
-    chosen = setup.chosen
-    log.warn_of_memory(chosen.memory)
-    needed = run_folder_bytes(setup.shape, recipe.method, chosen.memory.optimizer, recipe.lora_r)
-    check_disk(folder, needed, f"the run {recipe.name}")
-    network = load_for_training(recipe, chosen.memory, device)
-    before = sample_weights(network) if recipe.method == "full" else {}
-    trainer = make_trainer(network, recipe, encoded, folder, chosen)
-    parameters = load.count_parameters(network)
-    log.show_computation(recipe, chosen, parameters, device)
-    steps = len(setup.steps) * recipe.epoch
-    log.warn_of_warm_up(recipe, trainer.args.get_warmup_steps(steps), steps)
-    guard = check_rows_against_single(trainer)
-    started = time.monotonic()
-    _run(trainer, KeepBest(folder, recipe, network, encoder.tokenizer, len(dev)), steps, checkpoint)
-    history = evaluations(trainer.state)
-    assert history, "Trainer evaluates after its last step"
-    training: dict[str, Any] = {
-        "optimizer": optimizer_name(recipe, chosen.memory),
-        "gradient_checkpointing": chosen.memory.checkpointing or network.is_gradient_checkpointing,
-        "dequantised": chosen.memory.dequantised,
-        "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
-        "rows": _rows_record(trainer, setup, guard),
-        "steps": trainer.state.global_step,
-        "seconds": time.monotonic() - started,
-        "resumed_from": checkpoint,
-        "best_step": history[best_of(history)]["step"],
-        "evaluations": history,
-        "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
-    }
-    if before:
-        training["weights_moved"] = share_moved(before, sample_weights(trainer.model))
-        print(f"{training['weights_moved']:.1%} of a sample of the weights moved")
-    return Outcome(*parameters, training)
-
-
-def _encode(objective: Objective, encoder: Encoder, train: Sequence[Item], dev: Sequence[Item]) -> Encoded:
-    examples = objective.examples(encoder, train)
-    dev_answers = objective.examples(encoder, dev) if objective.measures else []
-    return Encoded(encoder, examples, dev, encoder.for_scoring(dev), dev_answers)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setup:
-    """How a training is computed on the machine at hand.
-
-    steps      indices of the examples in each optimizer step of an epoch
-    obstacle   why no prefixes can be shared; "" when they can
-    """
-
-    shape: Shape
-    steps: list[list[int]]
-    chosen: TrainingLayout
-    obstacle: str
-
-
-def _set_up(objective: Objective, encoded: Encoded, checkpoint: str | None, device: torch.device) -> _Setup:
-    recipe, examples, pad_id = objective.recipe, encoded.train, encoded.encoder.pad_id
-    config = load.load_config(recipe)
-    shape = Shape.of_config(config)
-    steps = epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
-    planned = recipe
-    if checkpoint and recipe.method == "full":  # its moments are of one kind
-        planned = recipe.replace(optimizer=optimizer_of(checkpoint))
-    why = _obstacle(recipe, config, examples, pad_id, device)
-    if why:
-        planned = planned.replace(share_prefixes="off")
-    compiled = rows_on_gpu(device) and not why
-    positions = functools.partial(objective.logit_positions, examples)
-    chosen = training_layout(TrainingSteps(planned, shape, examples, steps, pad_id, positions), device, compiled)
-    if compiled and chosen.layout.kind != "tree" and recipe.share_prefixes == "auto":
-        log.hint_at_larger_steps(recipe, examples, chosen.layout)
-    return _Setup(shape, steps, chosen, why)
-
-
-def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: int, device: torch.device) -> str:
-    """Why no prefixes can be shared; "" when they can. It is printed, or refused where sharing was asked for."""
-    machine = compiler.obstacle(device)
-    on_gpu = device.type != "cpu"
-    if not machine and recipe.method == "full" and recipe.optimizer in (BF16_STOCHASTIC, "auto" if on_gpu else ""):
-        # This optimizer compiles its steps, and a step that failed half-way could not be repeated.
-        failed = compiler.try_out(device)
-        machine = failed if on_gpu else ""
-        if failed and not on_gpu:
-            print(f"the optimizer is not compiled: {failed}")
-            compiler.stay_eager()
-    why = obstacle(load.class_of(config), config, device)
-    if (why or machine) and recipe.share_prefixes == "on":
-        raise UserError(f"{recipe.name}: share_prefixes is on, but {why or machine}. Leave it at auto.")
-    if why:
-        print(f"no prefixes are shared: {why}")
-    if machine:
-        compiler.give_up(machine, layouts.slowdown(recipe, examples, epoch_steps(examples, recipe), pad_id))
-    return why or machine
-
-
-def load_for_training(recipe: Recipe, memory: MemoryPlan, device: torch.device) -> Any:
-    """The recipe's model, with its trained weights in the dtype of `memory`."""
-    if recipe.method == "full":
-        dtype = torch.float32 if has_fp32_masters(recipe, memory) else torch.bfloat16
-        return load.load_base(recipe, device, dtype=dtype)
-    return load.add_adapter(load.load_base(recipe, device, dequantised=memory.dequantised), recipe)
-
-
 def make_trainer(
-    network: Any, recipe: Recipe, encoded: Encoded, folder: Path, chosen: TrainingLayout
+    network: Any, recipe: Recipe, encoded: Encoded, place: Place, chosen: TrainingLayout
 ) -> "LetterTrainer":
-    """The trainer of `network`, ready to begin; checkpoints go to `folder`/checkpoints."""
-    arguments = training_arguments(recipe, chosen.memory, network.device, folder / CHECKPOINTS)
+    """The trainer of `network`, ready to begin; checkpoints and the best weights go to `place`."""
+    arguments = training_arguments(recipe, chosen.memory, network.device, place.checkpoints)
     checkpointing = chosen.memory.checkpointing
     if chosen.layout.lengths:
         make_ready(network, checkpointing)
     elif checkpointing:
         network.gradient_checkpointing_enable(CHECKPOINTING)
-    return LetterTrainer(
+    trainer = LetterTrainer(
         network, arguments, recipe=recipe, encoded=encoded, layout=chosen.layout, checkpointing=checkpointing
     )
-
-
-def _run(trainer: "LetterTrainer", best: KeepBest, steps: int, checkpoint: str | None) -> None:
-    """Trains to the end, from `checkpoint` if there is one. steps: all optimizer steps of the run."""
-    with progress.stage("train", steps) as bar:
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(best)
-        trainer.add_callback(log.Bar(bar, lambda: trainer.last_loss))
-        if checkpoint:
-            print(f"going on from {checkpoint}")
-            trainer.state = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
-        if checkpoint and best.patience_is_over(trainer.state):
-            trainer._load_from_checkpoint(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _rows_record(trainer: "LetterTrainer", setup: _Setup, guard: dict[str, Any] | None) -> dict[str, Any]:
-    """The record's entry on the rows that were trained."""
-    recipe, layout, chosen = trainer.recipe, trainer.layout, setup.chosen
-    # The answers of an item come in one row and share its prompt, if nothing else.
-    shares = layout.kind == "tree" or (layout.kind == "single" and trainer.objective.compares)
-    drops = recipe.method != "full" and recipe.lora_dropout > 0
-    factor = chosen.sharing_factor
-    if shares and layout != chosen.layout:  # shorter rows share less
-        factor = layouts.sharing_factor(trainer.examples, setup.steps, layout)
-    obstacle = setup.obstacle or trainer.obstacle
-    return {
-        "kind": layout.kind,
-        "lengths": layout.lengths or None,
-        "tokens": layout.tokens,
-        "sharing": factor if shares else 1.0,
-        "dropout": "one mask for each shared token" if shares and drops else "usual",
-        "guard": guard,
-        **({"obstacle": obstacle} if obstacle else {}),
-    }
+    trainer.best = KeepBest(place, recipe, network, encoded.encoder.tokenizer, len(encoded.dev))
+    trainer.optimizer_name = optimizer_name(recipe, chosen.memory)
+    return trainer
 
 
 class LetterTrainer(Trainer):
@@ -275,6 +113,11 @@ class LetterTrainer(Trainer):
         self.last_loss: torch.Tensor
         """Loss of the last step."""
         self._trained: list[torch.nn.Parameter] | None = None
+        self.best: KeepBest
+        self.optimizer_name: str
+        """As in a recipe."""
+        self.checkpoint: Checkpoint | None = None
+        """What training goes on from."""
         super().__init__(
             network,
             arguments,
@@ -349,6 +192,60 @@ class LetterTrainer(Trainer):
         self.network.train()
         go_on_one_by_one(self)
         torch.cuda.empty_cache()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None and self.args.should_save
+        if self.recipe.method == "full":
+            self.network.save_pretrained(output_dir)
+        else:
+            save_adapter(self.network, Path(output_dir))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Then seals the checkpoint, keeps its weights if they are the best, and removes the checkpoint before."""
+        place, step = self.best.place, self.state.global_step
+        place.held.refuse_gone()
+        folder = place.checkpoints / f"checkpoint-{step}"
+        remove(folder)  # what an interrupted training left of it
+        history = evaluations(self.state)
+        best = history[best_of(history)]["step"]
+        made = {"step": step, "optimizer": self.optimizer_name, "best": best, "weights": self.best.target.name}
+        try:
+            with full_disk.told(f"checkpoint-{step}", place.checkpoints):
+                super()._save_checkpoint(model, trial)
+                settle(place, made)
+        except UserError:
+            remove(folder)
+            raise
+        if best == step:
+            self.best.save(step)
+        remove_others(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Also writes the best weights anew, where they were lost and are those of the checkpoint."""
+        with self._loading():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.checkpoint and self.checkpoint.rebuilt:
+            self.best.save(self.checkpoint.step)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._loading():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._loading():
+            super()._load_rng_state(checkpoint)
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Within, a checkpoint that cannot be loaded is the user's message."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if self.checkpoint is None:
+                raise
+            raise refuse_foreign(self.checkpoint.folder, error) from error
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time

@@ -12,6 +12,7 @@ from src.data import Item, load_items, sha256
 from src.files.paths import predictions_path, run_folder
 from src.model.recipes import Recipe
 from src.runs.facts import Result
+from src.runs.noted import refuse_other_results
 from src.runs.record import Record
 from src.score.item_scores import ItemScores, read_scores
 from src.vote.orders import common_orders, scored_orders
@@ -134,11 +135,11 @@ def _read_run(
     run = run_folder(argument, results)
     name = run.name if run.resolve().parent == results.resolve() else argument
     record = Record.load(run)
-    found = {**record.splits, **record.results(orders or 1)}
-    result, dev = found.get(split, Result()), found.get("dev", Result())
+    result, dev = (_by_orders(record, one, orders or 1) for one in (split, "dev"))
     note = ""
     if (result.data_sha256 or data_sha256) != data_sha256:
         note = f"{name} was scored on a {split} file with the same ids but other bytes than the one given here"
+    refuse_other_results(run, record, split, orders if orders and split in record.results(orders) else 1)
     if file := scored_orders(run, split, record).get(orders or 1):
         ballot = _of_scores(name, read_scores(file), dev.accuracy)
     elif (file := predictions_path(run, split)).is_file():
@@ -152,6 +153,16 @@ def _read_run(
         )
     expert = None if record.is_vote else _expert(record.recipe)
     return Source(ballot, file, sha256(file), note, expert, result.orders if ballot.logprobs is None else orders)
+
+
+def _by_orders(record: Record, split: str, orders: int) -> Result:
+    """The result on `split` by so many orders of the options; an empty one where there is none. Older versions kept
+    that of several orders in the place of one order's.
+    """
+    for result in (record.results(orders).get(split), record.splits.get(split)):
+        if result and (result.orders or orders) == orders:
+            return result
+    return Result()
 
 
 def _expert(recipe: Recipe) -> tuple[str, str] | None:

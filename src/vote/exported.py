@@ -8,6 +8,7 @@ from src import task
 from src.console.cli import UserError
 from src.console.words import counted
 from src.data import Item, load_items
+from src.runs.noted import refuse_other_results
 from src.runs.record import Record
 from src.runs.samples import sample
 from src.score.item_scores import ItemScores, read_scores
@@ -36,6 +37,7 @@ def samples_of(
         answers = source.ballot.answers
         return [sample(record.run, split, item, None, answers[item.id], prompt) for item in items]
     file = scored[orders or min(scored)]
+    refuse_other_results(folder, record, split, orders or min(scored))
     scores = {one.id: one for one in read_scores(file)}
     kept = _scored_items(folder, split, items, data, file, scores)
     return [sample(record.run, split, item, scores[item.id], scores[item.id].prediction, prompt) for item in kept]

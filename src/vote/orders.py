@@ -23,6 +23,8 @@ def scored_orders(run: Path, split: str, record: Record | None = None) -> dict[i
     found: dict[int, Path] = {}
     for count in sorted(_counts(run, split), reverse=True):
         result = record.results(count).get(split) if record else None
+        if result is None and record and record.notes_files:
+            continue  # written by a command that was interrupted before its record was
         told = result.orders if result and result.orders else count
         found.setdefault(told, scores_path(run, split, count))
     return found

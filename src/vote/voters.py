@@ -76,10 +76,10 @@ def why_cannot_vote(run: Path, split: str) -> str:
     if not record_path(run).is_file():
         return "not finished"
     try:
-        Record.load(run)
+        record = Record.load(run)
     except OtherTask:
         return "of another task"
-    return "" if scored_orders(run, split) else f"not scored on {split}"
+    return "" if scored_orders(run, split, record) else f"not scored on {split}"
 
 
 def other_items(run: Path, split: str, items: Sequence[Item]) -> str:

@@ -12,7 +12,7 @@ from transformers import Qwen2ForCausalLM
 from src.console.cli import UserError
 from src.model.load import load_base
 from src.score.letters import LetterScorer
-from src.train import trainer
+from src.train import fine_tuning, trainer
 from src.tree import compiled, layouts, prefix
 from src.tree import compiler as compiling
 from tests import toys
@@ -39,8 +39,8 @@ def test_compiled_rows_and_the_way_back_from_them(
 ) -> None:
     made: list[Any] = []
     whole = trainer.make_trainer
-    monkeypatch.setattr(trainer, "make_trainer", lambda *args, **keys: made.append(whole(*args, **keys)) or made[0])
-    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(fine_tuning, "make_trainer", lambda *args, **keys: made.append(whole(*args, **keys)) or made[0])
+    monkeypatch.setattr(fine_tuning.load, "add_adapter", with_trained_adapters)
     recipe = shares(backbone_folder("polar"), backbone="polar", gradient_checkpointing="on", epoch=1)
     one = encoder("polar")
     network = with_trained_adapters(load_base(recipe, CPU), recipe)
@@ -157,13 +157,13 @@ def test_a_machine_that_cannot_compile_is_known_before_weights_are_loaded(
 ) -> None:
     recipe = shares(backbone_folder("qwen2"), share_prefixes="auto", epoch=1)
     order: list[str] = []
-    load = trainer.load_for_training
+    load = fine_tuning.load_for_training
 
     def loading(*args: Any) -> Any:
         order.append(capsys.readouterr().out)
         return load(*args)
 
-    monkeypatch.setattr(trainer, "load_for_training", loading)
+    monkeypatch.setattr(fine_tuning, "load_for_training", loading)
     monkeypatch.setattr(layouts, "WORTHWHILE", 1.1)  # the toys share little
     monkeypatch.setattr(compiling, "obstacle", lambda device: "there is no C compiler (apt-get install gcc)")
     found = train(recipe, tmp_path / "auto").training["rows"]

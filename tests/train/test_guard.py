@@ -12,8 +12,8 @@ import torch
 
 from src.console.cli import UserError
 from src.model.load import load_base
+from src.train import fine_tuning
 from src.train import guard as guard_room
-from src.train import trainer
 from src.train.arguments import CHECKPOINTING
 from src.train.objectives import TokenObjective, make_objective
 from src.tree import compare, prefix, rows
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.trains
 def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     objective: str, loss_per: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(fine_tuning.load, "add_adapter", with_trained_adapters)
     recipe = shares(backbone_folder("qwen2"), objective=objective, loss_per=loss_per, epoch=1, lora_dropout=0.3)
     probed: list[Any] = []
     probe = guard_room.probe
@@ -89,7 +89,7 @@ def test_the_guard_compares_two_items_of_each_of_two_dialogues(
 def test_the_guard_leaves_no_trace(backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = shares(backbone_folder("qwen2"), lora_dropout=0.3)
     train(recipe, tmp_path / "guarded")
-    monkeypatch.setattr(trainer, "check_rows_against_single", lambda trainer: None)
+    monkeypatch.setattr(fine_tuning, "check_rows_against_single", lambda trainer: None)
     train(recipe, tmp_path / "not")
     assert equal(weights(tmp_path / "guarded" / "adapter"), weights(tmp_path / "not" / "adapter"))
 

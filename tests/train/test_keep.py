@@ -1,6 +1,7 @@
 """What evaluations find, which weights are kept, and what is left in the folder of a run."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from src.files.paths import CHECKPOINTS
 from src.score.item_scores import ItemScores
 from src.score.letters import LetterScorer
-from src.train.keep import best_of, dev_metrics, last_checkpoint, sample_weights, share_moved
+from src.train.keep import best_of, dev_metrics, sample_weights, share_moved
 from tests import toys
 from tests.made_trainings import (
     CPU,
@@ -112,28 +113,24 @@ def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, 
     assert dev_metrics(DEV, found.items)["log_loss"] == pytest.approx(best["eval_log_loss"], abs=1e-6)
 
 
-def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "none") is None
-    for step, state in (
-        (900, "{}"),
-        (1000, '{"global_step": 1000}'),
-        (1100, '{"global_st'),
-        (80, '{"global_step": 80}'),
-    ):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state, encoding="utf-8")
-    (tmp_path / "checkpoint-1200").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
-
-
 @pytest.mark.trains
-def test_stopped_between_two_renames(backbone_folder: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["renamed", "removed", "damaged"])
+def test_the_best_weights_are_made_again_from_the_checkpoint(
+    lost: str, backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", epoch=1)
     train(recipe, tmp_path)
-    before = weights(tmp_path / "adapter")
-    (tmp_path / "adapter").rename(tmp_path / "adapter.old")
-    train(recipe, tmp_path)
-    assert equal(weights(tmp_path / "adapter"), before) and not (tmp_path / "adapter.old").exists()
+    kept, before = tmp_path / "adapter", (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    if lost == "renamed":
+        kept.rename(tmp_path / "adapter.old")
+    elif lost == "removed":
+        shutil.rmtree(kept)
+    else:
+        (kept / "adapter_model.safetensors").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    again = train(recipe, tmp_path)
+    assert again.training["resumed_from"] and again.training["steps"] == 4
+    assert (kept / "adapter_model.safetensors").read_bytes() == before
+    assert not (tmp_path / "adapter.old").exists()
 
 
 def test_the_share_of_weights_that_moved(backbone_folder: Folder, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from src.model.recipes import CHOICES, Recipe
 from src.prompt.encode import Example
 from src.prompt.prompts import parse_prompt
+from src.train.checkpoints import Place
+from src.train.fine_tuning import fine_tune
 from src.train.objectives import OBJECTIVES, Objective, make_objective
-from src.train.trainer import fine_tune
 from src.tree.rows import AT_ONCE, Layout
 from tests import toys
 from tests.made_task import FOUR, PROMPT, four_items, working_on
@@ -78,7 +79,7 @@ def test_a_task_with_four_options_is_learned(
     wanted = toys.recipe(backbone_folder("qwen2"), "qwen2", objective=name, epoch=1, share_prefixes="on")
     with working_on(FOUR):
         items, four = four_items(8), toys.encoder("qwen2", parse_prompt(PROMPT, "four"))
-        found = fine_tune(wanted, four, items, items, tmp_path, CPU).training
+        found = fine_tune(wanted, four, items, items, Place.at(tmp_path), CPU).training
     said = capsys.readouterr().out
     assert "right answers A 2, B 2, C 2, D 2; 8 dev items; letters A, B, C, D are tokens" in said
     assert found["rows"]["guard"]["agree"] and found["evaluations"][0]["eval_correct"] <= 8

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from src.model.load import load_base
+from src.train.checkpoints import Place
+from src.train.fine_tuning import fine_tune
 from src.train.objectives import make_objective
-from src.train.trainer import fine_tune
 from src.tree import prefix, rows
 from src.tree.compiled import make_ready
 from src.tree.rows import Layout
@@ -35,7 +36,7 @@ def test_training_on_a_gpu(method: str, optimizer: str, backbone_folder: Folder,
             backbone_folder(short), short, method=method, optimizer=optimizer, batch_size=1, gradient_checkpointing="on"
         )
         device = torch.device("cuda", 0)
-        outcome = fine_tune(recipe, encoder(short), TRAIN, DEV, tmp_path / short, device)
+        outcome = fine_tune(recipe, encoder(short), TRAIN, DEV, Place.at(tmp_path / short), device)
         ((_, loss),) = outcome.training["loss"]
         assert math.isfinite(loss)
         kept = weights(tmp_path / short / ("model" if method == "full" else "adapter"))
@@ -74,7 +75,7 @@ def test_rows_on_a_gpu_are_found_sound(
         batch_size=8,
         lora_dropout=0.05,
     )
-    outcome = fine_tune(recipe, encoder(short), TRAIN, DEV, tmp_path, torch.device("cuda", 0))
+    outcome = fine_tune(recipe, encoder(short), TRAIN, DEV, Place.at(tmp_path), torch.device("cuda", 0))
     found = outcome.training["rows"]
     assert found["guard"]["agree"], found["guard"]
     assert found["kind"] == "tree" and found["tokens"] == found["lengths"][-1]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from src.files.paths import CHECKPOINTS
-from src.train import trainer
+from src.train import fine_tuning
 from src.train.objectives import TokenObjective
 from src.train.order import by_dialogue
 from tests import toys
@@ -99,7 +99,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
     )
     with monkeypatch.context() as patch:
         patch.setattr(TokenObjective, "collate", noted)
-        patch.setattr(trainer, "check_rows_against_single", lambda trainer: None)  # which draws its own
+        patch.setattr(fine_tuning, "check_rows_against_single", lambda trainer: None)  # which draws its own
         straight = train(recipe, tmp_path / "straight", items)
         expected = [
             [examples[number].id for number in by_dialogue(examples, f"3-{epoch}")[start : start + 3]]
@@ -115,7 +115,7 @@ def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
             train(recipe, tmp_path / "halved", items)
     drawn.clear()
     monkeypatch.setattr(TokenObjective, "collate", noted)
-    monkeypatch.setattr(trainer, "check_rows_against_single", lambda trainer: None)
+    monkeypatch.setattr(fine_tuning, "check_rows_against_single", lambda trainer: None)
     halved = train(recipe, tmp_path / "halved", items)
     assert str(halved.training["resumed_from"]).endswith("checkpoint-4"), "one step into the second epoch"
     assert len(recorder.losses) == 5 and drawn[-5:] == expected[4:]

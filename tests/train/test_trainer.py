@@ -10,7 +10,7 @@ from src.console.cli import UserError
 from src.files.paths import CHECKPOINTS
 from src.model.load import load_base
 from src.score.letters import LetterScorer, Scored
-from src.train import trainer
+from src.train import fine_tuning, trainer
 from src.tree import layouts, rows
 from src.tree.rows import Layout
 from tests import toys
@@ -89,7 +89,7 @@ def test_one_step_of_rows_that_share_prefixes(
     recorder: type[Recorder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer.load, "add_adapter", with_trained_adapters)
+    monkeypatch.setattr(fine_tuning.load, "add_adapter", with_trained_adapters)
     monkeypatch.setattr(layouts, "CPU_TREE", 300)  # several rows a step
     recipe = toys.recipe(
         backbone_folder(short),

@@ -1,0 +1,119 @@
+"""One process in a folder at a time. The second one is told who has it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.console.cli import UserError
+from src.files.writing import remove_leftovers
+
+LOCK = ".lock"
+"""The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A folder that this process works in, and the number by which the disk knows it."""
+
+    folder: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Held":
+        """`folder`, which is created, as it is now."""
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = _identity(folder)
+        assert identity is not None, folder
+        return cls(folder, identity)
+
+    def refuse_gone(self) -> None:
+        """UserError when the folder was moved or deleted since it was locked."""
+        if _identity(self.folder) != self.identity:
+            raise UserError(
+                f"{self.folder} was moved or deleted while this command worked in it, so it is not finished. "
+                "Move it back and start the same command again; if it is gone, the command begins anew."
+            )
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[Held]:
+    """Within the block, no other process may lock `folder`, which is created; UserError, which says who has it, if one
+    has. The lock also ends with the process. What killed processes were writing there is removed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made or written to: {error.strerror}. Make room, or give another place."
+        ) from error
+    try:
+        remove_leftovers(folder)
+        yield Held.of(folder)
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                if _is_open(descriptor, folder / LOCK):
+                    os.unlink(folder / LOCK)
+            os.close(descriptor)
+        with contextlib.suppress(OSError):  # Remove the folder if nothing was written.
+            folder.rmdir()
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor that holds the lock; None where the file system has no locks."""
+    while True:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = _told(descriptor)
+            os.close(descriptor)
+            raise UserError(
+                f"{folder} is in use by another process{told}. Wait until it ends, or take another folder."
+            ) from None
+        except OSError:  # some network file systems have no locks
+            os.close(descriptor)
+            return None
+        if _is_open(descriptor, folder / LOCK):
+            break
+        os.close(descriptor)  # its last owner has just removed the file
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "command": _command(), "since": time.strftime("%F %T")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(who, ensure_ascii=False).encode(), 0)
+    return descriptor
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _told(descriptor: int) -> str:
+    """Who holds a lock, in words; nothing when the file does not tell."""
+    try:
+        who = json.loads(os.pread(descriptor, 10_000, 0))
+        return f": process {int(who['pid'])} on {who['host']}, since {who['since']} ({who['command'][:200]})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _is_open(descriptor: int, path: Path) -> bool:
+    """Whether `descriptor` is of the file that is at `path` now."""
+    mine = os.fstat(descriptor)
+    return (mine.st_dev, mine.st_ino) == _identity(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,95 @@
+"""What a record notes of files, compared with the files: weights before they are loaded, scores before they are used.
+
+Records of older versions note nothing; then nothing is compared.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from src import task
+from src.console.cli import UserError
+from src.console.start import find
+from src.files.digests import Digest, differences, digests
+from src.files.paths import MODEL, record_path, weights_folder
+from src.files.sealed import Broken, read_seal
+from src.model import hub
+from src.model.recipes import Recipe
+from src.runs.facts import Result
+from src.runs.record import Record
+
+OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", ".txt")
+"""Endings of the files that loading a model and its tokenizer reads."""
+
+
+def weights_noted(folder: Path) -> dict[str, Digest]:
+    """Name, relative to the run's folder → digest of the weights and tokenizer files that a training has just left."""
+    kept = weights_folder(folder)
+    assert kept is not None, folder
+    try:
+        _, noted = read_seal(kept)
+    except Broken as error:
+        raise UserError(f"{kept} cannot be used: {error}. Start the same command again.") from error
+    return {f"{kept.name}/{name}": digest for name, digest in noted.items()}
+
+
+def base_noted(recipe: Recipe) -> dict[str, Digest]:
+    """Name → digest of the base model's files; {} when they are not on this machine yet."""
+    folder = base_folder(recipe)
+    if folder is None:
+        return {}
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in OF_A_MODEL and path.is_file())
+    return digests(folder, names, f"check {recipe.backbone}")
+
+
+def base_folder(recipe: Recipe) -> Path | None:
+    """Where this machine has the base model: its folder, or the snapshot in the hub's cache."""
+    source = find(recipe.model_id)
+    if Path(source).is_dir():
+        return Path(source)
+    config = hub.cached_file(source, "config.json", recipe.revision)
+    return config.parent if config else None
+
+
+def refuse_other_weights(folder: Path, record: Record) -> None:
+    """UserError when weights or tokenizer files of a run, or those of its base model, are not what they were."""
+    run = record.weights_in(folder)
+    if found := differences(run, record.noted_files, f"check {run.name}"):
+        raise UserError(
+            f"{run} is damaged or was changed since it was trained: {'; '.join(found)}. "
+            f"Put the files back from a copy, or delete {run} and train it again."
+        )
+    base = base_folder(record.pinned_recipe)
+    if any(name.startswith(MODEL + "/") for name in record.noted_files) or base is None:
+        return
+    if found := differences(base, record.noted_base, f"check {record.recipe.backbone}"):
+        raise UserError(
+            f"{base}, the base model of {folder}, is damaged or another than it was: {'; '.join(found)}. "
+            "Put the files back or download them again, or delete the run and make it anew."
+        )
+
+
+def differing_results(folder: Path, result: Result) -> list[str]:
+    """How the files of a scored split or a vote differ from what the record notes of them."""
+    return differences(folder, result.noted_files)
+
+
+def refuse_other_results(folder: Path, record: Record, split: str, orders: int = 1) -> None:
+    """UserError when scores or predictions of a run or vote are not those that its record speaks of."""
+    result = record.results(orders).get(split)
+    if result is None or not (found := differing_results(folder, result)):
+        return
+    raise UserError(
+        f"{folder} holds other answers for {split} than {record_path(folder).name} speaks of: {'; '.join(found)}. "
+        "The command that wrote them was interrupted, or they were damaged or edited. "
+        f"Make them again: {remedy(folder, record, split, orders)}"
+    )
+
+
+def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
+    """The command that makes the answers of a run or vote again."""
+    many = f" --orders {orders}" if orders > 1 else ""
+    if record.is_vote:
+        result = record.results(orders).get(split)
+        voters = [str(voter.get("run")) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
+        return f"python -m run.vote {' '.join(voters)} --split {split} --out {folder}{many}{task.flag()}"
+    return f"python -m run.test --model_id {folder} --split {split}{many}{task.flag()}"
