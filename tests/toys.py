@@ -28,7 +28,7 @@ from src.prompt.encode import Encoder, Limits
 from src.prompt.fewshot import Library
 from src.prompt.messages import Prompt
 from src.toy.miniature_tokenizers import BETWEEN, PROMPT_WORDS
-from src.train import trainer
+from src.train import fine_tuning
 from src.tree import compiled, layouts
 from tests.conftest import DIALOGUES, make_item
 
@@ -253,7 +253,7 @@ def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Monkey
 
     torch._dynamo.reset()
     with monkeypatch.context() as patch, limits(), torch.compiler.set_stance("default"):
-        for room in (compiled, trainer):
+        for room in (compiled, fine_tuning):
             patch.setattr(room, "rows_on_gpu", lambda device: True)
         patch.setattr(layouts, "free_bytes", lambda device: 2**37)
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")

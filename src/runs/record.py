@@ -123,6 +123,7 @@ class Record:
                 f"its content does not have the {DIGEST} that stands in it. "
                 f"If you edited it by hand and mean it, delete the line of {DIGEST} in it"
             )
+        stored = {key: value for key, value in stored.items() if key != DIGEST}
         plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
         for key in ("files", "base_files"):
             parse_digests(plain.get(key), key)
@@ -145,7 +146,6 @@ class Record:
     def save(self, run: str | Path) -> None:
         """Writes `record.json` in the folder of the run, whole or not at all, with a digest of itself."""
         value = json.loads(as_json(self.as_json()))
-        value.pop(DIGEST, None)
         write_json(record_path(run), {**value, DIGEST: _digest(value)})
 
     def as_json(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Record:
         return found + [f"{name}.{key}" for name, part in parts.items() for key in part.unknown()]
 
     def _unknown_here(self) -> list[str]:
-        known = {*_plain(), "recipe", "prompt", "template", "task", "data", DIGEST}
+        known = {*_plain(), "recipe", "prompt", "template", "task", "data"}
         return [key for key in self.stored if key not in known and _orders_of(key) is None]
 
     @property

@@ -1,12 +1,14 @@
 import json
 import math
 import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from src.console.cli import UserError
-from src.files.writing import lock_folder, write_json, write_jsonl, write_text, write_texts
+from src.files.writing import write_json, write_jsonl, write_text, write_texts
 
 
 def test_text_is_written_as_it_is_with_its_folders(tmp_path: Path) -> None:
@@ -38,25 +40,41 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "second"]
 
 
-def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "run"
-    with lock_folder(folder):
-        with pytest.raises(UserError, match="run is being trained by another process"), lock_folder(folder):
-            pass
-        assert folder.is_dir()
-    assert not folder.exists(), "nothing came to be in it"
-    with lock_folder(folder):
-        write_text(folder / "record.json", "{}")
-    assert folder.is_dir()
-    with pytest.raises(UserError, match=r"record\.json.* cannot be made"), lock_folder(folder / "record.json"):
+def test_files_of_one_set_are_never_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one is removed first and written last: where it is there, all are of one call."""
+    train, dev = tmp_path / "train", tmp_path / "dev"
+    write_texts({train: "old", dev: "old"}, all_or_none=True)
+    seen = []
+    replaced = os.replace
+
+    def look(one: Path, other: Path) -> None:
+        replaced(one, other)
+        seen.append((train.exists() and train.read_text(), dev.exists() and dev.read_text()))
+
+    monkeypatch.setattr(os, "replace", look)
+    write_texts({train: "new", dev: "new"}, all_or_none=True)
+    assert seen == [(False, "new"), ("new", "new")]
+
+
+def test_what_killed_processes_were_writing_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as done:
         pass
+    host = socket.gethostname().replace(".", "-")
+    gone, running, elsewhere = (
+        tmp_path / f".scores.jsonl.{place}.{pid}.tmp"
+        for place, pid in ((host, done.pid), (host, os.getpid()), ("other", done.pid))
+    )
+    for path in (gone, running, elsewhere):
+        path.write_text("half")
+    write_text(tmp_path / "record.json", "{}")
+    assert sorted(tmp_path.iterdir()) == sorted([running, elsewhere, tmp_path / "record.json"])
 
 
 def test_nobody_sees_a_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
     write_text(path, "old")
-    seen = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(path.read_text()))
+    seen, replaced = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda one, other: seen.append(path.read_text()) or replaced(one, other))
     write_text(path, "new")
     assert seen == ["old"]
     assert path.read_text() == "new"

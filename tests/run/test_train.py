@@ -17,7 +17,7 @@ from run.train import main
 from run.train_base import main as main_base
 from src.console.cli import UserError, run_main
 from src.data import load_items, sha256
-from src.files.writing import lock_folder
+from src.files.locks import lock_folder
 from src.model.recipe_files import load_recipe
 from src.score.item_scores import read_scores
 from src.train import trainer

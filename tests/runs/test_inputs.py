@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from dataclasses import asdict
+from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import pytest
 from src import task
 from src.console.cli import UserError
 from src.data import load_items, sha256, split_path
+from src.files.locks import lock_folder
 from src.files.paths import record_path
-from src.files.writing import lock_folder, write_json, write_text
+from src.files.writing import write_json, write_text
 from src.model.recipes import make_recipe
 from src.runs import inputs
 from src.runs.inputs import (
+    began_with,
     changed_note,
     check_models,
     gather,
@@ -22,11 +26,12 @@ from src.runs.inputs import (
     refuse_bare_name,
     sample_items,
 )
+from src.train.checkpoints import STATES, Place, settle
 from tests.made_runs import make_run, make_split, name_data, stored
 
 SCORABLE = {
     "recipe": {"backbone": "polar", "method": "lora"},
-    "prompt": {"name": "korean", "text": "…", "sha256": "0"},
+    "prompt": {"name": "korean", "text": "…", "sha256": digest("…".encode()).hexdigest()},
     "template": {"sha256": "0"},
     "training": None,
     "splits": {},
@@ -75,7 +80,11 @@ REFUSED = (
     ("run.train", ("--recipe", "polar", "--data", "{place}/swapped"), "were the two swapped?"),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--prompt", "koraen"), "Did you mean 'korean'?"),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{run}"), "is a finished run"),
-    ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{place}/busy"), "by another process"),
+    (
+        "run.train",
+        ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{place}/busy"),
+        "in use by another process: process ",
+    ),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--limit", "0"), "--limit: found 0"),
     ("run.train", ("--model_id", "polarr", "--data", "{place}/data"), "polarr is neither a folder nor a model"),
     ("orpo.orpo_train", ("--recipe", "qwen2", "--data", "{place}/nowhere"), "data_train.json: no such file"),
@@ -204,16 +213,46 @@ def test_a_vote_has_no_model(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"train": 1}', '{"train": ["0", 6], "dev": ["0", 5]}', None])
-def test_an_unfinished_run_that_is_damaged_is_named(place: Path, text: str | None) -> None:
-    recipe = make_recipe({"backbone": "polar", "method": "lora"}, "here")
+def begun(folder: Path, step: int, **inputs: Any) -> Path:
+    """A whole checkpoint of a run in `folder` that was begun with `inputs`; its states are never read here."""
+    checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
+    log = {"global_step": step, "log_history": [{"step": step, "eval_accuracy": 0.5}]}
+    write_json(checkpoint / "trainer_state.json", log)
+    for name in STATES:
+        write_text(checkpoint / name, "made")
+    place = Place.at(folder, {"recipe": asdict(RECIPE), "inputs": inputs})
+    return settle(place, {"step": step, "best": step, "optimizer": "fp32", "weights": "adapter"})
+
+
+RECIPE = make_recipe({"backbone": "polar", "method": "lora"}, "here")
+
+
+def test_an_unfinished_run_goes_on_with_what_it_began_with(place: Path) -> None:
     folder = place / "results" / "begun"
-    (folder / "checkpoints").mkdir(parents=True)
-    write_text(folder / "recipe.yaml", recipe.dump())
-    if text is not None:
-        write_text(folder / "inputs.json", text)
-    with pytest.raises(UserError, match=r"its inputs\.json, .* is damaged or gone .*Delete the folder to train again"):
-        gather(recipe, folder, place / "data", [], None)
+    hashes = gather(RECIPE, folder, place / "data", [], None).hashes
+    begun(folder, 4, **hashes, base_revision="c" * 40)
+    # The files for people may be damaged or gone.
+    write_text(folder / "inputs.json", "[")
     write_text(folder / "recipe.yaml", "a: [")
-    with pytest.raises(UserError, match=r"recipe\.yaml: this is not YAML"):
-        gather(recipe, folder, place / "data", [], None)
+    assert gather(RECIPE, folder, place / "data", [], None).hashes == hashes
+    found = began_with(folder)
+    assert found is not None and found.commits == {"base_revision": "c" * 40, "tokenizer_revision": None}
+    with pytest.raises(UserError, match=r"begun holds an unfinished run with other settings: lr was 0\.0001, now 0\.1"):
+        gather(RECIPE.replace(lr=0.1), folder, place / "data", [], None)
+    with pytest.raises(UserError, match=r"begun holds an unfinished run on other inputs: train had 6 items, now 3"):
+        gather(RECIPE, folder, place / "data", [], 3)
+    begun(folder, 8, **{**hashes, "dev": ["0", "5"]})
+    with pytest.raises(UserError, match=r"checkpoint-8 does not say what it began with \(dev is .*Delete .*begun"):
+        gather(RECIPE, folder, place / "data", [], None)
+
+
+def test_a_run_without_a_whole_checkpoint_begins_from_the_start(place: Path) -> None:
+    folder = place / "results" / "begun"
+    hashes = gather(RECIPE, folder, place / "data", [], None).hashes
+    write_text(folder / "recipe.yaml", RECIPE.dump())
+    (begun(folder, 4, **hashes) / "optimizer.pt").write_text("mad", encoding="utf-8")
+    assert began_with(folder) is None
+    assert gather(RECIPE.replace(lr=0.1), folder, place / "data", [], None).hashes == hashes
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match="begun is no run and holds checkpoints, which training would overwrite"):
+        gather(RECIPE, folder, place / "data", [], None)

@@ -1,6 +1,7 @@
 """The record: what is written, what of older and later versions is read, and what is refused."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,13 @@ def written(folder: Path, record: Any) -> Path:
     return folder
 
 
+def stored(folder: Path) -> dict[str, Any]:
+    """What the record holds beside its own digest, which is its last key when the record is new."""
+    found = json.loads(record_path(folder).read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{64}", found.pop("sha256"))
+    return found
+
+
 def new_record() -> Record:
     return Record(
         run="polar",
@@ -103,7 +111,7 @@ RESULT_KEYS = ["items", "orders", "seconds", "data", "data_sha256", "rows", "acc
 def test_the_keys_of_a_run_and_their_order(tmp_path: Path) -> None:
     record = new_record().with_result("dev", RESULT)
     replace(record, letters={"A": 1}, peak_memory_bytes=1, seconds=2.0).save(tmp_path)
-    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    found = stored(tmp_path)
     assert list(found) == RUN_KEYS
     assert list(found["prompt"]) == ["name", "sha256", "text"]
     assert list(found["template"]) == [
@@ -115,7 +123,7 @@ def test_the_keys_of_a_run_and_their_order(tmp_path: Path) -> None:
     record = Record.load(tmp_path)
     record = record.with_result("dev", replace(RESULT, orders=6, reasoning={"chains": 1}), 6)
     record.with_result("test", RESULT).save(tmp_path)
-    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    found = stored(tmp_path)
     assert list(found) == [*RUN_KEYS, "splits_6orders"]
     assert list(found["splits"]) == ["dev", "test"]
     assert list(found["splits_6orders"]["dev"]) == [*RESULT_KEYS, "reasoning"]
@@ -140,7 +148,7 @@ def test_the_keys_of_a_run_beside_another(tmp_path: Path) -> None:
 def test_the_keys_of_a_vote(tmp_path: Path) -> None:
     result = VoteResult(items=4, rule="…", voters=[{"run": "polar"}], versions={}, commit="c", accuracy=0.5, correct=2)
     Record(run="vote", task=TaskFacts.current()).with_result("dev", result).save(tmp_path)
-    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    found = stored(tmp_path)
     assert list(found) == ["run", "task", "splits"]
     assert list(found["splits"]["dev"]) == [
         *("accuracy", "correct", "interval", "items", "data", "data_sha256", "rule", "orders", "voters", "missing"),
@@ -171,9 +179,8 @@ def test_a_record_of_an_older_version(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (record.template.date, record.template.text_sha256, record.prompt.name) == (None, None, "entry")
     assert (record.data["dev"].items, record.letters, record.task) == (151, {"A": 1, "B": 2, "C": 3}, None)
     assert record.results(6) == {} and not record.is_vote
-    before = record_path(tmp_path).read_bytes()
     record.save(tmp_path)
-    assert record_path(tmp_path).read_bytes() == before
+    assert stored(tmp_path) == OLD and list(stored(tmp_path)) == list(OLD)
 
 
 def test_a_record_of_a_later_version_keeps_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +190,7 @@ def test_a_record_of_a_later_version_keeps_its_keys(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == f"{tmp_path}/record.json: unknown to this version, and kept as they are: {told}\n"
     assert record.recipe == Record.parse(OLD).recipe
     record.with_result("test", RESULT).save(tmp_path)
-    found = json.loads(record_path(tmp_path).read_text(encoding="utf-8"))
+    found = stored(tmp_path)
     assert found["splits"].pop("test")["correct"] == 2
     assert found == LATER
 
@@ -251,6 +258,26 @@ def test_a_record_of_another_shape_is_damaged(tmp_path: Path, text: str, words: 
     record_path(tmp_path).write_text(text)
     with pytest.raises(UserError, match=f"record.json is damaged: {words}"):
         Record.load(tmp_path)
+
+
+def test_a_record_that_was_changed_is_refused_until_its_digest_is_removed(tmp_path: Path) -> None:
+    new_record().with_result("dev", RESULT).save(tmp_path)
+    path = record_path(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace('"correct": 2', '"correct": 3'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"record\.json is damaged: .* sha256 .* delete the line of sha256"):
+        Record.load(tmp_path)
+    write_json(path, stored(tmp_path))
+    assert Record.load(tmp_path).splits["dev"].correct == 3
+
+
+def test_results_that_another_process_added_are_kept(tmp_path: Path) -> None:
+    new_record().with_result("dev", RESULT).save(tmp_path)
+    mine = Record.load(tmp_path)
+    Record.load(tmp_path).with_result("test", RESULT).save(tmp_path)
+    mine.refreshed(tmp_path).with_result("dev", RESULT, 6).save(tmp_path)
+    found = Record.load(tmp_path)
+    assert set(found.splits) == {"dev", "test"} and set(found.results(6)) == {"dev"}
+    assert mine.refreshed(tmp_path / "elsewhere") is mine
 
 
 def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
