@@ -258,7 +258,7 @@ def test_the_pages_show_every_command(language: str) -> None:
 def test_every_named_file_of_other_commands_exists(language: str) -> None:
     lines = "\n".join(line for folder in FOLDERS for line in shell_lines(folder / language))
     named = re.findall(r"(?:-r|-f) (\S+)", lines)
-    assert set(named) == {"requirements.txt", "requirements-eda.txt", "environment.yml"}
+    assert set(named) == {"requirements.txt", "requirements.lock", "requirements-eda.txt", "environment.yml"}
     assert all(Path(name).is_file() for name in named)
     downloads = re.findall(r"hf download (\S+)", lines)
     assert downloads

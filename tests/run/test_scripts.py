@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("run/quickstart.bash", "run/check.bash", "orpo/run_orpo.bash")
+SCRIPTS = ("run/quickstart.bash", "run/check.bash", "run/lock.bash", "orpo/run_orpo.bash")
 
 
 def call(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
