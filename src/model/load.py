@@ -17,12 +17,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
 
 from src import task
 from src.console.cli import UserError
 from src.console.start import find
 from src.files.paths import ADAPTER, MODEL, weights_folder
-from src.model import hub, weights
+from src.model import hub, trust, weights
 from src.model.adapters import patch_lora_forward
 from src.model.backbones import backbones
 from src.model.causal import attention_of
@@ -30,6 +31,7 @@ from src.model.disk import check_download
 from src.model.recipes import Recipe
 from src.model.weights import class_of
 
+trust.never_ask()
 if not sys.stderr.isatty():  # bars that last a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
 
@@ -69,7 +71,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
     with hub.messages(source, revision):
         arguments = _repository_arguments(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
     # If the tokenizer's file is missing in a folder, transformers makes an empty tokenizer.
     letters = task.current().letters
     if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in letters}) < len(letters):
@@ -87,17 +89,27 @@ def _repository_arguments(source: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
+def _code(recipe: Recipe, source: str, arguments: dict[str, Any]) -> dict[str, bool]:
+    """The argument of `from_pretrained` that lets Python code of `source` run, which is announced; False else."""
+    if not trust.remote_code(recipe):
+        return {trust.NAME: False}
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = [cached_file(source, name, **missing, **arguments) for name in trust.CONFIGS]
+    trust.announce(source, [Path(path) for path in found if path])
+    return {trust.NAME: True}
+
+
 def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     """The config of the whole model that a run keeps in `folder`; else the base model's, checked against the table of
     backbones.
     """
     if folder is not None and (folder / "config.json").is_file():
         with hub.messages(str(folder)):
-            return _with_valid_padding(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
+            return _with_valid_padding(AutoConfig.from_pretrained(folder, **_code(recipe, str(folder), {})))
     source = find(recipe.model_id)
     with hub.messages(source, recipe.revision):
         arguments = _repository_arguments(source, recipe.revision)
-        config = AutoConfig.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
     _check_expected(recipe, config)
     return _with_valid_padding(config)
 
@@ -146,7 +158,7 @@ def load_base(
         "attn_implementation": attention_of(class_of(config)),
         "device_map": {"": device},
         "use_safetensors": True,
-        "trust_remote_code": recipe.trust_remote_code,
+        "trust_remote_code": trust.remote_code(recipe),
     }
     # A model that is quantised on the disk stays as it is.
     if recipe.method == "qlora" and folder is None and not weights.quantisation_of(config):
@@ -186,6 +198,7 @@ def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
         check_download(recipe)
     source = str(folder or find(recipe.model_id))
     arguments = {} if folder else _repository_arguments(source, recipe.revision)
+    weights.refuse_adapter(source, arguments)
     return config, weights.check_weights(config, source, arguments)
 
 
@@ -256,7 +269,7 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         weights.check_adapter(bare, kept)
     model = load_base(recipe, device)
     with hub.messages(str(kept)):
-        model = PeftModel.from_pretrained(model, str(kept)).eval()
+        model = PeftModel.from_pretrained(model, str(kept), config=weights.adapter_config(kept)).eval()
     if bare is None:
         weights.check_adapter(model, kept)
     patch_lora_forward(model)

@@ -14,7 +14,7 @@ from src.console.start import find
 from src.data import Item
 from src.files import paths
 from src.files.paths import ADAPTER, CHECKPOINTS, INPUTS, MODEL, RECIPE, find_run, record_path, run_names
-from src.model import hub
+from src.model import hub, trust
 from src.model.backbones import backbones
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
@@ -185,7 +185,7 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> Record:
     """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
-    lacks what scoring needs or whose recipe is not valid.
+    lacks what scoring needs, whose recipe is not valid, or asks for code that the command line does not allow.
     """
     record = Record.load(folder)
     if record.is_vote:
@@ -196,7 +196,7 @@ def read_run(folder: Path) -> Record:
     missing += [key for key in ("training", "splits") if key not in record.stored]
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
-    make_recipe(record.known_settings, f"{path}: recipe")
+    trust.check(make_recipe(record.known_settings, f"{path}: recipe"))
     return record
 
 
@@ -211,7 +211,9 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:
-        recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
+        key = "backbone" if name in backbones() else "model_id"
+        recipe = make_recipe({key: name, "method": "lora", trust.NAME: trust.allowed()}, name)
+    trust.check(recipe)
     return f"{recipe.name} (untrained)", hub.pin(recipe), None
 
 
@@ -222,7 +224,7 @@ def check_models(names: Sequence[str]) -> None:
         if run:
             read_run(run)
         elif name.endswith((".yaml", ".yml")):
-            load_recipe(name)
+            trust.check(load_recipe(name))
         elif name not in backbones():
             refuse_bare_name(name)
 

@@ -352,6 +352,17 @@ def test_the_task_is_handed_on(commands: Commands, house: Path) -> None:
     assert [arguments[-2:] for _, arguments in commands.seen] == [["--task", "mine.yaml"]] * 3
 
 
+def test_code_of_models_is_allowed_for_the_recipes_that_ask_alone(commands: Commands, house: Path) -> None:
+    with (house / "recipes" / "polar.yaml").open("a", encoding="utf-8") as file:
+        file.write("trust_remote_code: true\n")
+    with pytest.raises(UserError, match=r"polar: a file asks to run Python code .*add --trust_remote_code"):
+        call()
+    assert commands.seen == []
+    assert call("--trust_remote_code") == 0
+    asked = [arguments[1] for _, arguments in commands.seen if "--trust_remote_code" in arguments]
+    assert asked == ["recipes/polar.yaml"]
+
+
 def test_a_task_whose_sizes_are_not_known_is_planned_for_its_data(
     commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
