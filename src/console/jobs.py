@@ -40,16 +40,19 @@ class Job:
     weight: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], at_once: int, gpus: int, console: "Console", environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Runs the jobs, `at_once` at a time, and returns name → why it failed. Where there are several GPUs, each job has
-    its own.
+    its own. environment: variables that all of them get.
     """
     failures: dict[str, str] = {}
     stop = threading.Event()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(at_once):
         slots.put(slot)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    shared = dict(environment or {})
+    shared |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
     with _bars(jobs, console) as bars, pausing(), ThreadPoolExecutor(at_once) as pool:
 
         def work(job: Job) -> None:
@@ -57,7 +60,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -
             gpu = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
             started = time.monotonic()
             with bars.of(job) as update:
-                reason = run_job(job.command, job.log, {**threads, **gpu}, update, stop)
+                reason = run_job(job.command, job.log, {**shared, **gpu}, update, stop)
             slots.put(slot)
             if reason:
                 failures[job.name] = reason

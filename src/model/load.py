@@ -8,6 +8,7 @@ The compute dtype is bf16 on a GPU and fp32 on a CPU, for quantised weights too:
 Gemma2.
 """
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -89,6 +90,11 @@ def _repository_arguments(source: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
+def _adapter_arguments(repository: dict[str, Any]) -> dict[str, Any]:
+    """More arguments for a model: transformers looks for an adapter beside it, and asks the hub where we do not."""
+    return {"adapter_kwargs": {"local_files_only": True}} if repository.get("local_files_only") else {}
+
+
 def _code(recipe: Recipe, source: str, arguments: dict[str, Any]) -> dict[str, bool]:
     """The argument of `from_pretrained` that lets Python code of `source` run, which is announced; False else."""
     if not trust.remote_code(recipe):
@@ -167,7 +173,8 @@ def load_base(
         )
     source = str(folder or find(recipe.model_id))
     if folder is None:
-        arguments |= _repository_arguments(source, recipe.revision)
+        repository = _repository_arguments(source, recipe.revision)
+        arguments |= {**repository, **_adapter_arguments(repository)}
     try:
         with hub.messages(source, recipe.revision if folder is None else None), weights.quietly(bars=True):
             arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -249,6 +256,8 @@ def add_adapter(model: Any, recipe: Recipe, on_meta: bool = False) -> Any:
             ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
+    # By default peft asks the hub, whenever it saves, whether the vocabulary has grown; Trainer has no setting for it.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     patch_lora_forward(model)
     return model
 
