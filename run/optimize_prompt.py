@@ -28,6 +28,7 @@ from src.data import DATA, Item, load_data, sha256
 from src.files.locks import lock_folder
 from src.files.paths import RESULTS, find_run
 from src.files.writing import write_json, write_text
+from src.model import trust
 from src.model.recipes import Recipe
 from src.prompt.prompts import Prompt, load_prompt, parse_prompt
 from src.runs.inputs import check_models, read_run, sample_items
@@ -64,6 +65,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--data", type=Path, default=DATA, help="folder of data_SPLIT.json")
     task.add_flag(parser)
+    trust.add_flag(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="default: resource/results/optimized-RUN-PROMPT")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
@@ -173,7 +175,9 @@ def main(argv: list[str] | None = None) -> None:
         write_record(search, steps, ended, asked, path)
         print_results(console, search, steps, ended, difference)
         prompts = f"{arguments.prompt or start.name} {out / 'prompt.yaml'}"
-        console.print(f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}{task.flag()}")
+        console.print(
+            f"next: python -m run.prompts --compare {prompts} --runs {arguments.run}{trust.words(recipe)}{task.flag()}"
+        )
 
 
 def engine_of(arguments: Namespace) -> Engine:

@@ -27,6 +27,7 @@ from src.console.words import counted
 from src.data import DATA, SPLITS, Item, load_data, load_split, sha256, split_path
 from src.files.paths import find_run, weights_folder
 from src.files.writing import write_json
+from src.model import trust
 from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe, template_text
 from src.plan import lengths
@@ -68,6 +69,7 @@ def make_parser() -> Parser:
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write the comparison here, the answers included")
     task.add_flag(parser)
+    trust.add_flag(parser)
     return parser
 
 

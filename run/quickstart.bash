@@ -11,6 +11,7 @@ source run/environment.bash
 answer_help run/quickstart.bash "$@"
 [ $# -eq 0 ] || refuse "quickstart.bash takes no arguments; found: $*. See bash run/quickstart.bash --help"
 use_environment requirements.txt
+export CCI_PARENT=$$  # the commands end with this script
 python -m run.make_miniature
 python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --name miniature --jobs 2
 echo "next:"

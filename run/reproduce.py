@@ -27,7 +27,7 @@ from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job, run_jobs
 from src.data import DATA, SPLITS, Item, load_split, split_path
 from src.files.paths import RESULTS, record_path
-from src.model import devices
+from src.model import devices, hub, trust
 from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipes import CHOICES
 from src.plan import estimates as plan
@@ -63,6 +63,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     task.add_flag(parser)
+    trust.add_flag(parser)
     return parser
 
 
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The plan
     recipes = load_recipes(arguments.recipes, arguments.only, arguments.objective)
+    trust.check(*recipes.values())
     known = task.current().official.items if arguments.dry_run else {}
     splits = load_splits(arguments.data, known)
     for recipe in recipes.values():
@@ -94,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     show_plan(console, estimates, too_long)
 
     # The runs
-    failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console)
+    left = [recipe for recipe in recipes.values() if recipe.name in {job.name for job in jobs}]
+    failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console, hub.handed_on(left))
 
     # The vote
     names = [recipe.name for recipe in recipes.values()]

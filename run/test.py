@@ -30,7 +30,7 @@ from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
 from src.files.locks import lock_folder
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path
 from src.files.writing import write_text
-from src.model import hub
+from src.model import hub, trust
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import load_prompt
@@ -248,7 +248,7 @@ def suffix(sampling: "Sampling") -> str:
 
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:
     """UserError for settings of a trained run, which is scored with the prompt, template and base of its record."""
-    fixed = [name for name in (*FIELDS, "recipe", "limit") if name not in ("model_id", "reasoning")]
+    fixed = [name for name in (*FIELDS, "recipe", "limit") if name not in ("model_id", "reasoning", trust.NAME)]
     given = [name for name in fixed if getattr(arguments, name, None) is not None]
     if given:
         names = ", ".join(f"--{name}" for name in given)

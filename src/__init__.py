@@ -4,6 +4,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 from src.console.start import check
@@ -12,6 +13,9 @@ check()
 
 # Nothing leaves the machine: not even which tools ask the hub.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# A model's config may name compiled code of a hub's repository, which transformers would fetch and run by this package.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # counts as not installed
 
 # Optional parts of libraries that are not there (kernels for other GPUs, a hub of kernels) are no news to the user.
 for _name in ("torchao", "torch.utils._pytree", "bitsandbytes"):

@@ -37,21 +37,24 @@ FOLDERS = sorted(
     }
 )
 """Folders that have a page; the first is the repository's own."""
-GUIDE = Path("CONTRIBUTING.md")
-PAGES = [*(folder / name for folder in FOLDERS for name in LANGUAGES), GUIDE, GUIDE.with_suffix(".en.md")]
+GUIDE, SECURITY = SINGLE = Path("CONTRIBUTING.md"), Path("SECURITY.md")
+"""Pages beside the first one, which are no folder's."""
+PAGES = [*(folder / name for folder in FOLDERS for name in LANGUAGES)]
+PAGES += [page for one in SINGLE for page in (one, one.with_suffix(".en.md"))]
 TOP, RUN, SRC = (tuple(Path(folder) / name for name in LANGUAGES) for folder in (".", "run", "src"))
 RECIPE_PAGES, PROMPT_PAGES, RESULT_PAGES, DATA_PAGES = (
     tuple(Path("resource", folder, name) for name in LANGUAGES) for folder in ("recipes", "prompts", "results", "data")
 )
 LONGEST_TOP = 170
 """Lines of the first page: it is read in one go."""
+LONGEST_SECURITY = 40
 LONG_SENTENCE = 40
 """Characters from which a sentence may stand on one page only."""
 PUBLISHED = RECIPES / "published"
 YES, NO = ("예", "yes"), ("아니요", "no")
 
 each = pytest.mark.parametrize("page", PAGES, ids=str)
-each_pair = pytest.mark.parametrize("folder", [*FOLDERS, GUIDE], ids=str)
+each_pair = pytest.mark.parametrize("folder", [*FOLDERS, *SINGLE], ids=str)
 
 
 def in_both(pages: tuple[Path, Path]) -> pytest.MarkDecorator:
@@ -59,8 +62,8 @@ def in_both(pages: tuple[Path, Path]) -> pytest.MarkDecorator:
 
 
 def pair(folder: Path) -> tuple[Path, Path]:
-    if folder == GUIDE:
-        return GUIDE, GUIDE.with_suffix(".en.md")
+    if folder in SINGLE:
+        return folder, folder.with_suffix(".en.md")
     return folder / LANGUAGES[0], folder / LANGUAGES[1]
 
 
@@ -201,6 +204,13 @@ def test_nothing_stands_on_two_pages(language: str) -> None:
         twice = [(one, str(seen[one])) for one in here if one in seen]
         assert not twice, page
         seen |= dict.fromkeys(here, page)
+
+
+@pytest.mark.parametrize("page", pair(SECURITY), ids=str)
+def test_the_page_on_trust_is_short_and_found(page: Path) -> None:
+    assert len(text_of(page).splitlines()) <= LONGEST_SECURITY
+    language = LANGUAGES[pair(SECURITY).index(page)]
+    assert {page.name} <= set(links(Path(language))) & set(links(pair(GUIDE)[LANGUAGES.index(language)]))
 
 
 # The guide for whoever changes the code

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from src.console import environment
+from src.console.children import follow_parent
 from src.console.other_names import hint
 from src.console.start import find
 from src.console.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
@@ -121,6 +122,7 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
 
     resumes  whether the same command continues where it was interrupted
     """
+    follow_parent()
     with on_any_terminal():
         try:
             try:
@@ -131,7 +133,7 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
                 return _exit_code(main, resumes)
             finally:
                 flush()
-        except (Unread, BrokenPipeError):  # the latter also when `run.reproduce`, which reads a pipe, has ended
+        except (Unread, BrokenPipeError):
             drop_unread()
             return NO_READER
 

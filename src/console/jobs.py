@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.console.children import pausing, started
 from src.console.cli import INTERRUPTED
 from src.console.progress import PIPE
 from src.console.start import ROOT
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 COMMAND = "$ "
 """Begins the line of a log that has the command."""
+INTERRUPTED_WORD = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,27 @@ class Job:
     weight: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, gpus: int, console: "Console") -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], at_once: int, gpus: int, console: "Console", environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Runs the jobs, `at_once` at a time, and returns name → why it failed. Where there are several GPUs, each job has
-    its own.
+    its own. environment: variables that all of them get.
     """
     failures: dict[str, str] = {}
     stop = threading.Event()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(at_once):
         slots.put(slot)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
-    with _bars(jobs, console) as bars, ThreadPoolExecutor(at_once) as pool:
+    shared = dict(environment or {})
+    shared |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    with _bars(jobs, console) as bars, pausing(), ThreadPoolExecutor(at_once) as pool:
 
         def work(job: Job) -> None:
             slot = slots.get()
             gpu = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
             started = time.monotonic()
             with bars.of(job) as update:
-                reason = run_job(job.command, job.log, {**threads, **gpu}, update, stop)
+                reason = run_job(job.command, job.log, {**shared, **gpu}, update, stop)
             slots.put(slot)
             if reason:
                 failures[job.name] = reason
@@ -124,40 +129,28 @@ def run_job(
     """Runs `command` to its end, or until `stop` is set, and returns why it failed, or "".
 
     `update` gets {"stage", "done", "total", "note"} while it runs. Each command is its own process. So its memory is
-    always freed, and if it is killed, nothing else dies.
+    always freed, and if it is killed, nothing else dies. It ends with this process, with all that it has started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # `python -m run.train` must find the repository from any folder.
+    # `python -m run.train` must find the repository from any folder, and no module of the folder it is started in.
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    # A log is UTF-8, whatever the terminal's encoding is.
+    found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     reading, writing = os.pipe()
     with log.open("a", encoding="utf-8") as output:
         output.write(f"{COMMAND}{' '.join(command)}\n")
         output.flush()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            # A log is UTF-8, whatever the terminal's encoding is.
-            env={
-                **os.environ,
-                **found,
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONIOENCODING": "utf-8",
-                PIPE: str(writing),
-                **environment,
-            },
-        )
-    os.close(writing)
-    reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)
-    reader.start()
-    while child.poll() is None:
-        if stop.wait(0.1):
-            child.terminate()
-            child.wait()
+        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "pass_fds": (writing,)}
+        with started(command, {**os.environ, **found, PIPE: str(writing), **environment}, **options) as child:
+            os.close(writing)
+            reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)
+            reader.start()
+            while child.poll() is None and not stop.wait(0.1):
+                pass
     reader.join(timeout=5)
-    return "" if child.returncode == 0 else _reason(log, child.returncode)
+    if child.returncode == 0:
+        return ""
+    return INTERRUPTED_WORD if stop.is_set() else _reason(log, child.returncode)
 
 
 def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
@@ -171,7 +164,7 @@ def _reason(log: Path, code: int) -> str:
     if code == -signal.SIGKILL:
         return f"killed by the system, most often because memory ran out (see {log})"
     if code in (-signal.SIGINT, -signal.SIGTERM, INTERRUPTED):
-        return "interrupted"
+        return INTERRUPTED_WORD
     text = log.read_text(encoding="utf-8", errors="replace").rpartition(COMMAND)[2]
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
     marked = [line for line in lines if "error: " in line.lower()]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from src.console.terminal import NO_READER, Unread
+
 PIPE = "CCI_PROGRESS_FD"
 OFTEN, PARTS = 30.0, 50
 """Least seconds between two lines in a log, and the most lines for a stage."""
@@ -47,7 +49,10 @@ class Progress:
         if self._pipe is not None and (now - self._last > 0.2 or done >= self.total):
             self._last = now
             line = json.dumps({"stage": self.stage, "done": done, "total": self.total, "note": self._note})
-            os.write(self._pipe, line.encode() + b"\n")
+            try:
+                os.write(self._pipe, line.encode() + b"\n")
+            except BrokenPipeError as error:  # `run.reproduce` is gone; no library may catch this
+                raise Unread(NO_READER) from error
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(done - self._bar.n)

@@ -24,11 +24,13 @@ def find_encoders(corpus: Corpus, recipes: Path = RECIPES) -> "dict[str, Encoder
     """
     import transformers
 
+    from src.model import trust
     from src.model.recipe_files import load_recipes
     from src.prompt.chat import Rendering
     from src.prompt.encode import Encoder
 
     transformers.utils.logging.set_verbosity_error()
+    trust.never_ask()
     found: dict[str, Encoder] = {}
     for recipe in load_recipes(recipes).values():
         prompt = _prompt(recipe)
@@ -78,7 +80,7 @@ def _cached_tokenizer(recipe: "Recipe") -> Any:
             return None
         source = str(Path(file).parent)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):  # part of a download
         return None
     return tokenizer if tokenizer.is_fast else None

@@ -93,7 +93,9 @@ def _lock(folder: Path) -> int | None:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """As the user typed it."""
+    module = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None)
+    return shlex.join([*(("python", "-m", module) if module else sys.argv[:1]), *sys.argv[1:]])
 
 
 def _told(descriptor: int) -> str:

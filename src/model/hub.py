@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from src.console.cli import UserError, nearest
@@ -19,6 +19,8 @@ from src.console.start import find
 from src.files.paths import RESULTS, run_names
 from src.model.recipes import Recipe
 
+ANSWER = "CCI_HUB"
+"""Environment variable with what a command found out for those that it starts: why the hub does not answer, or ""."""
 SECONDS = 6
 """Seconds after which a hub that has not answered counts as unreachable."""
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -161,11 +163,13 @@ def check_there(recipe: Recipe, began: Commits | None = None) -> None:
 
 @functools.cache
 def unreachable() -> str:
-    """Why the hub cannot be reached; empty when it can. Tried once per process, since libraries would try for a minute
-    each time.
+    """Why the hub cannot be reached; empty when it can. Tried once per command and all that it starts (`handed_on`),
+    since libraries would try for a minute each time.
     """
     from huggingface_hub import constants
 
+    if ANSWER in os.environ:
+        return os.environ[ANSWER]
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     found = [f"{constants.ENDPOINT} did not answer within {SECONDS} s{_network_settings()}"]
@@ -184,6 +188,14 @@ def unreachable() -> str:
     thread.start()
     thread.join(SECONDS + 1)
     return found[0]
+
+
+def handed_on(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """The environment for commands that train or score these recipes: they take this command's word for whether the hub
+    answers. Nothing where none of their models is of the hub, which is not asked then.
+    """
+    sources = [source for recipe in recipes for source in (recipe.model_id, recipe.tokenizer) if source]
+    return {ANSWER: unreachable()} if any(map(is_hub_id, sources)) else {}
 
 
 def _reason(error: BaseException, endpoint: str) -> str:

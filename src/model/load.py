@@ -8,6 +8,7 @@ The compute dtype is bf16 on a GPU and fp32 on a CPU, for quantised weights too:
 Gemma2.
 """
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
 
 from src import task
 from src.console.cli import UserError
 from src.console.start import find
 from src.files.paths import ADAPTER, MODEL, weights_folder
-from src.model import hub, weights
+from src.model import hub, trust, weights
 from src.model.adapters import patch_lora_forward
 from src.model.backbones import backbones
 from src.model.causal import attention_of
@@ -30,6 +32,7 @@ from src.model.disk import check_download
 from src.model.recipes import Recipe
 from src.model.weights import class_of
 
+trust.never_ask()
 if not sys.stderr.isatty():  # bars that last a second or two would fill a log
     transformers.utils.logging.disable_progress_bar()
 
@@ -69,7 +72,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
     with hub.messages(source, revision):
         arguments = _repository_arguments(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
     # If the tokenizer's file is missing in a folder, transformers makes an empty tokenizer.
     letters = task.current().letters
     if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in letters}) < len(letters):
@@ -87,17 +90,32 @@ def _repository_arguments(source: str, revision: str | None) -> dict[str, Any]:
     return {"revision": revision, "local_files_only": bool(hub.unreachable())}
 
 
+def _adapter_arguments(repository: dict[str, Any]) -> dict[str, Any]:
+    """More arguments for a model: transformers looks for an adapter beside it, and asks the hub where we do not."""
+    return {"adapter_kwargs": {"local_files_only": True}} if repository.get("local_files_only") else {}
+
+
+def _code(recipe: Recipe, source: str, arguments: dict[str, Any]) -> dict[str, bool]:
+    """The argument of `from_pretrained` that lets Python code of `source` run, which is announced; False else."""
+    if not trust.remote_code(recipe):
+        return {trust.NAME: False}
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = [cached_file(source, name, **missing, **arguments) for name in trust.CONFIGS]
+    trust.announce(source, [Path(path) for path in found if path])
+    return {trust.NAME: True}
+
+
 def load_config(recipe: Recipe, folder: Path | None = None) -> Any:
     """The config of the whole model that a run keeps in `folder`; else the base model's, checked against the table of
     backbones.
     """
     if folder is not None and (folder / "config.json").is_file():
         with hub.messages(str(folder)):
-            return _with_valid_padding(AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code))
+            return _with_valid_padding(AutoConfig.from_pretrained(folder, **_code(recipe, str(folder), {})))
     source = find(recipe.model_id)
     with hub.messages(source, recipe.revision):
         arguments = _repository_arguments(source, recipe.revision)
-        config = AutoConfig.from_pretrained(source, **arguments, trust_remote_code=recipe.trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
     _check_expected(recipe, config)
     return _with_valid_padding(config)
 
@@ -146,7 +164,7 @@ def load_base(
         "attn_implementation": attention_of(class_of(config)),
         "device_map": {"": device},
         "use_safetensors": True,
-        "trust_remote_code": recipe.trust_remote_code,
+        "trust_remote_code": trust.remote_code(recipe),
     }
     # A model that is quantised on the disk stays as it is.
     if recipe.method == "qlora" and folder is None and not weights.quantisation_of(config):
@@ -155,7 +173,8 @@ def load_base(
         )
     source = str(folder or find(recipe.model_id))
     if folder is None:
-        arguments |= _repository_arguments(source, recipe.revision)
+        repository = _repository_arguments(source, recipe.revision)
+        arguments |= {**repository, **_adapter_arguments(repository)}
     try:
         with hub.messages(source, recipe.revision if folder is None else None), weights.quietly(bars=True):
             arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -186,6 +205,7 @@ def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
         check_download(recipe)
     source = str(folder or find(recipe.model_id))
     arguments = {} if folder else _repository_arguments(source, recipe.revision)
+    weights.refuse_adapter(source, arguments)
     return config, weights.check_weights(config, source, arguments)
 
 
@@ -236,6 +256,8 @@ def add_adapter(model: Any, recipe: Recipe, on_meta: bool = False) -> Any:
             ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
+    # By default peft asks the hub, whenever it saves, whether the vocabulary has grown; Trainer has no setting for it.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     patch_lora_forward(model)
     return model
 
@@ -256,7 +278,7 @@ def load_run(folder: Path, recipe: Recipe, device: torch.device, trained: bool =
         weights.check_adapter(bare, kept)
     model = load_base(recipe, device)
     with hub.messages(str(kept)):
-        model = PeftModel.from_pretrained(model, str(kept)).eval()
+        model = PeftModel.from_pretrained(model, str(kept), config=weights.adapter_config(kept)).eval()
     if bare is None:
         weights.check_adapter(model, kept)
     patch_lora_forward(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
+from src.model import trust
 from src.model.recipe_files import load_recipe
 from src.model.recipes import CHOICES, FIELDS, KINDS, Recipe, make_recipe, spelled_out
 
@@ -29,6 +30,9 @@ def add_flags(parser: argparse._ActionsContainer, only: Collection[str] = ()) ->
 
 
 def _add_flag(group: argparse._ActionsContainer, name: str) -> None:
+    if name == trust.NAME:
+        trust.add_flag(group)
+        return
     field, choices = FIELDS[name], CHOICES.get(name)
     shown = "" if field.default in (None, "") else f" (default: {field.default})"
     words: dict[str, Any] = {"default": None, "help": (field.metadata["help"] + shown).replace("%", "%%")}
@@ -43,11 +47,13 @@ def _add_flag(group: argparse._ActionsContainer, name: str) -> None:
 
 def read_recipe(arguments: argparse.Namespace, **defaults: Any) -> Recipe:
     """The recipe that the command line names: `defaults` of the command, then the file, then the flags. With a file,
-    the command's defaults do not count.
+    the command's defaults do not count. UserError when the file asks for code that the flags do not allow.
     """
     flags = {name: value for name in FIELDS if (value := getattr(arguments, name, None)) is not None}
     if arguments.recipe:
-        return load_recipe(arguments.recipe, flags)
+        recipe = load_recipe(arguments.recipe, flags)
+        trust.check(recipe)
+        return recipe
     if not flags.get("model_id") and not flags.get("backbone"):
         raise UserError("give a --recipe (for example resource/recipes/published/polar.yaml) or a --model_id.")
     return make_recipe({**spelled_out(defaults), **spelled_out(flags)}, "command line")

@@ -71,7 +71,9 @@ class Recipe:
     revision: str | None = _setting(None, "commit of the hub repository; the record keeps the one that was loaded")
     tokenizer_revision: str | None = _setting(None, "commit of the tokenizer's repository, when it has its own")
     licence: str | None = _setting(None, "licence of the base model, for the tables")
-    trust_remote_code: bool = _setting(False, "run Python code that the model repository ships")
+    trust_remote_code: bool = _setting(
+        False, "the model needs Python code that comes with it; only this flag, given anew each time, lets it run"
+    )
     chat_template: str | None = _setting(
         None, "Jinja2 chat template, as text or as a file, in place of the tokenizer's own"
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers.utils import cached_file
 
@@ -25,7 +25,12 @@ from src.console.cli import UserError
 from src.model import hub
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_SETTINGS = (
+    *("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
+)
+"""What may differ from peft's defaults in the config of our adapters. Other settings name modules, caches and files."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -268,6 +273,19 @@ def refuse_holes(headers: Iterable[str], source: str) -> None:
 # Adapters
 
 
+def refuse_adapter(source: str, repository: Mapping[str, Any]) -> None:
+    """UserError when a base model comes with an adapter, or is one: transformers would load it too, and from
+    elsewhere the base that it names.
+    """
+    with hub.messages(source, repository.get("revision")):
+        found = cached_file(source, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False, **repository)
+    if found:
+        raise UserError(
+            f"{source} holds an adapter ({ADAPTER_CONFIG}), where a whole model is needed. "
+            "Merge the adapter into its base first, or give the base alone."
+        )
+
+
 def check_adapter(model: Any, folder: Path) -> None:
     """UserError when the adapter in `folder` does not fit `model`: tensors are missing, surplus or of another shape.
 
@@ -275,7 +293,7 @@ def check_adapter(model: Any, folder: Path) -> None:
     """
     with hub.messages(str(folder)):
         if not isinstance(model, PeftModel):
-            config = _adapter_config(folder)
+            config = adapter_config(folder)
             try:
                 model = PeftModel(model, config, low_cpu_mem_usage=True)
             except (ValueError, TypeError, KeyError) as error:
@@ -300,11 +318,22 @@ def check_adapter(model: Any, folder: Path) -> None:
         raise UserError(f"{folder} is not whole, or not of this base model: {'; '.join(problems)}. Train it again.")
 
 
-def _adapter_config(folder: Path) -> Any:
+def adapter_config(folder: Path) -> LoraConfig:
+    """The config of a run's adapter. UserError when it is damaged, or has settings that we never write."""
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder}/adapter_config.json is damaged: {error}. Train the run again.") from error
+        raise UserError(f"{folder}/{ADAPTER_CONFIG} is damaged: {error}. Train the run again.") from error
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder}/{ADAPTER_CONFIG}: found {type(config).__name__}, allowed: LoraConfig.")
+    usual = LoraConfig().to_dict()
+    found = config.to_dict().items()
+    odd = [key for key, value in found if key not in ADAPTER_SETTINGS and (value or None) != (usual.get(key) or None)]
+    if odd:
+        raise UserError(
+            f"{folder}/{ADAPTER_CONFIG} sets {', '.join(odd)}, which no adapter of ours does. Train the run again."
+        )
+    return config
 
 
 @contextlib.contextmanager

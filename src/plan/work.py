@@ -9,6 +9,7 @@ from src.console.cli import UserError
 from src.console.jobs import Job
 from src.data import sha256, split_path
 from src.files.paths import record_path
+from src.model import trust
 from src.model.recipes import ORPO, Recipe, differing_settings
 from src.plan import ready
 from src.plan.estimates import Estimate, Gpu
@@ -60,11 +61,11 @@ def jobs_left(
 def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
     """The command for what is left of a recipe; [] when it is done. UserError when its folder holds something else."""
     folder = place.results / recipe.name
-    where = ["--data", str(place.data)]
+    where, code = ["--data", str(place.data)], trust.flags(recipe)
     if not record_path(folder).is_file():
         score = ["--score", "test"] if place.test else []
         module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
-        return [sys.executable, "-m", module, "--recipe", str(file), *where, *score, *place.task]
+        return [sys.executable, "-m", module, "--recipe", str(file), *where, *score, *place.task, *code]
     record = Record.load(folder)
     differing = differing_settings(record.settings or {}, recipe)
     for split in ("train", "dev"):
@@ -78,7 +79,7 @@ def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
         )
     scored = record.splits.get("test")
     if place.test and (scored is None or scored.data_sha256 != sha256(split_path(place.data, "test"))):
-        return [sys.executable, "-m", "run.test", "--model_id", str(folder), *where, *place.task]
+        return [sys.executable, "-m", "run.test", "--model_id", str(folder), *where, *place.task, *code]
     return []
 
 

@@ -8,7 +8,7 @@ from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
 from src.files.locks import lock_folder
 from src.files.paths import RESULTS
-from src.model import hub
+from src.model import hub, trust
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name
 
@@ -78,6 +78,6 @@ def train(
             ) from error
     for split, result in record.splits.items():
         print(result_line(record.run, split, result))
-    command = f"python -m run.test --model_id {folder}{task.flag()}"
+    command = f"python -m run.test --model_id {folder}{trust.words(recipe)}{task.flag()}"
     score = "" if "test" in record.splits else f" Score the test split: {command}"
     print(f"The run lies in {folder}.{score}")

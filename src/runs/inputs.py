@@ -13,7 +13,7 @@ from src.console.start import find
 from src.data import Item
 from src.files import paths
 from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RECIPE, find_run, record_path, run_names
-from src.model import hub
+from src.model import hub, trust
 from src.model.backbones import backbones
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
@@ -186,7 +186,7 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def read_run(folder: Path) -> Record:
     """The record of a finished run that can be scored. UserError for a vote, which has no model, and for a record that
-    lacks what scoring needs or whose recipe is not valid.
+    lacks what scoring needs, whose recipe is not valid, or asks for code that the command line does not allow.
     """
     record = Record.load(folder)
     if record.is_vote:
@@ -199,7 +199,7 @@ def read_run(folder: Path) -> Record:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}. Train the run again.")
     if record.prompt.sha256 != sha256(record.prompt.text.encode()).hexdigest():
         raise UserError(f"{path} is damaged: the prompt's text does not have the sha256 beside it. Train it again.")
-    make_recipe(record.known_settings, f"{path}: recipe")
+    trust.check(make_recipe(record.known_settings, f"{path}: recipe"))
     return record
 
 
@@ -216,7 +216,9 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:
-        recipe = make_recipe({"backbone" if name in backbones() else "model_id": name, "method": "lora"}, name)
+        key = "backbone" if name in backbones() else "model_id"
+        recipe = make_recipe({key: name, "method": "lora", trust.NAME: trust.allowed()}, name)
+    trust.check(recipe)
     return f"{recipe.name} (untrained)", hub.pin(recipe), None
 
 
@@ -227,7 +229,7 @@ def check_models(names: Sequence[str]) -> None:
         if run:
             read_run(run)
         elif name.endswith((".yaml", ".yml")):
-            load_recipe(name)
+            trust.check(load_recipe(name))
         elif name not in backbones():
             refuse_bare_name(name)
 

@@ -5,13 +5,14 @@ import torch
 from transformers import GenerationConfig
 
 from src.console.cli import UserError
+from src.model import trust
 from src.model.load import context_length, load_base, load_tokenizer
 from src.model.recipes import make_recipe
 from src.search.calls import AnswerSettings, Ask
 
 
 def load_critic(model_id: str, device: torch.device, settings: AnswerSettings) -> Ask:
-    recipe = make_recipe({"model_id": model_id, "method": "lora"}, "--engine")
+    recipe = make_recipe({"model_id": model_id, "method": "lora", trust.NAME: trust.allowed()}, "--engine")
     tokenizer, network = load_tokenizer(recipe), load_base(recipe, device).eval()
     if tokenizer.chat_template is None:
         raise UserError(f"--engine {model_id}: its tokenizer ships no chat template; a critic needs one.")

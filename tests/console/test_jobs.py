@@ -94,6 +94,22 @@ def test_a_command_finds_the_repository_from_any_folder(tmp_path: Path, monkeypa
     assert reason == "" and (tmp_path / "log").read_text().splitlines()[-1] == f"{root}:/mine"
 
 
+def test_no_module_of_the_folder_it_is_started_in_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yaml.py").write_text("open('it_ran', 'w')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "run.vote", "--help"]
+    assert run_job(command, tmp_path / "log", {}, lambda event: None, threading.Event()) == ""
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_what_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)"
+    stop, started = threading.Event(), time.monotonic()
+    threading.Timer(0.5, stop.set).start()
+    assert run(code, tmp_path / "log", stop=stop)[0] == "interrupted"
+    assert time.monotonic() - started < 10
+
+
 # Several at once
 
 

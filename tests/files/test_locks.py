@@ -17,7 +17,7 @@ from src.files.writing import write_text
 def test_the_second_one_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "run"
     with lock_folder(folder):
-        told = rf"run is in use by another process: process {os.getpid()} on \S+, since .* \(.*pytest.*\)\. Wait"
+        told = rf"run is in use by another process: process {os.getpid()} on \S+, since .* \(.+\)\. Wait"
         with pytest.raises(UserError, match=told), lock_folder(folder):
             pass
         assert folder.is_dir()

@@ -3,10 +3,13 @@
 The libraries read the hub's address when they are imported, so each command is a process of its own.
 """
 
+import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -30,6 +33,7 @@ FIRST, SECOND, WORDS = "a" * 40, "b" * 40, "c" * 40
 CHUNK = 10 * 2**20
 """Of a download: what is on the disk when it breaks off."""
 ROOT = Path(__file__).parents[2]
+Doorbell = tuple[str, list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +127,9 @@ def test_the_commit_is_recorded_and_a_download_that_broke_off_goes_on(
     assert (inputs["base_revision"], inputs["tokenizer_revision"]) == (FIRST, WORDS)
     weights = [(status, first) for method, path, status, first in asked if method == "GET" and "model.safet" in path]
     assert weights == [(200, 0), (206, CHUNK)]
-    # peft asks main for its config's vocabulary when it saves, and loads nothing of it.
     files = [path.split("/resolve/")[1].split("/", 1) for _, path, _, _ in asked if "/resolve/" in path]
-    assert {revision for revision, name in files if name != "config.json"} == {FIRST, WORDS}
+    assert {revision for revision, _ in files} == {FIRST, WORDS}, "not even of main's config, when peft saves"
+    assert [path for _, path, _, _ in asked].count("/") == 1, "whether it is there is asked once"
 
 
 def test_a_run_is_scored_on_the_commit_it_was_trained_on(
@@ -178,6 +182,69 @@ def test_what_is_in_the_cache_needs_no_hub(
     for environment in (nowhere, served.environment(home) | {"HF_HUB_OFFLINE": "1"}):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.stdout.strip() == SECOND or done.stdout.strip() == FIRST, done.stderr
+
+
+@pytest.fixture
+def doorbell() -> Iterator[Doorbell]:
+    """(address, when somebody knocked) of a hub that hangs up on everybody."""
+    knocked: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+                    knocked.append(time.monotonic())
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", knocked
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_hub_that_is_not_there_is_asked_once(
+    trained: tuple[Path, Path, list[Any]],
+    served: SmallHub,
+    place: Path,
+    tmp_path: Path,
+    doorbell: tuple[str, list[float]],
+) -> None:
+    _, home, _ = trained
+    address, knocked = doorbell
+    nowhere = served.environment(home) | {"HF_ENDPOINT": address}
+    asked = "--model_id", "made/model", "--revision", FIRST, "--tokenizer", "made/words", "--eval_steps", "1"
+    done = train(place, tmp_path / "run", nowhere, *asked)
+    assert done.returncode == 0, done.stderr
+    assert len(knocked) == 1
+    knocked.clear()
+    assert test_run(place, tmp_path / "run", nowhere).returncode == 0
+    assert len(knocked) == 1
+
+
+def test_a_set_of_runs_asks_once_for_all(
+    trained: tuple[Path, Path, list[Any]],
+    served: SmallHub,
+    place: Path,
+    tmp_path: Path,
+    doorbell: tuple[str, list[float]],
+) -> None:
+    _, home, _ = trained
+    address, knocked = doorbell
+    for name in ("run", "src", "resource"):
+        (tmp_path / name).symlink_to(ROOT / name) if name != "resource" else (tmp_path / name).mkdir()
+    for path in (ROOT / "resource").iterdir():
+        if path.name not in ("results", "data", "miniature"):
+            (tmp_path / "resource" / path.name).symlink_to(path)
+    (tmp_path / "recipes").mkdir()
+    for name in ("one", "two"):
+        text = f"model_id: made/model\nrevision: {FIRST}\ntokenizer: made/words\nepoch: 1\nmethod: lora\n"
+        text += f"prompt: {place / 'short.yaml'}\n"
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    environment = served.environment(home) | {"HF_ENDPOINT": address}
+    command = [sys.executable, "-m", "run.reproduce", "--recipes", "recipes", "--data", str(place / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(knocked) == 1
+    assert all((tmp_path / "resource" / "results" / name / "record.json").is_file() for name in ("one", "two"))
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,36 @@ def test_a_run_that_has_lost_its_weights(backbone_folder: Folder, tmp_path: Path
         load_run(tmp_path, recipe, CPU)
 
 
+def test_an_adapter_that_asks_for_more_than_ours_do(backbone_folder: Folder, tmp_path: Path) -> None:
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="lora")
+    moved(add_adapter(load_base(recipe, CPU), recipe)).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    ours = json.loads(file.read_text(encoding="utf-8"))
+    for odd in (
+        {"megatron_config": {"a": 1}, "megatron_core": "megatron.theirs"},
+        {"auto_mapping": {"base_model_class": "x", "parent_library": "theirs"}},
+        {"modules_to_save": ["lm_head"]},
+        {"layer_replication": [[0, 1]]},
+    ):
+        file.write_text(json.dumps({**ours, **odd}), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"json sets .*{next(iter(odd))}.*, which no adapter of ours does"):
+            load_run(tmp_path, recipe, CPU)
+    file.write_text('{"peft_type": "LOHA"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"json: found LoHaConfig, allowed: LoraConfig"):
+        load_run(tmp_path, recipe, CPU)
+    file.write_text(json.dumps(ours), encoding="utf-8")
+    load_run(tmp_path, recipe, CPU)
+
+
+def test_a_base_model_that_comes_with_an_adapter(backbone_folder: Folder, tmp_path: Path) -> None:
+    """transformers would load it, too, or the base that it names."""
+    folder = copied(backbone_folder("qwen2"), tmp_path / "both")
+    recipe = toys.recipe(folder, "qwen2", method="lora")
+    add_adapter(load_base(recipe, CPU), recipe).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"both holds an adapter \(adapter_config\.json\), where a whole"):
+        load_base(recipe, CPU)
+
+
 def test_a_fully_trained_run_needs_its_base_no_more(backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full")
     toys.network("qwen2", seed=5).save_pretrained(tmp_path / "model")

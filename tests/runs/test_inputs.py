@@ -83,7 +83,7 @@ REFUSED = (
     (
         "run.train",
         ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{place}/busy"),
-        "in use by another process: process ",
+        "in use by another process: ",
     ),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--limit", "0"), "--limit: found 0"),
     ("run.train", ("--model_id", "polarr", "--data", "{place}/data"), "polarr is neither a folder nor a model"),
@@ -237,7 +237,7 @@ def test_an_unfinished_run_goes_on_with_what_it_began_with(place: Path) -> None:
     assert gather(RECIPE, folder, place / "data", [], None).hashes == hashes
     found = began_with(folder)
     assert found is not None and found.commits == {"base_revision": "c" * 40, "tokenizer_revision": None}
-    with pytest.raises(UserError, match=r"begun holds an unfinished run with other settings: lr was 0\.0001, now 0\.1"):
+    with pytest.raises(UserError, match=r"begun holds an unfinished run with other settings: lr was 2e-05, now 0\.1"):
         gather(RECIPE.replace(lr=0.1), folder, place / "data", [], None)
     with pytest.raises(UserError, match=r"begun holds an unfinished run on other inputs: train had 6 items, now 3"):
         gather(RECIPE, folder, place / "data", [], 3)
