@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from src.console.cli import nearest
+from src.files.reading import HALF
 from src.items.json_files import shown
 from src.items.oddities import Findings
 
@@ -17,9 +18,6 @@ ITEM_KEYS = ("id", "input", "output", "reasoning")
 INPUT_KEYS = ("conversation", "reference_id", "category")
 """Beside the options, whose keys are the task's."""
 TURN_KEYS = ("speaker", "utterance", "utterance_id")
-
-HALF = re.compile("[\ud800-\udfff]")
-"""Half a character (a lone surrogate). JSON can write one as an escape, UTF-8 cannot."""
 
 
 @dataclass(frozen=True)
