@@ -28,35 +28,33 @@ def time_limit(seconds: float) -> Iterator[None]:
             yield
 
 
+_ends: list[float] = []
+"""When the blocks of the main thread end, the outer ones first, by its clock."""
+
+
 @contextlib.contextmanager
 def _by_signal(seconds: float) -> Iterator[None]:
-    ends = time.thread_time() + seconds
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Raised again until the block has ended: an error raised within a destructor is lost.
-        left = ends - time.thread_time()
-        signal.setitimer(signal.ITIMER_REAL, max(left, AGAIN) if left > 0 else 1.0)
-        if left <= 0:
-            raise TimeoutError
-
     before = signal.getsignal(signal.SIGALRM)
-    outer, _ = signal.getitimer(signal.ITIMER_REAL)
-    if outer:
-        seconds = min(seconds, outer)
-        own = stop
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if callable(before):
-                before(number, frame)  # it raises if its time is up, too
-            own(number, frame)
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _ends.append(time.thread_time() + seconds)
+    signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, max(min(_ends) - time.thread_time(), AGAIN))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, AGAIN if outer else 0)  # the outer block's handler looks at its own time
-        signal.signal(signal.SIGALRM, before)
+        _ends.pop()
+        if not _ends:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if not _ends:
+        return
+    left = min(_ends) - time.thread_time()
+    # Raised again until the block has ended: an error that is raised within a destructor is lost.
+    signal.setitimer(signal.ITIMER_REAL, max(left, AGAIN) if left > 0 else 1.0)
+    if left <= 0:
+        raise TimeoutError
 
 
 @contextlib.contextmanager

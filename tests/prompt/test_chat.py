@@ -232,9 +232,7 @@ def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("src.files.templates.SECONDS", 0.3)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
     started = time.monotonic()
-    with pytest.raises(
-        UserError, match="the tokenizer's chat template fails on turns of user: it has not ended after 0.3 s"
-    ):
+    with pytest.raises(UserError, match=r"template fails on turns of user: it has not ended after 0\.3 s"):
         made(endless)
     assert time.monotonic() - started < 5
 
