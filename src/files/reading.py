@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,17 +16,21 @@ from typing import Any
 
 from src.console.cli import UserError
 
-MOST_BYTES = 64_000_000
+MOST_BYTES = 50_000_000
 """Of one file. The official files hold a few megabytes."""
-MOST_VALUES = 2_000_000
+MOST_VALUES = 1_500_000
 """Of one JSON text: about 150 MB of memory, and a second. Every comma, colon and opening bracket counts as one."""
 MOST_NESTED = 64
 """Brackets within brackets of one JSON text."""
-MOST_DIGITS = 400
+TOO_NESTED = f"its brackets are nested too deeply; allowed: {MOST_NESTED}"
+MOST_DIGITS = 1_000
 """Of one number. The largest one that a computer reckons with has 309."""
 
 HALF = re.compile("[\ud800-\udfff]")
 """Half a character (a lone surrogate). JSON can write one as an escape, UTF-8 cannot."""
+
+MARKS = re.compile("[^\x00-\u02ff\u1100-\u11ff\uac00-\ud7a3]{31}")
+"""So many characters in a row, of which all may be combining marks. Hangul and Latin letters are none."""
 
 
 def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
@@ -102,7 +107,7 @@ def load_json(text: str | bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not valid JSON: {error}.") from error
     except RecursionError as error:
-        raise UserError(f"{where} cannot be read: {_too_nested()}.") from error
+        raise UserError(f"{where} cannot be read: {TOO_NESTED}.") from error
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {error}.") from error
     return value
@@ -132,7 +137,7 @@ def refuse_nested(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(_too_nested())
+    raise ValueError(TOO_NESTED)
 
 
 def exact_int(literal: str) -> int:
@@ -146,7 +151,7 @@ def exact_int(literal: str) -> int:
 def whole_number(literal: str) -> int:
     """ValueError when it has more than `MOST_DIGITS` digits."""
     if len(literal) > MOST_DIGITS:
-        raise ValueError(f"found a number of {len(literal):,} digits; allowed: {MOST_DIGITS}")
+        raise ValueError(f"found a number of {len(literal):,} digits; allowed: {MOST_DIGITS:,}")
     return int(literal)
 
 
@@ -164,6 +169,29 @@ def exact_float(literal: str) -> float:
     return value
 
 
+def composed(text: str) -> str:
+    """`text` in NFC: a Mac may have stored one syllable as two or three characters. A text with more than 30 combining
+    marks in a row, which no writing has, stays as it is: to sort them takes ever longer.
+    """
+    return text if _too_many_marks(text) else unicodedata.normalize("NFC", text)
+
+
+def is_composed(text: str) -> bool:
+    """Whether `composed` leaves `text` as it is."""
+    return _too_many_marks(text) or unicodedata.is_normalized("NFC", text)
+
+
+def _too_many_marks(text: str) -> bool:
+    if not MARKS.search(text):
+        return False
+    row = 0
+    for sign in text:
+        row = row + 1 if unicodedata.combining(sign) else 0
+        if row > 30:
+            return True
+    return False
+
+
 def _same_as_float(value: int) -> bool:
     try:
         return float(value) == value
@@ -173,10 +201,6 @@ def _same_as_float(value: int) -> bool:
 
 def shortened(text: str, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _too_nested() -> str:
-    return f"its brackets are nested too deeply; allowed: {MOST_NESTED}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
             f"{where}, line {line}: found half a character in {shortened(node.value)!a}; allowed: whole ones."
         )
     if len(node.value) > MOST_DIGITS and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-        raise UserError(f"{where}, line {line}: found a number of {len(node.value):,} digits; allowed: {MOST_DIGITS}.")
+        raise UserError(
+            f"{where}, line {line}: found a number of {len(node.value):,} digits; allowed: {MOST_DIGITS:,}."
+        )
 
 
 def _check_keys(node: yaml.MappingNode, loader: yaml.SafeLoader, where: str) -> None:
