@@ -210,11 +210,11 @@ def read_items(content: bytes, name: str) -> Reading:
             break
         item_id = id_of(entry)
         where = f"{name}: item {position}" + (f" ({item_id})" if item_id else "")
-        item, of_item = parse_item(entry, current.categories, current.options)
         first = first_position.setdefault(item_id, position) if item_id else position
         if first != position and entry == read.value[first - 1] and same(entry, read.value[first - 1]):
             found.oddities.append(Oddity("item-twice", where, f"as item {first}"))
             continue
+        item, of_item = parse_item(entry, current.categories, current.options)
         if first != position:
             of_item.faults.insert(
                 0,

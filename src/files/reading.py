@@ -81,18 +81,30 @@ def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
 def read_jsonl(path: str | Path, most_bytes: int = MOST_BYTES) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of each line of a JSONL file. UserError as in `read_json`; it names the line."""
     text = read_text(path, most_bytes)
-    refuse_many(text, str(path))
+    try:
+        refuse_many(text)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
     # JSON escapes "\n" in a text, but not U+2028 and the like, at which str.splitlines would cut.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         yield number, load_json(line, f"{path}, line {number}")
 
 
 def load_json(text: str | bytes, where: str) -> Any:
-    """The value of `text`. UserError, which names `where`, when it is no JSON, exceeds a bound, holds a key twice in an
-    object, a number that would be changed, or half a character.
+    """The value of `text`. UserError, which names `where`, for all that `parse_json` takes for wrong."""
+    try:
+        return parse_json(decoded(text, where) if isinstance(text, bytes) else text)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}.") from error
+
+
+def parse_json(text: str) -> Any:
+    """The value of `text`. ValueError says why when it is no JSON, exceeds a bound, or holds a key twice in an object,
+    a number that would be changed, or half a character.
     """
-    text = decoded(text, where) if isinstance(text, bytes) else text
-    refuse_many(text, where)
+    refuse_many(text)
     try:
         value = json.loads(
             text.removeprefix("\ufeff"),
@@ -101,27 +113,23 @@ def load_json(text: str | bytes, where: str) -> Any:
             parse_float=exact_float,
             parse_constant=exact_float,
         )
-        refuse_nested(value)
-        if "\\u" in text or HALF.search(text):
-            _refuse_half(value)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error}.") from error
+        raise ValueError(f"not valid JSON: {error}") from error
     except RecursionError as error:
-        raise UserError(f"{where} cannot be read: {TOO_NESTED}.") from error
-    except ValueError as error:
-        raise UserError(f"{where} cannot be read: {error}.") from error
+        raise ValueError(TOO_NESTED) from error
+    refuse_nested(value)
+    if "\\u" in text or HALF.search(text):
+        _refuse_half(value)
     return value
 
 
 # The bounds, also for readers with a grammar of their own
 
 
-def refuse_many(text: str, where: str) -> None:
-    """UserError when JSON `text` may hold more than `MOST_VALUES` values. It is not parsed for that."""
+def refuse_many(text: str) -> None:
+    """ValueError when JSON `text` may hold more than `MOST_VALUES` values. It is not parsed for that."""
     if len(text) > MOST_VALUES and sum(map(text.count, ",:[{")) > MOST_VALUES:
-        raise UserError(
-            f"{where} cannot be read: it holds more than {MOST_VALUES:,} values, which is the most allowed."
-        )
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values, which is the most allowed")
 
 
 def refuse_nested(value: Any) -> None:

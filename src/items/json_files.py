@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.console.cli import UserError
 from src.files.reading import TOO_NESTED, exact_float, refuse_many, refuse_nested, shortened, whole_number
 from src.items.oddities import Oddity
 
 BLANKS = " \t\n\r"
 """Characters allowed between two JSON values."""
-MOST_REPEATED = 1_000
-"""Problems of this kind that are kept."""
+MOST_REPEATED = 20_000
+"""Objects with a key twice."""
 
 
 @dataclass
@@ -108,7 +107,7 @@ def _parse(text: str, name: str, read: Json) -> None:
     values: list[Any] = []
     position = _skip(text, 0)
     try:
-        refuse_many(text, name)
+        refuse_many(text)
         while position < len(text):
             if values and not (isinstance(values[-1], dict) and text[position] == "{"):
                 raise json.JSONDecodeError("Extra data", text, position)
@@ -124,8 +123,6 @@ def _parse(text: str, name: str, read: Json) -> None:
             advice = "Allowed: one list of items, [{…}, {…}], or one item a line"
         where = f"line {error.lineno}, column {error.colno}"
         read.problems = [f"{name}: not valid JSON: {error.msg} at {where}. {advice}"]
-    except UserError as error:
-        read.problems = [str(error)]
     except ValueError as error:  # a number out of range, or brackets nested too deeply
         read.problems = [f"{name}: not valid JSON: {error}"]
     except RecursionError:
@@ -137,6 +134,9 @@ def _parse(text: str, name: str, read: Json) -> None:
 
 def _note_repeated(repeated: Sequence[tuple[dict[str, Any], list[tuple[str, Any]]]], name: str, read: Json) -> None:
     """Notes the objects that hold a key twice, each with all that stood in it. json itself keeps the last value."""
+    if len(repeated) > MOST_REPEATED:
+        read.problems.append(f"{name}: found {len(repeated):,} objects with a key twice; allowed: {MOST_REPEATED:,}")
+        return
     known: dict[int, bytes] = {}
     for found, pairs in repeated:
         values: dict[str, set[bytes]] = {}
@@ -147,7 +147,7 @@ def _note_repeated(repeated: Sequence[tuple[dict[str, Any], list[tuple[str, Any]
         twice = sorted(values)
         if all(len(digests) == 1 for digests in values.values()):
             read.repeated.append((found, twice))
-        elif len(read.problems) < MOST_REPEATED:
+        else:
             some = ", ".join(map(shown, twice[:3])) + (", …" if len(twice) > 3 else "")
             read.problems.append(
                 f"{name}: found the key {some} more than once, with different values, in the object {shown(found)}"

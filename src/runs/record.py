@@ -5,7 +5,6 @@ kept as they are, so rewriting the record does not lose them.
 """
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,9 @@ from typing import Any
 from src import task
 from src.console.cli import UserError
 from src.files.paths import record_path, refuse_missing
+from src.files.reading import parse_json, read_text
 from src.files.writing import write_json
-from src.model.recipes import FIELDS, Recipe
+from src.model.recipes import FIELDS, KINDS, Recipe
 from src.runs.facts import (
     DataFile,
     Part,
@@ -100,7 +100,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> "Record":
         """ValueError says which part is of another kind than is written, or why the file is no JSON."""
-        record = cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        record = cls.parse(parse_json(read_text(path)))
         return record if record.run else replace(record, run=path.parent.name)
 
     @classmethod
@@ -108,6 +108,8 @@ class Record:
         """As `read`, from the parsed JSON."""
         if not isinstance(stored, dict):
             raise ValueError("not an object")
+        if is_kind(stored, "weights", str) and Path(stored["weights"]).name != stored["weights"]:
+            raise ValueError(f"weights is {stored['weights']!r}, which is no name of a folder")
         plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
         by_orders = {
             orders: {split: parse_result(one, f"{key}: {split}") for split, one in _object(stored, key).items()}
@@ -116,7 +118,7 @@ class Record:
         }
         return cls(
             **{"run": "", **plain},
-            settings=_object(stored, "recipe") if "recipe" in stored else None,
+            settings=_settings(_object(stored, "recipe")) if "recipe" in stored else None,
             prompt=PromptFacts.parse(stored.get("prompt", {}), "prompt"),
             template=TemplateFacts.parse(stored.get("template", {}), "template"),
             task=TaskFacts.parse(stored["task"], "task") if "task" in stored else None,
@@ -255,6 +257,13 @@ def _plain() -> Mapping[str, Any]:
     """The keys of a record whose value is a field as it stands in the file → its classes."""
     parts = ("settings", "prompt", "template", "task", "data", "by_orders", "stored")
     return {key: kinds for key, kinds in kinds_of(Record).items() if key not in parts}
+
+
+def _settings(stored: dict[str, Any]) -> dict[str, Any]:
+    """`stored`, the settings of a recipe. ValueError when one is of another kind than is written."""
+    for name, kind in KINDS.items():
+        is_kind(stored, name, kind, "recipe: ")
+    return stored
 
 
 def _object(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
