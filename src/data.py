@@ -15,7 +15,7 @@ A file is a list of items (see `resource/data/sample.json`). Three rules hold ev
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from typing import Any
 from src import task
 from src.console.cli import UserError
 from src.console.start import ours
-from src.items.item import HALF, Item, Utterance, id_of, parse_item
+from src.files import reading
+from src.files.reading import HALF
+from src.items.item import Item, Utterance, id_of, parse_item
 from src.items.json_files import Json, read_json, same, shown
 from src.items.oddities import Oddity, counts
 from src.task import SPLITS
@@ -54,7 +56,7 @@ DATA = ours("resource/data")
 
 PROBLEMS_SHOWN = 20
 """More lines would push the first ones, which usually explain the rest, out of sight."""
-MOST_PROBLEMS = 10_000
+MOST_PROBLEMS = 1_000
 """Reading stops after this many in one file: it is another kind of file."""
 
 
@@ -167,15 +169,12 @@ def oddity_note(path: str | Path) -> str | None:
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file. UserError when it may not be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    return reading.read_bytes(path)
 
 
 def sha256(path: str | Path) -> str:
     """Hexadecimal digest of the file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(reading.read_bytes(path)).hexdigest()
 
 
 def parse_items(content: bytes, name: str) -> tuple[list[Item], list[str]]:
@@ -203,6 +202,7 @@ def read_items(content: bytes, name: str) -> Reading:
         return found
 
     current = task.current()
+    repeated = {id(holder): keys for holder, keys in read.repeated}
     first_position: dict[str, int] = {}
     for position, entry in enumerate(read.value, start=1):
         if len(found.problems) >= MOST_PROBLEMS:
@@ -210,11 +210,11 @@ def read_items(content: bytes, name: str) -> Reading:
             break
         item_id = id_of(entry)
         where = f"{name}: item {position}" + (f" ({item_id})" if item_id else "")
-        item, of_item = parse_item(entry, current.categories, current.options)
         first = first_position.setdefault(item_id, position) if item_id else position
-        if first != position and same(entry, read.value[first - 1]):
+        if first != position and entry == read.value[first - 1] and same(entry, read.value[first - 1]):
             found.oddities.append(Oddity("item-twice", where, f"as item {first}"))
             continue
+        item, of_item = parse_item(entry, current.categories, current.options)
         if first != position:
             of_item.faults.insert(
                 0,
@@ -222,8 +222,7 @@ def read_items(content: bytes, name: str) -> Reading:
                 "every id may appear once, unless the whole item is repeated",
             )
         found.problems += [f"{where}, {fault}" for fault in of_item.faults]
-        repeated = [keys for holder, keys in read.repeated if _holds(entry, holder)]
-        of_item.odd += [("key-twice", ", ".join(map(shown, keys))) for keys in repeated]
+        of_item.odd += [("key-twice", ", ".join(map(shown, keys))) for keys in _repeated_in(entry, repeated)]
         found.oddities += [Oddity(kind, where, value) for kind, value in of_item.odd]
         if item is not None and not of_item.faults:
             found.items.append(item)
@@ -239,10 +238,13 @@ def _no_list(value: Any) -> str:
     return f'found {shown(value)}; allowed: a list of items, [{{"id": …}}, …]{hint}'
 
 
-def _holds(value: Any, wanted: dict[str, Any]) -> bool:
-    """Whether `wanted` is this very object or one inside it."""
+def _repeated_in(value: Any, repeated: Mapping[int, list[str]]) -> list[list[str]]:
+    """The keys that `repeated` has for objects of `value`, by their identity; those of inner objects first."""
+    if not repeated:
+        return []
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is wanted or any(_holds(one, wanted) for one in inner)
+    found = [keys for one in inner for keys in _repeated_in(one, repeated)]
+    return [*found, repeated[id(value)]] if id(value) in repeated else found
 
 
 def missing_labels(items: Sequence[Item], name: str) -> list[str]:

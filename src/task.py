@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import random
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 from src.console.cli import Parser, UserError, nearest
 from src.console.start import find, ours
-from src.files.yaml_files import load_yaml
+from src.files.reading import composed
+from src.files.yaml_files import read_yaml
 
 FILE = ours("resource/task.yaml")
 MOST_OPTIONS = 9
@@ -97,12 +97,9 @@ class Task:
 def load_task(path: Path) -> Task:
     """The task in a YAML file. UserError names all that is wrong with it at once."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a task: {error.strerror}. The one to begin with: {FILE}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read as a task: it is not UTF-8. Save it as UTF-8.") from error
-    raw = load_yaml(text, str(path))
+        raw = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error} It cannot be read as a task. The one to begin with: {FILE}") from error
     known = ("name", "categories", "options", "letters", "official")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a task is a mapping with {', '.join(known[:-1])}; found {type(raw).__name__}.")
@@ -132,7 +129,7 @@ def load_task(path: Path) -> Task:
 
 def _regular(text: str) -> str:
     """As the texts of items are read: a file written on a Mac may hold decomposed syllables."""
-    return unicodedata.normalize("NFC", text).strip()
+    return composed(text).strip()
 
 
 def _is_text(value: Any) -> bool:

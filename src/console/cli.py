@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import itertools
 import os
 import sys
 import threading
@@ -21,6 +22,10 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, the same as a shell's."""
 
 
+LONGEST_WORD, MOST_WORDS = 100, 1_000
+"""Comparing longer words, or more of them, would take seconds."""
+
+
 class UserError(ValueError):
     """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do. Users see
     nothing else.
@@ -29,7 +34,10 @@ class UserError(ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` with the known word closest to `word`, or an empty string if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if len(word) > LONGEST_WORD:
+        return ""
+    known = [one for one in itertools.islice(known, MOST_WORDS) if len(one) <= LONGEST_WORD]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -26,7 +26,10 @@ def find(name: str) -> str:
     """`name` of a file, folder or model. If there is no such path here, but one in the repository, that one. Recipes
     and records have such names.
     """
-    return name if Path(name).exists() or not (ROOT / name).exists() else str(ROOT / name)
+    try:
+        return name if Path(name).exists() or not (ROOT / name).exists() else str(ROOT / name)
+    except OSError:  # a name that no file system takes
+        return name
 
 
 def check() -> None:

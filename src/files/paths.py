@@ -65,6 +65,22 @@ def run_folder(word: str, results: Path) -> Path:
     return next((folder for folder in (named, path) if folder.is_dir()), named if path.name == word else path)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is an ordinary file. A name that no file system takes is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder. A name that no file system takes is none."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def _places(name: str, results: Path) -> tuple[Path, Path]:
     """A run's name may also be that of some folder here ("orpo"): then the run is meant."""
     return results / name, Path(name)

@@ -10,16 +10,18 @@ from functools import cached_property
 from typing import Any
 
 from src.console.cli import nearest
+from src.files.reading import HALF, composed, is_composed
 from src.items.json_files import shown
 from src.items.oddities import Findings
 
 ITEM_KEYS = ("id", "input", "output", "reasoning")
 INPUT_KEYS = ("conversation", "reference_id", "category")
 """Beside the options, whose keys are the task's."""
+LONGEST_WORD = 1_000
+"""Characters of a text that may stand for one of a few known words."""
+MOST_TURNS = 5_000
+"""Utterances of a dialogue, and targets among them."""
 TURN_KEYS = ("speaker", "utterance", "utterance_id")
-
-HALF = re.compile("[\ud800-\udfff]")
-"""Half a character (a lone surrogate). JSON can write one as an escape, UTF-8 cannot."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _parse_id(value: Any, found: Findings) -> str:
 
 def _parse_label(output: Any, outputs: Sequence[str], found: Findings) -> int | None:
     """None for no `output`, an empty or blank one, or null."""
-    text = _word(output) if isinstance(output, str) else output
+    text = _word(output[:LONGEST_WORD]) if isinstance(output, str) else output
     if text is None or text == "":
         return None
     meant = _meant(output, outputs)
@@ -160,6 +162,9 @@ def _parse_dialogue(conversation: Any, found: Findings) -> _Turns:
         found.faults.append(
             f"input.conversation: found {shown(conversation)}; allowed: a list of at least one utterance"
         )
+        return turns
+    if len(conversation) > MOST_TURNS:
+        found.faults.append(f"input.conversation: found {len(conversation):,} utterances; allowed: {MOST_TURNS:,}")
         return turns
     faults_before = len(found.faults)
     for turn, entry in enumerate(conversation, start=1):
@@ -233,8 +238,11 @@ def _parse_targets(reference: Any, turns: _Turns, found: Findings) -> tuple[str,
     if not isinstance(reference, list) or not reference:
         found.faults.append(f"{field_name}: found {shown(reference)}; allowed: a list of at least one utterance_id")
         return ()
+    if len(reference) > MOST_TURNS:
+        found.faults.append(f"{field_name}: found {len(reference):,} ids; allowed: {MOST_TURNS:,}")
+        return ()
     known = {one.id: one for one in turns.dialogue if one.id}
-    targets: list[str] = []
+    targets: dict[str, None] = {}
     faults: list[str] = []
     for value in reference:
         target = _utterance_id(value)
@@ -244,7 +252,7 @@ def _parse_targets(reference: Any, turns: _Turns, found: Findings) -> tuple[str,
             ends = f"{next(iter(known))} to {list(known)[-1]}"
             faults.append(
                 f"{field_name}: found {shown(value)}; allowed: an utterance_id of this dialogue, "
-                f"{ends}.{nearest(target, known)}"
+                f"{ends}.{'' if faults else nearest(target, known)}"
             )
         elif target in turns.twice:
             faults.append(
@@ -254,7 +262,7 @@ def _parse_targets(reference: Any, turns: _Turns, found: Findings) -> tuple[str,
         if target in targets:
             found.odd.append(("target-twice", shown(value)))
         elif target:
-            targets.append(target)
+            targets[target] = None
             if target in known and not known[target].text.strip():
                 found.odd.append(("target-blank", shown(value)))
     if faults or not known:
@@ -275,7 +283,7 @@ def _note_ids(reference: list[Any], turns: _Turns, found: Findings) -> None:
 def _parse_category(category: Any, categories: Sequence[str], found: Findings) -> str:
     meant = _meant(category, categories)
     if meant is None:
-        hint = nearest(_word(category), categories) if isinstance(category, str) else ""
+        hint = nearest(_word(category[:LONGEST_WORD]), categories) if isinstance(category, str) else ""
         found.faults.append(f"input.category: found {shown(category)}; allowed: {', '.join(categories)}.{hint}")
     elif _regular(category, "input.category", found) != meant:
         found.odd.append(("category-spelling", shown(category)))
@@ -315,15 +323,14 @@ def _regular(value: Any, where: str, found: Findings) -> str | None:
     text = str(value)
     if HALF.search(text):
         found.odd.append(("half-character", where))
-    if not unicodedata.is_normalized("NFC", text):
-        # A Mac may have stored one syllable as two or three characters.
+    if not is_composed(text):
         found.odd.append(("decomposed", where))
     return regular(text)
 
 
 def regular(text: str) -> str:
     """`text` in NFC. Half a character, which no tokenizer takes, becomes the replacement character."""
-    return unicodedata.normalize("NFC", HALF.sub("\ufffd", text))
+    return composed(HALF.sub("\ufffd", text))
 
 
 def _word(text: str) -> str:
@@ -334,7 +341,7 @@ def _word(text: str) -> str:
 
 def _meant(value: Any, known: Sequence[str]) -> str | None:
     """The one of `known` that a text stands for, ignoring case, blanks and invisible characters; None for others."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > LONGEST_WORD:
         return None
     if value in known:
         return value

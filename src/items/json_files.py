@@ -4,16 +4,20 @@ A file that could be read in more than one way is a problem. Encodings are recog
 begins with an ASCII character, and a CP949 file holds a Korean word that the caller knows.
 """
 
+import hashlib
 import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from src.files.reading import TOO_NESTED, exact_float, refuse_many, refuse_nested, shortened, whole_number
 from src.items.oddities import Oddity
 
 BLANKS = " \t\n\r"
 """Characters allowed between two JSON values."""
+MOST_REPEATED = 20_000
+"""Objects with a key twice."""
 
 
 @dataclass
@@ -48,7 +52,12 @@ def read_json(content: bytes, name: str, korean: Sequence[str] = ()) -> Json:
 
 def shown(value: Any) -> str:
     """A value as JSON, short enough for a line. Characters that cannot be seen or encoded are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+    value = shortened(value, 200) if isinstance(value, str) else value
+    text = ""
+    for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+        text += shortened(part, 200)
+        if len(text) > 60:
+            break
     text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -88,27 +97,24 @@ def _parse(text: str, name: str, read: Json) -> None:
         # json silently keeps the last of two equal keys.
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            if all(len({_canonical(value) for key, value in pairs if key == one}) == 1 for one in twice):
-                read.repeated.append((found, twice))
-            else:
-                read.problems.append(
-                    f"{name}: found the key {', '.join(map(shown, twice))} more than once, with different values, "
-                    f"in the object {shown(found)}"
-                )
+            repeated.append((found, pairs))
         return found
 
-    decoder = json.JSONDecoder(object_pairs_hook=whole_object, parse_float=_finite, parse_constant=_finite)
+    repeated: list[tuple[dict[str, Any], list[tuple[str, Any]]]] = []
+    decoder = json.JSONDecoder(
+        object_pairs_hook=whole_object, parse_int=whole_number, parse_float=exact_float, parse_constant=exact_float
+    )
     values: list[Any] = []
     position = _skip(text, 0)
     try:
+        refuse_many(text)
         while position < len(text):
             if values and not (isinstance(values[-1], dict) and text[position] == "{"):
                 raise json.JSONDecodeError("Extra data", text, position)
             value, position = decoder.raw_decode(text, position)
             values.append(value)
             position = _skip(text, position)
+        refuse_nested(values)
     except json.JSONDecodeError as error:
         whole = text.rstrip()
         cut = error.pos >= len(whole) or whole[-1] not in "]}"
@@ -117,10 +123,49 @@ def _parse(text: str, name: str, read: Json) -> None:
             advice = "Allowed: one list of items, [{…}, {…}], or one item a line"
         where = f"line {error.lineno}, column {error.colno}"
         read.problems = [f"{name}: not valid JSON: {error.msg} at {where}. {advice}"]
-    except (ValueError, RecursionError) as error:  # a number out of range, or brackets nested thousands deep
+    except ValueError as error:  # a number out of range, or brackets nested too deeply
         read.problems = [f"{name}: not valid JSON: {error}"]
+    except RecursionError:
+        read.problems = [f"{name}: not valid JSON: {TOO_NESTED}"]
     else:
+        _note_repeated(repeated, name, read)
         read.value = _as_list(values, name, read)
+
+
+def _note_repeated(repeated: Sequence[tuple[dict[str, Any], list[tuple[str, Any]]]], name: str, read: Json) -> None:
+    """Notes the objects that hold a key twice, each with all that stood in it. json itself keeps the last value."""
+    if len(repeated) > MOST_REPEATED:
+        read.problems.append(f"{name}: found {len(repeated):,} objects with a key twice; allowed: {MOST_REPEATED:,}")
+        return
+    known: dict[int, bytes] = {}
+    for found, pairs in repeated:
+        values: dict[str, set[bytes]] = {}
+        counts = Counter(key for key, _ in pairs)
+        for key, value in pairs:
+            if counts[key] > 1:
+                values.setdefault(key, set()).add(_digest(value, known))
+        twice = sorted(values)
+        if all(len(digests) == 1 for digests in values.values()):
+            read.repeated.append((found, twice))
+        else:
+            some = ", ".join(map(shown, twice[:3])) + (", …" if len(twice) > 3 else "")
+            read.problems.append(
+                f"{name}: found the key {some} more than once, with different values, in the object {shown(found)}"
+            )
+
+
+def _digest(value: Any, known: dict[int, bytes]) -> bytes:
+    """Equal for the same JSON, whatever the order of keys. known: those of inner lists and objects, by identity."""
+    if not isinstance(value, dict | list):
+        return _canonical(value).encode(errors="surrogatepass")
+    if id(value) not in known:
+        parts = (
+            [f"{key!r}:".encode(errors="surrogatepass") + _digest(value[key], known) for key in sorted(value)]
+            if isinstance(value, dict)
+            else [_digest(one, known) for one in value]
+        )
+        known[id(value)] = hashlib.sha256(type(value).__name__.encode() + b",".join(parts)).digest()
+    return known[id(value)]
 
 
 def _as_list(values: list[Any], name: str, read: Json) -> Any:
@@ -154,10 +199,3 @@ def _skip(text: str, position: int) -> int:
     while position < len(text) and text[position] in BLANKS:
         position += 1
     return position
-
-
-def _finite(literal: str) -> float:
-    value = float(literal)
-    if not math.isfinite(value):
-        raise ValueError(f'found the number {literal}; allowed: finite ones, and null or "" where a value is missing')
-    return value

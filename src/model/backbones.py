@@ -4,11 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
-
+from src.console.cli import UserError
 from src.console.start import ours
+from src.files.kinds import fits
+from src.files.yaml_files import read_yaml
 from src.model.shapes import Shape
 
 BACKBONES = ours("resource/backbones.yaml")
@@ -54,10 +55,25 @@ class Backbone(Shape):
 @functools.cache
 def backbones(path: Path = BACKBONES) -> dict[str, Backbone]:
     """The table by short name."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {short: _entry(short, values) for short, values in raw.items()}
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a table of backbones is a mapping of short names; found {type(raw).__name__}.")
+    return {short: _entry(short, values, f"{path}: {short}") for short, values in raw.items()}
 
 
-def _entry(short: str, values: Mapping[str, Any]) -> Backbone:
-    typed = {"parameters": int(values["parameters"]), "checked": tuple(values.get("checked", ()))}
-    return Backbone(short=short, **{**values, **typed})
+def _entry(short: Any, values: Any, where: str) -> Backbone:
+    hints = get_type_hints(Backbone)
+    if not isinstance(short, str) or not isinstance(values, dict):
+        raise UserError(f"{where}: an entry is a short name and a mapping of what is known of the model.")
+    needed = [one.name for one in dataclasses.fields(Backbone) if one.default is one.default_factory]
+    problems = [f"unknown key {key!r}" for key in values if key not in hints or key == "short"]
+    problems += [f"{key!r} is missing" for key in needed if key != "short" and key not in values]
+    if isinstance(values.get("parameters"), float) and values["parameters"].is_integer():
+        values = {**values, "parameters": int(values["parameters"])}
+    kept = {key: value for key, value in values.items() if key in hints and key != "checked"}
+    problems += [f"{key}: found {value!r}" for key, value in kept.items() if not fits(value, hints[key])]
+    if not fits(values.get("checked", []), list[str]):
+        problems.append(f"checked: found {values['checked']!r}")
+    if problems:
+        raise UserError(f"{where}: {'; '.join(problems)}.")
+    return Backbone(short=short, **{**values, "checked": tuple(values.get("checked", ()))})

@@ -1,45 +1,34 @@
 """JSON files where users have them: in a folder, in a zip, in a zip within a zip.
 
 Members of a zip are read in memory and never extracted, so their names cannot reach a path of this machine. Nothing
-larger than `LARGEST_MEMBER_BYTES` is unpacked, whatever size the zip claims.
+larger than `MOST_BYTES` is unpacked, whatever size the zip claims.
 """
 
 import contextlib
 import io
-import lzma
+import itertools
 import os
 import re
-import struct
-import unicodedata
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.console.cli import UserError, nearest
-from src.data import SPLITS, read_bytes
+from src.data import SPLITS
+from src.files.reading import MOST_BYTES, composed, read_bytes
 
-LARGEST_MEMBER_BYTES = 200_000_000
-"""The official files hold a few megabytes. A zip with a larger member is not the official one."""
+MOST_FILES = 10_000
+"""In a zip, or in a folder."""
+MOST_DAMAGED = 20
+"""Zips in a zip that are tried and cannot be read."""
+MOST_LISTED_BYTES = 2_000_000
+"""Of a zip's directory, which names its members."""
 CHUNK_BYTES = 4096
 """Bytes that are unpacked at once: few enough for memory even if each expands to thousands."""
 
 UTF8_NAME, ENCRYPTED = 0x800, 0x1  # bits of a zip member's general purpose flag (APPNOTE.TXT, 4.4.4)
 
-# Errors that zipfile and its decompressors raise on damaged bytes.
-FAULTS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 
@@ -84,11 +73,15 @@ class Candidate:
 
 @dataclass
 class Found:
-    """The contents of a path: JSON files, why zips within a zip could not be read, and names of other files."""
+    """The contents of a path: JSON files, why zips within a zip could not be read, and names of other files.
+
+    unpacked  bytes of the zips within a zip, which together may be as large as one file
+    """
 
     candidates: list[Candidate] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    unpacked: int = 0
 
 
 def find(path: Path) -> Found:
@@ -99,13 +92,20 @@ def find(path: Path) -> Found:
     except OSError as error:  # a name that no file system takes
         raise UserError(f"{str(path)[:60]}…: {error.strerror}. Give a zip, a folder or a JSON file") from error
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
+        files = list(itertools.islice(path.rglob("*"), MOST_FILES + 1))
+        if len(files) > MOST_FILES:
+            raise UserError(f"{path}: found more than {MOST_FILES:,} files; allowed: that many. Name the file itself.")
+        for file in sorted(files):
             name = readable(file.relative_to(path).as_posix())
             if is_json(name) and file.is_file():
                 found.candidates.append(Candidate(file, name.split("/")[-1]))
     elif not there:
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file or folder.{nearest(path.name, names)}")
+    elif not path.is_file():
+        raise UserError(
+            f"{path}: this is no ordinary file (a pipe or a device); allowed: a zip, a folder, a JSON file."
+        )
     elif zipfile.is_zipfile(path):
         with _opened(path, str(path)) as archive:
             _list(archive, path, found)
@@ -144,17 +144,21 @@ def _list(archive: zipfile.ZipFile, path: Path, found: Found, outer: zipfile.Zip
         else:
             place = f"{readable(str(path))}: {name}"
             try:
-                with _opened(io.BytesIO(_unpack(archive, member, place)), place) as inner:
+                content = _unpack(archive, member, place, found.unpacked)
+                found.unpacked += len(content)
+                with _opened(io.BytesIO(content), place) as inner:
                     _list(inner, path, found, member)
             except UserError as error:  # perhaps nothing in it is needed
+                found.unpacked += MOST_BYTES // MOST_DAMAGED
                 found.unread.append(str(error))
 
 
 @contextlib.contextmanager
 def _opened(file: Path | io.BytesIO, place: str) -> Iterator[zipfile.ZipFile]:
     try:
+        _check_directory(file)
         archive = zipfile.ZipFile(file)
-    except FAULTS as error:
+    except Exception as error:  # on damaged bytes zipfile and its decompressors raise anything
         raise UserError(f"{place} is a damaged zip ({_why(error)}). Download it again.") from error
     with archive:
         # zipfile uses the last directory that it finds. In a zip that was cut off, that may be the directory of a zip
@@ -165,6 +169,15 @@ def _opened(file: Path | io.BytesIO, place: str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def _check_directory(file: Path | io.BytesIO) -> None:
+    """ValueError before the zip's directory is read, when that would fill the memory."""
+    with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else file.open("rb") as opened:
+        end = zipfile._EndRecData(opened)  # type: ignore[attr-defined]  # it knows the longer form of zips, too
+    listed = end[5] if end else 0  # zipfile._ECD_SIZE
+    if listed > MOST_LISTED_BYTES:
+        raise ValueError(f"its directory has {listed:,} bytes; allowed: {MOST_LISTED_BYTES:,}")
+
+
 def _begins_as_zip(file: Path | io.BytesIO) -> bool:
     if isinstance(file, io.BytesIO):
         return file.getbuffer()[:4] == b"PK\3\4"
@@ -172,15 +185,15 @@ def _begins_as_zip(file: Path | io.BytesIO) -> bool:
         return opened.read(4) == b"PK\3\4"
 
 
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> bytes:
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str, before: int = 0) -> bytes:
     if member.flag_bits & ENCRYPTED:
         raise UserError(f"{place} is encrypted. Unpack the zip with its password and give the folder instead.")
-    content = bytearray()
+    content, most = bytearray(), MOST_BYTES - before
     size = member.file_size
     try:
-        if size <= LARGEST_MEMBER_BYTES:
+        if size <= most:
             with archive.open(member) as file:
-                while len(content) <= LARGEST_MEMBER_BYTES and (chunk := file.read(CHUNK_BYTES)):
+                while len(content) <= most and (chunk := file.read(CHUNK_BYTES)):
                     content += chunk
             size = len(content)
     except NotImplementedError as error:
@@ -188,12 +201,10 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> by
             f"{place} is packed in a way that is not known here ({_why(error)}). "
             "Unpack the zip with another program and give the folder instead."
         ) from error
-    except FAULTS as error:
+    except Exception as error:  # as in `_opened`
         raise UserError(f"{place} cannot be unpacked ({_why(error)}). Download the zip again.") from error
-    if size > LARGEST_MEMBER_BYTES:
-        raise UserError(
-            f"{place}: found {size:,} bytes; allowed: {LARGEST_MEMBER_BYTES:,}. This is not the official zip."
-        )
+    if size > most:
+        raise UserError(f"{place}: found {size:,} bytes; allowed: {most:,}. This is not the official zip.")
     return bytes(content)
 
 
@@ -225,7 +236,7 @@ def member_name(member: zipfile.ZipInfo) -> str:
                 break
             except UnicodeError:
                 continue
-    return unicodedata.normalize("NFC", name).replace("\\", "/")
+    return composed(name).replace("\\", "/")
 
 
 def readable(name: str) -> str:
@@ -238,4 +249,4 @@ def readable(name: str) -> str:
             name = raw.decode("cp949")
         except UnicodeDecodeError:
             name = raw.decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", name)
+    return composed(name)

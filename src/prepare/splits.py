@@ -10,6 +10,9 @@ from src.items.json_files import same
 from src.items.oddities import Oddity
 from src.prepare.archives import Candidate, Found, find
 
+MOST_ALIKE = 5
+"""Files for one split that are compared."""
+
 
 def search(paths: Sequence[Path]) -> Found:
     """The contents of all these paths together, each JSON file once."""
@@ -39,8 +42,8 @@ def choose(found: Found, paths: Sequence[Path], out: Path) -> tuple[dict[str, Ca
         meant = [candidate for candidate in meant if candidate.path.resolve() != made_here] or meant
         # Files in a zip within the zip count only where the outer zip has none.
         meant = [candidate for candidate in meant if candidate.outer is None] or meant
-        if len(meant) > 1 and not _all_same(meant):
-            problems.append(f"{split}: {', '.join(candidate.place for candidate in meant)}")
+        if len(meant) > 1 and (len(meant) > MOST_ALIKE or not _all_same(meant)):
+            problems.append(f"{split}: {', '.join(candidate.place for candidate in meant[:20])}")
         elif meant:
             chosen[split] = meant[0]
             oddities += [Oddity("file-twice", other.place, f"as {meant[0].place}") for other in meant[1:]]
@@ -55,8 +58,9 @@ def choose(found: Found, paths: Sequence[Path], out: Path) -> tuple[dict[str, Ca
 
 def _all_same(candidates: Sequence[Candidate]) -> bool:
     """Whether all hold the same JSON, however it is written."""
-    first, *others = (read_json_of_task(candidate.read(), candidate.name) for candidate in candidates)
-    return not first.problems and all(not other.problems and same(first.value, other.value) for other in others)
+    read = (read_json_of_task(candidate.read(), candidate.name) for candidate in candidates)  # not all at once
+    first = next(read)
+    return not first.problems and all(not other.problems and same(first.value, other.value) for other in read)
 
 
 def _nothing_found(found: Found, paths: Sequence[Path]) -> str:

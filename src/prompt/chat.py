@@ -13,21 +13,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+from transformers.utils import chat_template_utils
 
 from src.console.cli import UserError
-from src.files.limits import time_limit
+from src.files import templates
+from src.files.reading import HALF, shortened
 from src.prompt.control import ControlTokens
 from src.prompt.messages import Message
 
-SECONDS = 5.0
-"""Longest time that one chat may take to render; a few milliseconds are usual."""
-
 ANOTHER = "Give another one: --chat_template FILE."
 
-FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
-"""Errors that a mistake in a template raises, besides Jinja2's."""
-
 SYSTEM, USER, ANSWER = "probe-system", "probe-user", "A. probe-answer"
+
+# transformers renders templates itself, in an environment of this class.
+chat_template_utils.ImmutableSandboxedEnvironment = templates.BoundedEnvironment  # type: ignore[misc]
 
 # With this argument, templates that know it (Qwen3's) open the answer with an empty block of thoughts. These models
 # were trained to answer at once after it.
@@ -145,27 +144,19 @@ class Chat:
     def _apply(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> str:
         roles = ", ".join(message["role"] for message in messages)
         try:
-            with time_limit(SECONDS):
-                text: str = self.tokenizer.apply_chat_template(
-                    list(messages),
-                    chat_template=self.dated_template,
-                    tokenize=False,
-                    add_generation_prompt=messages[-1]["role"] == "user",
-                    **(self.arguments if arguments is None else arguments),
-                )
-            return text
-        except TimeoutError as error:
-            raise UserError(
-                f"{self._whose} has not ended after {SECONDS:.0f} s on turns of {roles}. {ANOTHER}"
-            ) from error
+            return apply_template(
+                self.tokenizer,
+                messages,
+                chat_template=self.dated_template,
+                add_generation_prompt=messages[-1]["role"] == "user",
+                **(self.arguments if arguments is None else arguments),
+            )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{self._whose} is no Jinja2: line {error.lineno}: {_said(error)}. {ANOTHER}") from error
         except jinja2.TemplateError as error:
             raise UserError(f"{self._whose} does not take turns of {roles}: {_said(error)}. {ANOTHER}") from error
-        except FAULTS as error:
-            raise UserError(
-                f"{self._whose} fails on turns of {roles}: {type(error).__name__}: {_said(error)}. {ANOTHER}"
-            ) from error
+        except Exception as error:  # a template can raise anything that Python can
+            raise UserError(f"{self._whose} fails on turns of {roles}: {templates.why(error)}. {ANOTHER}") from error
 
     def _check_kept(self, text: str, role: str, word: str) -> None:
         if word not in text:
@@ -239,7 +230,7 @@ def _date_of(template: str, frozen: Frozen | None, whose: str) -> str | None:
         return None
     if frozen is None:
         return datetime.date.today().isoformat()
-    if frozen.date is None:
+    if frozen.date is None or not re.fullmatch(r"\d{4}-\d\d-\d\d", frozen.date):
         raise UserError(
             f"{whose} writes the date, and the run's record does not keep the date that it was trained with, "
             "so the same text cannot be rendered again. Train the run again; the date is kept now."
@@ -272,7 +263,20 @@ def _quoted(text: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return str(error).rstrip(".")
+    return shortened(str(error).rstrip("."), 400)
+
+
+def apply_template(tokenizer: Any, messages: Sequence[Message], **words: Any) -> str:
+    """The text of `messages` in the tokenizer's chat template, or in `chat_template`, within the bounds of templates.
+    Raises whatever the template raises.
+    """
+    with templates.bounded():
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **words)
+    if not isinstance(text, str):
+        raise TypeError(f"it makes {type(text).__name__}, no text")
+    if HALF.search(text):
+        raise ValueError("it makes half a character")
+    return text
 
 
 def _chosen_template(tokenizer: Any, name: str, rendering: Rendering) -> tuple[str, str]:
@@ -285,9 +289,17 @@ def _chosen_template(tokenizer: Any, name: str, rendering: Rendering) -> tuple[s
     both = [(rendering.chat_template, "recipe"), (shipped, "tokenizer")]
     for template, source in both if overrides else reversed(both):
         if template:
-            return template, source
+            return _small(template, f"{name}: the {source}'s chat template"), source
     raise UserError(
         f"{name}: the tokenizer ships no chat template and the recipe gives none. "
         "Give one: --chat_template FILE, or `chat_template` in the recipe "
         "(a Jinja2 text over messages, bos_token and add_generation_prompt)."
     )
+
+
+def _small(template: Any, whose: str) -> str:
+    if not isinstance(template, str):
+        raise UserError(f"{whose} is {type(template).__name__}; allowed: text. {ANOTHER}")
+    if len(template) > templates.MOST_BYTES:
+        raise UserError(f"{whose} is too large; allowed: {templates.MOST_BYTES:,} characters. {ANOTHER}")
+    return template

@@ -21,14 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
-import jinja2.sandbox
 import yaml
 
 from src import task
 from src.console.cli import UserError
 from src.data import Item
-from src.files.limits import time_limit
-from src.items.item import regular
+from src.files.templates import BoundedEnvironment, bounded, why
+from src.items.item import HALF, regular
 
 Message = dict[str, str]
 
@@ -38,8 +37,6 @@ BRIDGE = "\n\n{}\n"
 """How a prompt's `bridge` follows generated reasoning. The line break at its end makes the letter after it a token of
 its own in every tokenizer.
 """
-SECONDS, MEMORY = 5.0, 2**30
-"""How long a template may compute for one item, and how much memory the first items may take."""
 OPTIONAL = ("guidance", "bridge", "examples")
 """Keys that were added later. They are left out where unset, so older prompts keep their text and sha256."""
 
@@ -105,9 +102,12 @@ class Prompt:
         Unfillable, a UserError, names the item that the templates cannot be filled for.
         """
         try:
-            return self._rendered(item, order, reasoning, examples)
+            with bounded():
+                return self._rendered(item, order, reasoning, examples)
         except Unfillable as error:
             raise error if error.where else Unfillable(error.why, f"prompt {self.name}, item {item.id}") from error
+        except (TimeoutError, MemoryError) as error:
+            raise Unfillable(why(error), f"prompt {self.name}, item {item.id}") from error
 
     def _rendered(self, item: Item, order: str | None, reasoning: bool, examples: Sequence[Item]) -> Rendered:
         values = self._values(item, order, reasoning)
@@ -130,7 +130,8 @@ class Prompt:
         self, item: Item, order: str | None, reasoning: bool, mark: Callable[[str, str], str] | None = None
     ) -> str:
         """The user's message about `item`. mark: (part, text) → the text to put in its place."""
-        return _fill(self.user, self._values(item, order, reasoning, mark))
+        with bounded():
+            return _fill(self.user, self._values(item, order, reasoning, mark))
 
     def reasoned(self, text: str) -> str:
         """`text` and the words that lead to the letter, so that the answer can follow at once."""
@@ -189,9 +190,9 @@ class Unfillable(UserError):
         )
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _template(text: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
     )
     return environment.from_string(text)
@@ -199,12 +200,9 @@ def _template(text: str) -> jinja2.Template:
 
 def _fill(text: str, values: dict[str, Any]) -> str:
     try:
-        with time_limit(SECONDS):
-            return _template(text).render(values).strip()
-    except TimeoutError as error:
-        raise Unfillable(f"it has not ended after {SECONDS:g} s") from error
-    except MemoryError as error:
-        raise Unfillable(f"it takes more than {MEMORY / 2**30:g} GiB of memory") from error
+        filled = _template(text).render(values).strip()
     except Exception as error:  # a template can raise anything that Python can
-        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-        raise Unfillable(f"{kind}{error}") from error
+        raise Unfillable(str(error) if isinstance(error, jinja2.TemplateError) else why(error)) from error
+    if HALF.search(filled):
+        raise Unfillable("it makes half a character")
+    return filled

@@ -16,9 +16,11 @@ from src import task
 from src.console.cli import UserError, nearest
 from src.console.start import find, ours
 from src.data import Item, Utterance
-from src.files.limits import memory_limit
-from src.files.yaml_files import load_yaml
-from src.prompt.messages import MEMORY, Examples, Message, Prompt, Rendered, Unfillable, reasoning_of
+from src.files.paths import is_file
+from src.files.reading import read_text, shortened
+from src.files.templates import bounded, why
+from src.files.yaml_files import MOST_BYTES, load_yaml
+from src.prompt.messages import Examples, Message, Prompt, Rendered, Unfillable, reasoning_of
 
 __all__ = [
     "PROMPTS",
@@ -36,9 +38,11 @@ __all__ = [
 
 PROMPTS = ours("resource/prompts")
 
+MOST_STRATEGIES = 10
+"""In one file, since every set of them is a prompt."""
 CHOOSE = ("seed", "near")
 EXAMPLES = "'examples' needs a count of 1 or more, and may have choose (seed or near) and a whole seed"
-SHOTS = re.compile(r"(\d+)(shots|near)")
+SHOTS = re.compile(r"(\d{1,6})(shots|near)")
 
 
 def available() -> list[str]:
@@ -49,7 +53,7 @@ def available() -> list[str]:
 def combinations(name: str | Path) -> list[str]:
     """All prompts that a file makes: itself, then with each set of its strategies, small sets first."""
     path, _, _ = _find(name)
-    strategies = list(_read(path).get("strategies") or {})
+    strategies = list(_strategies(_read(path), str(path)))
     sets = [some for size in range(len(strategies) + 1) for some in itertools.combinations(strategies, size)]
     return ["+".join([str(name), *some]) for some in sets]
 
@@ -60,7 +64,7 @@ def load_prompt(name: str | Path) -> Prompt:
     """
     path, strategies, shots = _find(name)
     raw = _read(path)
-    known = raw.pop("strategies", None) or {}
+    known = _strategies(raw, str(path))
     raw = _combined(raw, known, strategies, str(path))
     chosen = [one for one in known if one in strategies]
     if shots:
@@ -127,10 +131,10 @@ def _are_examples(examples: Any) -> bool:
 
 def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
     """(file, strategies, examples) of a prompt's name."""
-    words = [str(name)] if Path(name).is_file() else str(name).split("+")
+    words = [str(name)] if is_file(name) else str(name).split("+")
     base, strategies = words[0], words[1:]
     path = Path(find(base)) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         known = available()
         raise UserError(
             f"there is no prompt {base!r} (looked for {path}). Known: {', '.join(known)}.{nearest(base, known)}"
@@ -142,11 +146,7 @@ def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is not UTF-8: {error}. Save it as UTF-8.") from error
-    return _mapping(text, str(path))
+    return _mapping(read_text(path, MOST_BYTES), str(path))
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
@@ -160,13 +160,25 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     return raw
 
 
-def _combined(raw: dict[str, Any], known: Any, chosen: Sequence[str], where: str) -> dict[str, Any]:
+def _strategies(raw: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """What a file says of its strategies, which is taken out of `raw`."""
+    known = raw.pop("strategies", None) or {}
+    if not isinstance(known, dict) or not all(
+        isinstance(name, str) and isinstance(keys, dict) for name, keys in known.items()
+    ):
+        raise UserError(f"{where}: 'strategies' is a mapping of names, each to the keys it adds or replaces.")
+    if len(known) > MOST_STRATEGIES:
+        raise UserError(f"{where}: found {len(known)} strategies; allowed: {MOST_STRATEGIES}.")
+    return known
+
+
+def _combined(
+    raw: dict[str, Any], known: dict[str, dict[str, Any]], chosen: Sequence[str], where: str
+) -> dict[str, Any]:
     """`raw` with what the chosen strategies add (`before` and `after` the system text) or replace, in the file's
     order.
     """
     allowed = ("before", "after", *(field.name for field in dataclasses.fields(Prompt) if field.name != "name"))
-    if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
-        raise UserError(f"{where}: 'strategies' is a mapping of names, each to the keys it adds or replaces.")
     for name, keys in known.items():
         for key in keys:
             if key not in allowed:
@@ -174,6 +186,8 @@ def _combined(raw: dict[str, Any], known: Any, chosen: Sequence[str], where: str
                     f"{where}: strategy {name!r}: unknown key {key!r}.{nearest(str(key), allowed)} "
                     f"Allowed keys: {', '.join(allowed)}."
                 )
+            if key in ("before", "after", "description") and not isinstance(keys[key], str):
+                raise UserError(f"{where}: strategy {name!r}: {key!r} must be text, found {type(keys[key]).__name__}.")
     for name in chosen:
         if name not in known or chosen.count(name) > 1:
             fault, hint = ("given twice", "") if name in known else ("not there", nearest(name, known))
@@ -197,8 +211,12 @@ def _combined(raw: dict[str, Any], known: Any, chosen: Sequence[str], where: str
 
 def _check(prompt: Prompt, where: str) -> None:
     """Renders a probe of every category and target. Nothing may be lost, and each answer must begin with its letter."""
-    for reasoning in (False, True) if prompt.bridge else (False,):
-        _check_rendering(prompt, where, reasoning)
+    try:
+        with bounded():
+            for reasoning in (False, True) if prompt.bridge else (False,):
+                _check_rendering(prompt, where, reasoning)
+    except (TimeoutError, MemoryError) as error:
+        raise Unfillable(why(error), where) from error
 
 
 def _check_rendering(prompt: Prompt, where: str, reasoning: bool) -> None:
@@ -209,8 +227,7 @@ def _check_rendering(prompt: Prompt, where: str, reasoning: bool) -> None:
     for category, target in itertools.product(current.categories, ("1", "2")):
         probe = Item("probe", utterances, (target,), category, options, 0, {})
         try:
-            with memory_limit(MEMORY):
-                rendered = prompt.render(probe, reasoning=reasoning)
+            rendered = prompt.render(probe, reasoning=reasoning)
         except Unfillable as error:
             raise Unfillable(error.why, where) from error
         text = "\n".join(message["content"] for message in rendered.messages)
@@ -227,5 +244,5 @@ def _check_rendering(prompt: Prompt, where: str, reasoning: bool) -> None:
             if not answer.startswith(letter):
                 raise UserError(
                     f"{where}: the answer must start with the option's letter, since the letter is what is read; "
-                    f"for {letter} it is {answer!r}."
+                    f"for {letter} it is {shortened(answer)!r}."
                 )

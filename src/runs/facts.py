@@ -1,16 +1,16 @@
 """The parts of a record: what it says of the prompt, the chat template, a data file, the task, and a scored split."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from src import task
 from src.data import Item, sha256
 from src.files.digests import Digest, Digests
+from src.files.kinds import fits
+from src.files.reading import shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,11 @@ class Part:
 
 
 def kinds_of(part: type[Any]) -> Mapping[str, Any]:
-    """Key → the classes of its values in Python, as `isinstance` takes them."""
+    """Key → the type of its values, as `fits` takes it."""
     names = [one.name for one in fields(part) if one.name != "stored"]
     hints = get_type_hints(part)
     first = getattr(part, "FIRST", ())
-    return {name: _classes(hints[name]) for name in [*first, *(name for name in names if name not in first)]}
-
-
-def _classes(hint: Any) -> Any:
-    if get_origin(hint) in (Union, UnionType):
-        return functools.reduce(lambda one, other: one | other, map(_classes, get_args(hint)))
-    return int | float if hint is float else get_origin(hint) or hint
+    return {name: hints[name] for name in [*first, *(name for name in names if name not in first)]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +144,10 @@ class Result(Part):
         parse_digests(found.files, f"{where}: files")
         if not 0 <= (found.correct or 0) <= (found.items or math.inf):
             raise ValueError(f"{where}: {found.correct} of {found.items} items are right")
+        if found.items < 0 or (found.orders or 1) < 1 or not 0 <= (found.accuracy or 0) <= 1:
+            raise ValueError(f"{where}: found items {found.items}, orders {found.orders}, accuracy {found.accuracy}")
+        if found.interval is not None and len(found.interval) != 2:
+            raise ValueError(f"{where}: interval is {shortened(repr(found.interval), 200)}")
         return found
 
 
@@ -175,10 +173,11 @@ class VoteResult(Result):
 
 
 def is_kind(stored: Mapping[str, Any], key: str, kinds: Any, where: str = "") -> bool:
-    """Whether there is a value. ValueError when it is of another kind."""
-    if not isinstance(stored.get(key), kinds | None):
-        raise ValueError(f"{where}{key} is {stored[key]!r}")
-    return stored.get(key) is not None
+    """Whether there is a value. ValueError when it is of another kind than the type `kinds`."""
+    value = stored.get(key)
+    if value is not None and not fits(value, kinds):
+        raise ValueError(f"{where}{key} is {shortened(repr(value), 200)}")
+    return value is not None
 
 
 def parse_digests(stored: Mapping[str, Any] | None, where: str) -> Digests:

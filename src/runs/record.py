@@ -16,9 +16,10 @@ from src import task
 from src.console.cli import UserError
 from src.files.digests import Digests
 from src.files.paths import record_path, refuse_missing
+from src.files.reading import parse_json, read_text
 from src.files.sealed import canonical_sha256
 from src.files.writing import as_json, write_json
-from src.model.recipes import FIELDS, Recipe
+from src.model.recipes import FIELDS, KINDS, Recipe
 from src.runs.facts import (
     DataFile,
     Part,
@@ -110,7 +111,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> "Record":
         """ValueError says which part is of another kind than is written, or why the file is no JSON."""
-        record = cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        record = cls.parse(parse_json(read_text(path)))
         return record if record.run else replace(record, run=path.parent.name)
 
     @classmethod
@@ -124,6 +125,8 @@ class Record:
                 f"If you edited it by hand and mean it, delete the line of {DIGEST} in it"
             )
         stored = {key: value for key, value in stored.items() if key != DIGEST}
+        if is_kind(stored, "weights", str) and Path(stored["weights"]).name != stored["weights"]:
+            raise ValueError(f"weights is {stored['weights']!r}, which is no name of a folder")
         plain = {key: stored[key] for key, kinds in _plain().items() if is_kind(stored, key, kinds)}
         for key in ("files", "base_files"):
             parse_digests(plain.get(key), key)
@@ -134,7 +137,7 @@ class Record:
         }
         return cls(
             **{"run": "", **plain},
-            settings=_object(stored, "recipe") if "recipe" in stored else None,
+            settings=_settings(_object(stored, "recipe")) if "recipe" in stored else None,
             prompt=PromptFacts.parse(stored.get("prompt", {}), "prompt"),
             template=TemplateFacts.parse(stored.get("template", {}), "template"),
             task=TaskFacts.parse(stored["task"], "task") if "task" in stored else None,
@@ -300,6 +303,13 @@ def _plain() -> Mapping[str, Any]:
     """The keys of a record whose value is a field as it stands in the file → its classes."""
     parts = ("settings", "prompt", "template", "task", "data", "by_orders", "stored")
     return {key: kinds for key, kinds in kinds_of(Record).items() if key not in parts}
+
+
+def _settings(stored: dict[str, Any]) -> dict[str, Any]:
+    """`stored`, the settings of a recipe. ValueError when one is of another kind than is written."""
+    for name, kind in KINDS.items():
+        is_kind(stored, name, kind, "recipe: ")
+    return stored
 
 
 def _object(stored: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -1,17 +1,31 @@
 """The scores of an item: a logit for each letter under each order of the options, and the file that keeps them."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from src import task
 from src.console.cli import UserError
+from src.files.kinds import fits
+from src.files.reading import decoded, parse_json, read_bytes, shortened
 from src.files.writing import as_jsonl, write_text
 
 # Derived values are recomputed on reading; exp and log of another machine may differ in the last digits.
 TOLERANCE = 1e-6
+LARGEST_LOGIT = 1e100
+"""Far beyond what any model gives; differences of larger ones are not finite."""
+
+KINDS = {
+    "orders": Sequence[str],
+    "logits": Sequence[Sequence[float]],
+    "logprobs": Sequence[float],
+    "margin": float,
+    "samples": int,
+    "agreement": float,
+}
+"""Key of a line → type of its value."""
 
 Logits = tuple[float, ...]
 """One for each letter, in the order of the letters, in natural units."""
@@ -40,16 +54,18 @@ class ItemScores:
     def __post_init__(self) -> None:
         if not self.orders or len(set(self.orders)) < len(self.orders) or len(self.orders) != len(self.logits):
             raise UserError(
-                f"item {self.id}: found the orders {self.orders} and logits of {len(self.logits)}; "
+                f"item {self.id}: found the orders {_told(self.orders)} and logits of {len(self.logits)}; "
                 "allowed: one or more different orders, and logits of each"
             )
         options = task.current().file_order
         if any(sorted(order) != list(options) for order in self.orders):
             allowed = " ".join(task.current().all_orders) if len(options) < 4 else f"the digits {options}, each once"
-            raise UserError(f"item {self.id}: found orders {self.orders}; allowed: {allowed}")
-        if any(len(logits) != len(options) or not all(map(math.isfinite, logits)) for logits in self.logits):
+            raise UserError(f"item {self.id}: found orders {_told(self.orders)}; allowed: {allowed}")
+        small = all(abs(logit) <= LARGEST_LOGIT for logits in self.logits for logit in logits)  # not so for NaN
+        if not small or any(len(logits) != len(options) for logits in self.logits):
             raise UserError(
-                f"item {self.id}: found the logits {self.logits}; allowed: {len(options)} finite numbers per order. "
+                f"item {self.id}: found the logits {_told(self.logits)}; "
+                f"allowed: {len(options)} finite numbers per order. "
                 "A model that gives others has diverged in training or overflows in float16: use bfloat16 or float32."
             )
 
@@ -113,9 +129,9 @@ def read_scores(path: str | Path) -> list[ItemScores]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
     try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: it is not UTF-8. {remedy}") from error
+        text = decoded(read_bytes(path), "it")
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error} {remedy}") from error
     if not text.endswith("\n"):
         raise UserError(f"{path} is damaged: {'its last line is cut off' if text else 'it is empty'}. {remedy}")
     scores: dict[str, ItemScores] = {}
@@ -132,21 +148,28 @@ def read_scores(path: str | Path) -> list[ItemScores]:
 
 
 def _read_line(line: str) -> ItemScores:
-    found = json.loads(line)
-    if not isinstance(found, dict) or not isinstance(found["id"], str):
+    found = parse_json(line)
+    if not fits(found, Mapping[str, Any]) or not isinstance(found["id"], str):
         raise ValueError("not the scores of an item")
+    for key, hint in KINDS.items():
+        if not fits(found[key] if key not in ("samples", "agreement") else found.get(key, 0), hint):
+            raise ValueError(f"{key} is {_told(found[key])}")
     logits = tuple(tuple(map(float, values)) for values in found["logits"])
-    chains = (int(found["samples"]), float(found["agreement"])) if "samples" in found else (None, None)
+    chains = (found["samples"], float(found["agreement"])) if "samples" in found else (None, None)
     scores = ItemScores(found["id"], tuple(found["orders"]), logits, *chains)
     derived = [*scores.logprobs, scores.margin]
     written = [*map(float, found["logprobs"]), float(found["margin"])]
     if len(written) != len(derived) or any(
-        abs(one - other) > TOLERANCE for one, other in zip(derived, written, strict=True)
+        not abs(one - other) <= TOLERANCE for one, other in zip(derived, written, strict=True)
     ):
         raise ValueError(f"item {scores.id}: logprobs or margin do not follow from its logits")
     if found["prediction"] != task.current().options[scores.prediction]:
-        raise ValueError(f"item {scores.id}: prediction {found['prediction']!r} does not follow from its logits")
+        raise ValueError(f"item {scores.id}: prediction {_told(found['prediction'])} does not follow from its logits")
     return scores
+
+
+def _told(value: Any) -> str:
+    return shortened(repr(value), 200)
 
 
 def _log_softmax(values: Sequence[float]) -> list[float]:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
+from src.files.reading import parse_json, read_bytes
 from src.search.addresses import shortened
 
 Ask = Callable[[str, str], str]
 """(message, system text) → answer."""
 
+MOST_BYTES = 500_000_000
+"""Of the file of answers."""
 NEW_TEXT = "<IMPROVED_VARIABLE>"
 """TextGrad's tag before a new text."""
 THOUGHT, THOUGHT_END = "<think>", "</think>"
@@ -43,13 +46,13 @@ class Calls:
 
     def __init__(self, ask: Ask, file: Path, most: int) -> None:
         self.ask, self.file, self.most = ask, file, most
-        text = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else ""
+        text = read_bytes(file, MOST_BYTES).decode("utf-8", errors="replace") if file.is_file() else ""
         self.cut_off = bool(text) and not text.endswith("\n")
         self.answers: dict[str, str] = {}
         # JSON escapes "\n" and "\r" in an answer, but not U+2028 and the like, at which str.splitlines would cut.
         for line in text.split("\n"):
             with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was cut off is asked again
-                found = json.loads(line)
+                found = parse_json(line)
                 self.answers[str(found["key"])] = str(found["answer"])
 
     @property

@@ -1,18 +1,17 @@
 """The folder of a search: its settings and its steps."""
 
 import dataclasses
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import task
 from src.console.cli import UserError
+from src.files.kinds import fits
 from src.files.locks import LOCK
+from src.files.reading import read_json, read_text
 from src.files.writing import write_json, write_text
-from src.prompt.prompts import Prompt, make_prompt
+from src.prompt.prompts import Prompt, parse_prompt
 from src.search.addresses import masked
 from src.worth.metrics import wilson
 
@@ -46,7 +45,7 @@ class Step:
 
 
 def parse(text: str) -> Prompt:
-    return make_prompt(yaml.safe_load(text), "a step's prompt")
+    return parse_prompt(text, "a step's prompt")
 
 
 def check_folder(folder: Path, asked: dict[str, Any], free: Collection[str]) -> None:
@@ -57,7 +56,9 @@ def check_folder(folder: Path, asked: dict[str, Any], free: Collection[str]) -> 
             raise UserError(f"--out {folder} holds something else than a search; name a new folder.")
         return
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = read_json(file)
+        if not isinstance(there, dict) or not isinstance(there["engine"], str):
+            raise TypeError("it is not what a search writes")
         there["engine"] = masked(there["engine"])  # older versions stored it as it was given
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is damaged ({error!r}). Delete {folder}, or name another --out.") from error
@@ -82,14 +83,35 @@ def read_steps(folder: Path) -> list[Step]:
     """The steps of earlier sessions, up to the first that is not whole."""
     steps: list[Step] = []
     while (file := _step_folder(folder, len(steps)) / "step.json").is_file():
-        told = json.loads(file.read_text(encoding="utf-8"))
-        told.pop("held_out")
-        texts: dict[str, Any] = {
-            name: (file.parent / f"{name}.{kind}").read_text(encoding="utf-8")
-            for name, kind in (("prompt", "yaml"), ("gradient", "txt"))
-        }
-        steps.append(Step(**told, **texts))
+        try:
+            steps.append(_read_step(file, len(steps)))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged: {error}. Delete {file.parent} and the steps after it; "
+                "the same command makes them again."
+            ) from error
     return steps
+
+
+def _read_step(file: Path, number: int) -> Step:
+    """ValueError or TypeError when it is not what `write_step` writes."""
+    told = read_json(file)
+    if not isinstance(told, dict):
+        raise TypeError("not an object")
+    told.pop("held_out", None)
+    texts: dict[str, Any] = {
+        name: read_text(file.parent / f"{name}.{kind}") for name, kind in (("prompt", "yaml"), ("gradient", "txt"))
+    }
+    step = Step(**told, **texts)
+    for field in dataclasses.fields(Step):
+        if not fits(getattr(step, field.name), field.type):
+            raise TypeError(f"{field.name} is of another kind")
+    held, learned = (step.right.get(name) for name in ("held", "learn"))
+    if not all(one in (0, 1) for one in (*(held or ()), *(learned or ()))):
+        raise ValueError("right holds something else than 0 and 1")
+    if step.number != number or (number == 0 and not (step.kept and held)):
+        raise ValueError("it is not the step of this folder")
+    return step
 
 
 def last_kept(steps: Sequence[Step]) -> Step:

@@ -1,13 +1,15 @@
 """A critic that is loaded in this process: a model of the hub or a folder, with its own chat template."""
 
-import jinja2
 import torch
+from jinja2 import TemplateError
 from transformers import GenerationConfig
 
 from src.console.cli import UserError
+from src.files.templates import why
 from src.model import trust
 from src.model.load import context_length, load_base, load_tokenizer
 from src.model.recipes import make_recipe
+from src.prompt.chat import apply_template
 from src.search.calls import AnswerSettings, Ask
 
 
@@ -28,10 +30,13 @@ def load_critic(model_id: str, device: torch.device, settings: AnswerSettings) -
     def ask(message: str, system: str) -> str:
         turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": message}]
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError:  # no system turn
-            turns = [{"role": "user", "content": f"{system}\n\n{message}"}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            try:
+                text = apply_template(tokenizer, turns, add_generation_prompt=True)
+            except TemplateError:  # no system turn
+                turns = [{"role": "user", "content": f"{system}\n\n{message}"}]
+                text = apply_template(tokenizer, turns, add_generation_prompt=True)
+        except Exception as error:  # a template can raise anything that Python can
+            raise UserError(f"--engine {model_id}: its chat template fails: {why(error)}.") from error
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
         limit = context_length(network.config)
         if limit and ids.shape[1] >= limit:

@@ -8,11 +8,13 @@ from src.model.recipes import make_recipe
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(9)
 )
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 10)}]}}\n" for n in range(9))
 
 
 def test_sound_yaml_is_its_value() -> None:
     assert load_yaml("a: &x [1, 2]\nb: *x", "f") == {"a": [1, 2], "b": [1, 2]}
     assert load_yaml("", "f") is None
+    assert load_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}", "f")["d"] == {"b": 3, "c": 2}
 
 
 @pytest.mark.parametrize(
@@ -27,11 +29,19 @@ def test_sound_yaml_is_its_value() -> None:
         ("a: !!float x", "not YAML"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("&a [*a]", "nested too deeply, or contains itself"),
+        ("[" * 90_000, "nested too deeply"),
         (BOMB, "its aliases"),
+        (MERGES, "its aliases"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(99)), "nested too deeply"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' stands in line 1 and again in line 3; allowed: once"),
+        ("b: {yes: 1,\n on: 2}", "the key 'on' stands in line 1 and again in line 2"),
+        ("a: " + "9" * 5000, "line 1: found a number of 5,000 digits; allowed: 1,000"),
+        (r'a: "\ud800"', "line 1: found half a character"),
+        ("a" * 100_001, "too large; allowed: 100,000 characters"),
     ],
 )
 def test_odd_yaml_is_told_in_one_message(text: str, told: str) -> None:
-    with pytest.raises(UserError, match=rf"^mine\.yaml: .*{told}"):
+    with pytest.raises(UserError, match=rf"^mine\.yaml.*{told}"):
         load_yaml(text, "mine.yaml")
 
 

@@ -243,11 +243,11 @@ def test_a_template_that_cannot_be_filled(user: str) -> None:
 
 
 def test_a_template_that_has_no_end_or_takes_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.prompt.messages.SECONDS", 0.3)
+    monkeypatch.setattr("src.files.templates.SECONDS", 0.3)
     nested = "{% for a in range(99999) %}{% for b in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
     for user in (nested, "{{ lipsum(n=10 ** 7) }}"):
         assert "it has not ended after 0.3 s" in problem_of(user=GOOD["user"] + user)
-    assert "it takes more than 1 GiB of memory" in problem_of(user=GOOD["user"] + "{{ 'a'.center(3 * 10 ** 9) }}")
+    assert "it takes more than 256 MiB of memory" in problem_of(user=GOOD["user"] + "{{ 'a'.center(3 * 10 ** 9) }}")
 
 
 def test_no_heavy_imports() -> None:

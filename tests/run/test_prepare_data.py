@@ -14,7 +14,7 @@ import pytest
 from run.prepare_data import main
 from src.console.cli import UserError
 from src.data import SPLITS, dump_items, load_split, predictions
-from src.prepare.archives import LARGEST_MEMBER_BYTES
+from src.files.reading import MOST_BYTES
 from tests.conftest import make_item
 from tests.made_task import FOUR, TASK_FILE, make_four, working_on
 from tests.official_shape import (
@@ -464,9 +464,9 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, out: Path) -> None:
     archive = zipped(tmp_path / "x.zip", {"train.json": b"[]"})
     content = archive.read_bytes()
     directory = content.rindex(b"PK\x01\x02")
-    huge = struct.pack("<I", LARGEST_MEMBER_BYTES + 1)
+    huge = struct.pack("<I", MOST_BYTES + 1)
     archive.write_bytes(content[: directory + 24] + huge + content[directory + 28 :])
-    assert "found 200,000,001 bytes" in refused(archive, out=out)
+    assert "found 50,000,001 bytes" in refused(archive, out=out)
 
 
 def test_the_command_reports_a_users_mistake_in_words(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from run.prepare_data import main
 from src.console.cli import UserError
 from src.data import load_split
+from src.files.reading import MOST_BYTES
 from src.items.oddities import KINDS
-from src.prepare.archives import LARGEST_MEMBER_BYTES
 from tests.conftest import make_item
 from tests.official_shape import unpacked, zip_of, zipped_with_raw_names
 
@@ -133,7 +133,7 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "zip-damaged": lambda: zip_of(files_of())[:-60],
     "zip-unknown": lambda: flagged(zip_of(files_of()), 10, b"\x62\0"),
     "zip-encrypted": lambda: flagged(zip_of(files_of()), 8, b"\1\0"),
-    "zip-large": lambda: flagged(zip_of(files_of()), 24, (LARGEST_MEMBER_BYTES + 1).to_bytes(4, "little")),
+    "zip-large": lambda: flagged(zip_of(files_of()), 24, (MOST_BYTES + 1).to_bytes(4, "little")),
     "zip-deep": lambda: zip_of({"a.zip": zip_of({"b.zip": zip_of(files_of())})}),
 }
 
@@ -162,7 +162,7 @@ WORDS = {
     "zip-damaged": "damaged zip",
     "zip-unknown": "not known here",
     "zip-encrypted": "is encrypted",
-    "zip-large": "found 200,000,001 bytes",
+    "zip-large": "found 50,000,001 bytes",
     "zip-deep": "a zip in a zip in a zip",
 }
 

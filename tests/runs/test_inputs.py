@@ -196,7 +196,7 @@ def test_a_run_that_can_be_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"recipe": {"backbone": "polar", "lr": "high"}}, "record.json: recipe: lr"),
+        ({"recipe": {"backbone": "polar", "lr": "high"}}, "record.json is damaged: recipe: lr"),
         ({"prompt": {"name": "korean"}}, "it lacks prompt.text, prompt.sha256"),
     ],
 )
