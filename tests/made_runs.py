@@ -65,9 +65,10 @@ def make_run(
 
 
 def stored(run: str | Path) -> dict[str, Any]:
-    """What the record of `run` holds, to be changed and written again."""
+    """What the record of `run` holds beside its own digest, to be changed and written again."""
     found = json.loads(record_path(run).read_text(encoding="utf-8"))
     assert isinstance(found, dict)
+    found.pop("sha256", None)
     return found
 
 

@@ -184,10 +184,10 @@ def test_a_vote_cannot_read_what_it_writes(place: Path) -> None:
 
 def test_the_record_comes_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("run.vote.writing.write_jsonl", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
         vote(place)
     assert not (place / "results" / "vote" / "record.json").exists()
 
