@@ -136,8 +136,12 @@ def run_job(
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     # A log is UTF-8, whatever the terminal's encoding is.
     found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    try:
+        output = open(log, "a", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115  # closed below
+    except OSError as error:
+        return f"its log {log} cannot be written: {error.strerror}"
     reading, writing = os.pipe()
-    with log.open("a", encoding="utf-8") as output:
+    with output:
         output.write(f"{COMMAND}{' '.join(command)}\n")
         output.flush()
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "pass_fds": (writing,)}
@@ -151,6 +155,11 @@ def run_job(
     if child.returncode == 0:
         return ""
     return INTERRUPTED_WORD if stop.is_set() else _reason(log, child.returncode)
+
+
+def _open_no_link(name: str, flags: int) -> int:
+    """Opens a file, unless it is a link: what that leads to would grow."""
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:

@@ -86,6 +86,18 @@ def _places(name: str, results: Path) -> tuple[Path, Path]:
     return results / name, Path(name)
 
 
+def refuse_links(folder: Path) -> None:
+    """UserError when a folder that is about to be written to holds symbolic links: what they lead to would be
+    overwritten or deleted.
+    """
+    links = sorted(path for path in folder.rglob("*") if path.is_symlink()) if folder.is_dir() else []
+    if links:
+        raise UserError(
+            f"{links[0]} is a link to {links[0].readlink()}, which would be written to or deleted there. "
+            "Put what it leads to in its place, or give another folder."
+        )
+
+
 def refuse_missing(run: Path) -> None:
     """UserError when there is no such folder, with the names of those beside it."""
     if run.is_dir():

@@ -70,9 +70,18 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     """The tokenizer that a run keeps in `folder`, else the recipe's."""
     source = str(folder) if folder else find(recipe.tokenizer or recipe.model_id)
     revision = None if folder else recipe.tokenizer_revision if recipe.tokenizer else recipe.revision
-    with hub.messages(source, revision):
-        arguments = _repository_arguments(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
+    try:
+        with hub.messages(source, revision):
+            arguments = _repository_arguments(source, revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, **arguments, **_code(recipe, source, arguments))
+    except UserError:
+        raise
+    except Exception as error:  # the library in Rust raises nothing more special, and a class may be any that is named
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{source}: its tokenizer cannot be loaded ({reason}). "
+            "Download or copy it again, or name another one: --tokenizer."
+        ) from error
     # If the tokenizer's file is missing in a folder, transformers makes an empty tokenizer.
     letters = task.current().letters
     if len({tuple(tokenizer(letter, add_special_tokens=False)["input_ids"]) for letter in letters}) < len(letters):

@@ -75,6 +75,7 @@ def gather(recipe: Recipe, folder: Path, data_folder: Path, also_score: Sequence
     """Everything that a training in `folder` starts from. UserError when the data or the prompt cannot be used, or when
     the folder holds anything but the same run, unfinished.
     """
+    paths.refuse_links(folder)
     _refuse_finished(folder)
     splits = {split: _load(data_folder, split, limit, recipe.seed) for split in ("train", "dev", *also_score)}
     prompt = load_prompt(recipe.prompt)
