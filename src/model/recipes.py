@@ -10,6 +10,7 @@ To add a setting, add a field to `Recipe`: its choices and bounds stand beside i
 import contextlib
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -232,7 +233,8 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     recipe = recipe.replace(name=recipe.name or recipe.backbone)
     if recipe.name in (".", "..") or Path(recipe.name).name != recipe.name or len(recipe.name.encode()) > LONGEST_NAME:
         raise UserError(
-            f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, without slashes, of {LONGEST_NAME} bytes"
+            f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, "
+            f"without slashes, up to {LONGEST_NAME} bytes"
         )
     return recipe
 
@@ -310,7 +312,7 @@ def _number(kind: type, value: Any) -> float:
         with contextlib.suppress(ValueError):
             value = whole_number(value)
     number = exact_float(value) if isinstance(value, str) else value
-    if not isinstance(number, int | float):
+    if not isinstance(number, int | float) or not math.isfinite(number):
         raise ValueError
     if kind is int and isinstance(number, float) and abs(number) > 2**53:
         raise ValueError  # the file may have had other last digits

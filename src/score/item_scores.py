@@ -64,7 +64,8 @@ class ItemScores:
         small = all(abs(logit) <= LARGEST_LOGIT for logits in self.logits for logit in logits)  # not so for NaN
         if not small or any(len(logits) != len(options) for logits in self.logits):
             raise UserError(
-                f"item {self.id}: found the logits {_told(self.logits)}; allowed: {len(options)} finite numbers per order. "
+                f"item {self.id}: found the logits {_told(self.logits)}; "
+                f"allowed: {len(options)} finite numbers per order. "
                 "A model that gives others has diverged in training or overflows in float16: use bfloat16 or float32."
             )
 
