@@ -207,7 +207,7 @@ def _changed(pick: Pick, value: Any, words: Sequence[str]) -> Any:
     if isinstance(value, str) and pick(3):
         return changed_text(pick, value, words or ("x",))
     if isinstance(value, int | float) and not isinstance(value, bool) and pick(3) == 0:
-        return value * one_of(pick, (-1, 2, 0.5, 1000))
+        return value * one_of(pick, (-1, 2, 3, 1000))
     return copy.deepcopy(one_of(pick, VALUES))
 
 
