@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, UserError, announced, run_main
 from src.console.jobs import run_job, run_jobs
+from src.console.terminal import name_problem
 from src.data import DATA, SPLITS, Item, load_split, split_path
 from src.files.paths import RESULTS, record_path
 from src.model import devices, hub, trust
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
 def check(arguments: argparse.Namespace) -> None:
     if arguments.name is not None and Path(arguments.name).name != arguments.name:
         raise UserError(f"--name: found {arguments.name!r}, allowed: the name of one folder, without slashes.")
+    if problem := name_problem(arguments.name or ""):
+        raise UserError(f"--name: {problem}.")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
 

@@ -16,7 +16,7 @@ from src.console import environment
 from src.console.children import follow_parent
 from src.console.other_names import hint
 from src.console.start import find
-from src.console.terminal import NO_READER, Unread, drop_unread, flush, on_any_terminal
+from src.console.terminal import NO_READER, Unread, drop_unread, flush, name_problem, on_any_terminal
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, the same as a shell's."""
@@ -105,6 +105,8 @@ def announced(words: str, after_seconds: float = 0.7) -> Iterator[None]:
 def new_folder(text: str) -> Path:
     """argparse type: a writable folder, checked before any work."""
     path = Path(text)
+    if problem := name_problem(text):
+        raise argparse.ArgumentTypeError(f"{problem}; give another path")
     there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file, where a folder is needed; give another path")
@@ -116,6 +118,8 @@ def new_folder(text: str) -> Path:
 def new_file(text: str) -> Path:
     """argparse type: a writable file, checked before any work."""
     path = Path(text)
+    if problem := name_problem(text):
+        raise argparse.ArgumentTypeError(f"{problem}; give another path")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, where a file is needed; give another path")
     new_folder(str(path.parent))

@@ -80,6 +80,10 @@ class Above:
             self._bar.refresh()
         return len(text)
 
+    @property
+    def rich_proxied_file(self) -> "Above":
+        return Above(getattr(self._stream, "rich_proxied_file", self._stream), self._bar)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

@@ -3,13 +3,16 @@
 import copy
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
+
+from src.console.terminal import harmless
 
 WIDE = 10_000
 """The width in characters that tables may take in a file or a pipe."""
@@ -18,7 +21,16 @@ WIDE = 10_000
 def make_console(**options: Any) -> Console:
     """The console of a command. Text is printed as it is unless `markup=True`."""
     unseen = not sys.stdout.isatty() and not os.environ.get("COLUMNS")
-    return Console(**{"markup": False, "highlight": False, "width": WIDE if unseen else None, **options})
+    return _Console(**{"markup": False, "highlight": False, "width": WIDE if unseen else None, **options})
+
+
+class _Console(Console):
+    """rich itself lets the escape sequences of a text reach the terminal."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            one if one.control else Segment(harmless(one.text), one.style, None) for one in buffer
+        )
 
 
 class Fitted:

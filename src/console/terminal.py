@@ -22,12 +22,17 @@ ALIKE = {
     "’": "'", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-", "█": "#", "━": "-", "╸": "-", "╺": "-", "•": "*",
 }  # fmt: skip
 """Characters that we print ourselves, and their replacements."""
-CONTROL = re.compile(
-    # Sequences that rich and tqdm write: colours, moves to another line, lines cleared, the cursor hidden and shown.
-    r"(?P<drawn>\x1b\[(?:[0-9;]*m|[0-9]*[AB]|[0-2]?K|\?25[lh]))"
-    # Everything else that a terminal obeys. Line ends, tabs and carriage returns belong to the text.
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
-)
+# Sequences that rich and tqdm write: colours, moves to another line, lines cleared, the cursor hidden and shown.
+_DRAWN = r"\x1b\[(?:[0-9;]*m|[0-9]*[AB]|[0-2]?K|\?25[lh])"
+# Everything that a terminal obeys: control characters, and those that turn the direction of writing or end a line.
+_OBEYED = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+# Line ends and tabs belong to a text. A carriage return within a line would write over its beginning.
+CONTROL = re.compile(_OBEYED + r"|(?<=[^\n])\r(?=[^\r\n])")
+DRAWING = re.compile(f"(?P<drawn>{_DRAWN})|{CONTROL.pattern}")
+BAR_MOVES = re.compile(r"(?:\r|\n|\x1b\[A|\x1b\[K)*")
+"""tqdm writes these by themselves, between texts."""
+IN_NAMES = re.compile(_OBEYED + "|[\t\r\n\ud800-\udfff]")
+"""What no name of a file or folder may hold, half a character included."""
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
@@ -43,8 +48,21 @@ codecs.register_error(REPLACING, _replaced)
 
 
 def harmless(text: str) -> str:
-    """`text` with control characters spelled out (`\\x07`), except those that draw colours and bars."""
-    return CONTROL.sub(lambda found: found[0] if found["drawn"] else f"\\x{ord(found[0]):02x}", text)
+    """`text` with everything spelled out (`\\x07`, `\\u202e`) that a terminal would obey."""
+    return CONTROL.sub(lambda found: spelled(found[0]), text)
+
+
+def spelled(sign: str) -> str:
+    return f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
+
+
+def name_problem(name: str) -> str:
+    """Why `name` is none for a file or folder that is to be made: it holds what a terminal would obey. Or ""."""
+    found = IN_NAMES.search(name)
+    if not found:
+        return ""
+    shown = IN_NAMES.sub(lambda one: spelled(one[0]), name)
+    return f"found the character U+{ord(found[0]):04X} in {shown[:100]!r}; allowed: characters that can be seen"
 
 
 class Unread(SystemExit):
@@ -60,11 +78,19 @@ class Stream:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        self._write(text if BAR_MOVES.fullmatch(text) else harmless(text))
+        return len(text)
+
+    def _write(self, text: str) -> None:
         try:
-            self._stream.write(harmless(text))
+            self._stream.write(text)
         except BrokenPipeError as error:
             raise Unread(NO_READER) from error
-        return len(text)
+
+    @property
+    def rich_proxied_file(self) -> "Drawn":
+        """Where rich writes instead, by its own convention."""
+        return Drawn(self._stream)
 
     def flush(self) -> None:
         try:
@@ -78,6 +104,14 @@ class Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Drawn(Stream):
+    """As `Stream`, for rich: colours and moves are obeyed. `make_console` spells them out in texts before."""
+
+    def write(self, text: str) -> int:
+        self._write(DRAWING.sub(lambda found: found[0] if found["drawn"] else spelled(found[0]), text))
+        return len(text)
 
 
 @contextlib.contextmanager

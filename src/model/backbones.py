@@ -74,6 +74,8 @@ def _entry(short: Any, values: Any, where: str) -> Backbone:
     problems += [f"{key}: found {value!r}" for key, value in kept.items() if not fits(value, hints[key])]
     if not fits(values.get("checked", []), list[str]):
         problems.append(f"checked: found {values['checked']!r}")
+    else:
+        problems += [f"checked: unknown field {one!r}" for one in values.get("checked", ()) if one not in hints]
     if problems:
         raise UserError(f"{where}: {'; '.join(problems)}.")
     return Backbone(short=short, **{**values, "checked": tuple(values.get("checked", ()))})

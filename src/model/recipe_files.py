@@ -7,7 +7,8 @@ from typing import Any
 
 from src.console.cli import UserError, nearest
 from src.console.start import find, ours
-from src.files.yaml_files import load_yaml
+from src.files.paths import is_file, is_folder
+from src.files.yaml_files import read_yaml
 from src.model.backbones import backbones
 from src.model.recipes import Recipe, make_recipe, spelled_out
 
@@ -17,11 +18,7 @@ RECIPES = ours("resource/recipes")
 def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in the YAML file at `path`, with `flags` on top."""
     path = _recipe_file(Path(find(str(path))))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is not YAML in UTF-8: {error}") from error
-    raw = load_yaml(text, str(path))
+    raw = read_yaml(path)
     if raw is None:
         raise UserError(
             f"{path} is empty. A recipe has one line at least: "
@@ -40,22 +37,22 @@ def load_recipe(path: str | Path, flags: Mapping[str, Any] | None = None) -> Rec
 
 def _recipe_file(path: Path) -> Path:
     """The file at `path`; for a bare name, the one recipe in the repository of that name, the published one first."""
-    if path.is_file():
+    if is_file(path):
         return path
     everywhere = sorted(RECIPES.rglob("*.yaml"))
-    if path.name == str(path) and not path.is_dir():
+    if path.name == str(path) and not is_folder(path):
         named = [file for file in everywhere if file.stem == path.name.removesuffix(".yaml")]
         published = [file for file in named if file.parent == RECIPES / "published"]
         if len(published or named) == 1:
             return (published or named)[0]
         if named:
             raise UserError(f"--recipe {path}: several have this name: {', '.join(map(str, named))}. Give one whole.")
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_folder(path) else path.parent
     known = [str(file) for file in (sorted(folder.glob("*.yaml")) if folder != Path() else []) or everywhere]
     by_name = {Path(file).stem: file for file in known}
     close = difflib.get_close_matches(path.stem, by_name, n=1, cutoff=0.6)
     what = f"there is no recipe {path}.{f' Did you mean {by_name[close[0]]!r}?' if close else ''}"
-    if path.is_dir():
+    if is_folder(path):
         what = f"{path} is a folder, not a recipe."
     raise UserError(f"{what} Known: {', '.join(known) or 'none'}.")
 

@@ -7,7 +7,9 @@ recipe for any other model gives its `model_id` itself.
 To add a setting, add a field to `Recipe`: its choices and bounds stand beside it, and the flag follows from it.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,10 @@ import yaml
 from src import task
 from src.console.cli import UserError, nearest
 from src.console.other_names import hint
+from src.console.terminal import name_problem
+from src.files.paths import is_file, is_folder
+from src.files.reading import exact_float, read_text, shortened, whole_number
+from src.files.templates import MOST_BYTES
 from src.model.backbones import BACKBONES, Backbone, backbones
 
 METHODS = ("full", "lora", "qlora")
@@ -28,6 +34,10 @@ FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stoc
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""
 SEEDS = 2**32
 """Number of seeds that numpy takes; the other libraries take more."""
+
+
+LONGEST_TEXT, LONGEST_NAME = 4_000, 200
+"""Characters of a path, and of a file's or folder's name, which file systems bound by 255 bytes."""
 
 
 class TaskCategories(Sequence[str]):
@@ -223,8 +233,11 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     if facts is not None:
         recipe = _completed(recipe, facts)
     recipe = recipe.replace(name=recipe.name or recipe.backbone)
-    if recipe.name in (".", "..") or Path(recipe.name).name != recipe.name:
-        raise UserError(f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, without slashes")
+    if recipe.name in (".", "..") or Path(recipe.name).name != recipe.name or len(recipe.name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"{where}: name: found {recipe.name!r}, allowed: the name of one folder, "
+            f"without slashes, up to {LONGEST_NAME} bytes"
+        )
     return recipe
 
 
@@ -244,11 +257,11 @@ def template_text(value: str, where: str) -> str:
     if "\n" in value or "{" in value:
         return value
     path = Path(value)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = "this is no Jinja2 text, and there is no such file" if not path.exists() else f"cannot be read: {error}"
-        raise UserError(f"{where}: chat_template {value!r}: {why}.") from error
+    if not is_file(path):
+        raise UserError(
+            f"{where}: chat_template {shortened(value, 200)!r}: this is no Jinja2 text, and there is no such file."
+        )
+    text = read_text(path, MOST_BYTES)
     if not text.strip():
         raise UserError(f"{where}: chat_template: the file {value} is empty.")
     return text
@@ -286,19 +299,29 @@ def _convert(name: str, value: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-    elif not isinstance(value, bool | list | dict) and value is not None:
+    elif isinstance(value, str | int | float | datetime.date) and not isinstance(value, bool):
         if kind is str:
             return str(value)
-        if kind is int and isinstance(value, int):
-            return value  # converting to float would round large integers
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number) and (kind is float or number == int(number)):
-            return kind(number)
+        with contextlib.suppress(ValueError, OverflowError):
+            return _number(kind, value)
     allowed = {float: "a number", int: "a whole number"}.get(kind, kind.__name__)
-    raise ValueError(f"{name}: found {value!r}, allowed: {allowed}")
+    raise ValueError(f"{name}: found {shortened(repr(value), 200)}, allowed: {allowed}")
+
+
+def _number(kind: type, value: Any) -> float:
+    """`value` as an int or a float. ValueError or OverflowError when it is none, or when it would be changed."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = whole_number(value)
+    number = exact_float(value) if isinstance(value, str) else value
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        raise ValueError
+    if kind is int and isinstance(number, float) and abs(number) > 2**53:
+        raise ValueError  # the file may have had other last digits
+    changed: float = kind(number)
+    if changed != number:
+        raise ValueError
+    return changed
 
 
 def _value_problems(name: str, value: Any) -> list[str]:
@@ -307,9 +330,23 @@ def _value_problems(name: str, value: Any) -> list[str]:
         return []
     allowed = CHOICES.get(name)
     if allowed is not None and value not in allowed:
-        return [f"{name}: found {value!r}, allowed: {', '.join(allowed)}.{nearest(str(value), allowed)}"]
+        return [
+            f"{name}: found {shortened(repr(value), 200)}, allowed: {', '.join(allowed)}.{nearest(str(value), allowed)}"
+        ]
+    if isinstance(value, str) and name != "chat_template" and (problem := _text_problem(value)):
+        return [f"{name}: {problem}"]
     broken = [bound for bound in FIELDS[name].metadata["bounds"] if not bound.holds(value)]
     return [f"{name}: found {value}, allowed: {broken[0].words}"] if broken else []
+
+
+def _text_problem(value: str) -> str:
+    """Why no path, id or name can be like this, or ""."""
+    if any(len(part) > LONGEST_NAME for part in value.split("/")) or len(value) > LONGEST_TEXT:
+        return (
+            f"found {shortened(value, 60)!r} of {len(value):,} characters; "
+            f"allowed: {LONGEST_TEXT:,}, and {LONGEST_NAME} between slashes"
+        )
+    return name_problem(value)
 
 
 def _conflicts(clean: Mapping[str, Any]) -> list[str]:
@@ -331,7 +368,7 @@ def _named_backbone(recipe: Recipe) -> Recipe:
         return recipe
     by_id = {facts.model_id: short for short, facts in backbones().items()}
     place = Path(recipe.model_id)
-    own = (place.resolve() if place.is_dir() else place).name
+    own = (place.resolve() if is_folder(place) else place).name
     return recipe.replace(backbone=by_id.get(recipe.model_id, own))
 
 

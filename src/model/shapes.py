@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
+from src.files.kinds import fits
+
 GIB = 2**30
 
 
@@ -23,6 +25,9 @@ class Family:
     softcap: bool = False
 
 
+SIZES = {"intermediate_size", "num_key_value_heads", "head_dim"}
+"""Keys of a config.json that may be missing or null."""
+LARGEST_SIZE = 10**9
 FAMILIES = {
     "llama": Family(),
     "mistral": Family(),
@@ -87,9 +92,14 @@ class Shape:
 
     @staticmethod
     def of_json(keys: Mapping[str, Any]) -> "Shape | None":
-        """The shape in the keys of a config.json; None for an architecture whose arithmetic is not known here."""
+        """The shape in the keys of a config.json; None for an architecture whose arithmetic is not known here, and for
+        sizes that no model has.
+        """
         needed = {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
-        known = keys.get("model_type") in FAMILIES and needed <= keys.keys()
+        if not isinstance(keys, Mapping) or keys.get("model_type") not in [*FAMILIES] or not needed <= keys.keys():
+            return None
+        sizes = [keys[key] for key in (*needed, *(SIZES & keys.keys())) if key in needed or keys[key] is not None]
+        known = all(fits(size, int) and 0 < size < LARGEST_SIZE for size in sizes)
         return Shape.of_config(SimpleNamespace(**keys)) if known else None
 
     @property

@@ -1,10 +1,10 @@
 """Facts about a recipe's base model without a download: from its folder, the table of backbones or the cache."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.console.start import find
+from src.files.reading import read_json
 from src.model.backbones import Backbone, backbones
 from src.model.hub import cached_file
 from src.model.recipes import Recipe
@@ -48,6 +48,6 @@ def known_base(recipe: Recipe) -> KnownBase:
 
 def _shape_in(config: Path) -> Shape | None:
     try:
-        return Shape.of_json(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # loading the model will say what is wrong with it
+        return Shape.of_json(read_json(config))
+    except (ValueError, TypeError, AttributeError, ArithmeticError):  # loading the model will say what is wrong with it
         return None

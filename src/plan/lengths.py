@@ -5,7 +5,6 @@ Tokens are counted with the backbone's tokenizer where it is on this machine, an
 """
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from src import task
 from src.console.cli import UserError
 from src.data import Item
+from src.files.kinds import fits
 from src.files.paths import weights_folder
+from src.files.reading import read_json
 from src.model.backbones import backbones
 from src.model.hub import cached_file
 from src.model.recipes import Recipe
@@ -259,10 +260,11 @@ def context_of(recipe: Recipe) -> int | None:
     """
     place = _model_file(recipe.model_id, "config.json", recipe.revision)
     try:
-        keys: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place else {}
-    except (OSError, ValueError):
-        keys = {}
-    found = keys.get("text_config", keys).get("max_position_embeddings")
+        keys: Any = read_json(place) if place else {}
+        found = keys.get("text_config", keys).get("max_position_embeddings")
+    except (ValueError, AttributeError):  # loading the model will say what is wrong with it
+        found = None
+    found = found if fits(found, int) else None
     facts = backbones().get(recipe.backbone)
     if found is None and facts is not None and facts.model_id == recipe.model_id:
         return facts.context

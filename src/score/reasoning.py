@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from src.console.cli import UserError
 from src.data import Item
 from src.model.devices import free_bytes
+from src.model.recipes import SEED
 from src.prompt.encode import Encoder
 from src.score.item_scores import ItemScores, Logits
 from src.score.letters import HowRead, LetterScorer
@@ -50,6 +51,7 @@ class Sampling:
                 ("samples", self.samples, self.samples >= 1, "1 or more"),
                 ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more"),
                 ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
+                ("sampling_seed", self.seed, SEED.holds(self.seed), SEED.words),
                 ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
             )
             if not fine

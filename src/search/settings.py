@@ -6,6 +6,7 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.data import Item
+from src.model.recipes import SEED
 from src.prompt.prompts import Prompt
 from src.score.item_scores import ItemScores
 from src.search.calls import Calls
@@ -47,6 +48,7 @@ class SearchSettings:
                 ("held_out", 0 < self.held_out < 1, "between 0 and 1"),
                 ("max_calls", self.max_calls >= 1, "1 or more"),
                 ("max_tokens", self.max_tokens >= 1, "1 or more"),
+                ("seed", SEED.holds(self.seed), SEED.words),
             )
             if not fine
         ]

@@ -57,7 +57,10 @@ def test_signs_we_print_have_something_alike() -> None:
     ("text", "shown"),
     [
         ("가나 abc\t\r\n", "가나 abc\t\r\n"),
-        ("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\x1b[?25l", "\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\x1b[?25l"),
+        ("\x1b[1;31mred\x1b[0m", "\\x1b[1;31mred\\x1b[0m"),
+        ("a\u202eb\u2066\u200f\u061c\u2028", "a\\u202eb\\u2066\\u200f\\u061c\\u2028"),
+        ("right\rwrong", "right\\x0dwrong"),
+        ("\r  50%", "\r  50%"),
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
         ("\x1b[2J\x1b[H", "\\x1b[2J\\x1b[H"),
         ("\x1bc\x9b31m\x00\b", "\\x1bc\\x9b31m\\x00\\x08"),

@@ -86,7 +86,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this is not YAML"):
         load_recipe(write(tmp_path / "a.yaml", "lr: [1"))
     (tmp_path / "korean.yaml").write_bytes("name: 이름".encode("cp949"))
-    with pytest.raises(UserError, match="this is not YAML in UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8: found byte 0xc0 in line 1"):
         load_recipe(tmp_path / "korean.yaml")
     with pytest.raises(UserError, match="a recipe is a mapping of settings; found list"):
         load_recipe(write(tmp_path / "b.yaml", "- lr"))
