@@ -13,7 +13,9 @@ from tests.faults.world import Done
 VOLATILE = ("seconds", "peak_memory_bytes", "resumed_from", "commit")
 """Keys of records that differ from one sound run to the next. So do keys that end in `_at` (points in time)."""
 UNREAD = ("log.txt", "training_args.bin", "README.md")
-"""Files whose bytes may differ: nothing reads them back, or (training_args.bin) they hold a point in time."""
+"""Files whose bytes may differ: nothing reads them back, or (training_args.bin) they hold a point in time. A file that
+a command keeps for itself, and that names processes or times, belongs here, too.
+"""
 LEFT = re.compile(r"(^|/)\.[^/]*\.tmp$|(^|/)\.tmp[^/]*$|\.(part|old|tmp)(/|$)")
 """Paths of files that a command makes on the way, and that must be gone in the end."""
 ACTION = re.compile(r"python -m|delete|give|free|room|train|score|wait|restore|again|--\w+", re.IGNORECASE)

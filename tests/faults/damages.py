@@ -35,6 +35,8 @@ OTHERS = {"lora": "other", "full": "lora", "vote": "lora"}
 WEIGHTS = {"unfinished-lora": 28, "unfinished-full": 22, "lora": 32, "vote": 10, "full": 8}
 TOLD = re.compile(r"damaged|cut off|broken|whole|missing|gone|chang|differ|other|set aside|unlike|start")
 """A line about damage has one of these."""
+READERS = {"checkpoints": ("train",), "adapter": ("train", "test"), "model": ("train", "test")}
+"""Folder in a run → the commands that read it."""
 EXEMPT = ("log.txt", "README.md")
 """Nothing reads these."""
 
@@ -48,7 +50,10 @@ def trials(scenes: Scenes, count: int) -> list[Trial]:
             if path.is_file() and path.name not in EXEMPT:
                 file = str(path.relative_to(state / folder))
                 for word in commands:
-                    groups[f"{file} {word}"] = [f"{file}:{damage}:{word}" for damage in DAMAGES]
+                    # Few commands read checkpoints and weights; what they leave alone is tried less often.
+                    alike = file if word in READERS.get(file.split("/")[0], commands) else file.split("/")[0]
+                    group = groups.setdefault(f"{alike} {word}", [])
+                    group += [f"{file}:{damage}:{word}" for damage in DAMAGES]
         found += [Trial("damage", name, key) for key in spread(groups, share)]
     return found
 
@@ -67,8 +72,7 @@ def check(scenes: Scenes, trial: Trial) -> Outcome:
     file, damage, word = trial.key.split(":")
     house = scenes.world.house(state)
     path = house.results / folder / file
-    foreign = scenes.state("voted") / OTHERS[folder] / file
-    if not harm(path, damage, foreign):
+    if not harm(path, damage, _foreign(scenes.state("voted") / OTHERS[folder], file)):
         house.remove()
         return Outcome(trial, untried="this damage changes nothing here")
     done = house.run(commands[word])
@@ -78,6 +82,11 @@ def check(scenes: Scenes, trial: Trial) -> Outcome:
         problems = judge(scenes, trial, house, done)
     house.remove()
     return Outcome(trial, joined(problems))
+
+
+def _foreign(run: Path, file: str) -> Path:
+    """The file in another run; of a checkpoint, in the one that the run has."""
+    return next(iter(run.glob(re.sub(r"checkpoint-\d+", "checkpoint-*", file))), run / file)
 
 
 def harm(path: Path, damage: str, foreign: Path) -> bool:

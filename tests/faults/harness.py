@@ -67,6 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="trials at once (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="new folder to work in (default: a temporary one, then removed)")
     arguments = parser.parse_args(argv)
+    if arguments.work and arguments.work.exists():
+        parser.error(f"--work {arguments.work}: is there already; give a new folder")
     # The long form, which asks for kills, has the kinds beside them, too.
     long = arguments.kills >= 100
     arguments.power = (40 if long else 0) if arguments.power is None else arguments.power

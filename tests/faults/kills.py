@@ -1,5 +1,6 @@
 """Kills and full disks at a counted call, and files that lose what was never synced."""
 
+import itertools
 import re
 import signal
 from pathlib import Path
@@ -49,7 +50,17 @@ def kill_trials(scenes: Scenes, count: int) -> list[Trial]:
 
 def power_trials(scenes: Scenes, count: int) -> list[Trial]:
     after = {kind: ["empty", "half"] for kind in ("rename", "unlink", "mkdir")}
-    return _trials("power", scenes, count, after)
+    # Of one write to the next sync little is lost but what is killed anyway; what counts is what stays unsynced.
+    found = _trials("power", scenes, 10**4, after)
+    lossy = [trial for trial in found if unsynced(_until(scenes, trial))]
+    groups: dict[str, list[Trial]] = {}
+    for trial in lossy:
+        groups.setdefault(trial.scenario, []).append(trial)
+    return [trial for turn in itertools.zip_longest(*groups.values()) for trial in turn if trial][:count]
+
+
+def _until(scenes: Scenes, trial: Trial) -> list[Call]:
+    return scenes.scene(trial.scenario).calls[: int(trial.key.split(":")[0])]
 
 
 def full_trials(scenes: Scenes, count: int) -> list[Trial]:

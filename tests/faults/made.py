@@ -16,7 +16,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full": {"backbone": "bllossom", "method": "full", "lr": 1e-3},
 }
 SHARED = {"epoch": 2, "batch_size": 4, "eval_steps": 2, "prompt": "resource/short.yaml"}
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.5,
+}
 
 
 def make(base: Path) -> None:

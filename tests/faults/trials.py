@@ -1,6 +1,8 @@
 """What a trial is, and how it failed."""
 
 import dataclasses
+import itertools
+import random
 from collections.abc import Callable, Iterable
 
 PROBLEMS = ("mismatch", "traceback", "silent", "message", "leftover", "hang")
@@ -51,13 +53,9 @@ def spread(groups: dict[str, list[str]], count: int) -> list[str]:
     names = sorted(groups)
     # Multiples of the golden ratio are spread evenly however few of them are taken.
     order = sorted(range(len(names)), key=lambda place: place * 0.6180339887498949 % 1)
-    queues = [list(groups[names[place]]) for place in order]
-    found: list[str] = []
-    while any(queues) and len(found) < count:
-        for place, queue in enumerate(queues):
-            if queue and len(found) < count:
-                found.append(queue.pop((place * 7 + len(found) * 13) % len(queue)))
-    return found
+    shuffled = [random.Random(names[place]).sample(groups[names[place]], len(groups[names[place]])) for place in order]
+    turns = itertools.zip_longest(*shuffled)
+    return [entry for turn in turns for entry in turn if entry is not None][:count]
 
 
 def shares(weights: dict[str, int], count: int) -> dict[str, int]:
