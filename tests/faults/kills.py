@@ -158,8 +158,15 @@ def _observed(scene: Scene, house: House, command: Command) -> list[Problem]:
     if done.code != 0:
         return [] if error_line(done) else [Problem("message", words)]
     new = [line for line in said.lines if line not in before.lines and line not in after.lines]
-    told = any(OWN_WORDS.search(line) for line in new)
-    return [] if told else [Problem("silent", f"old and new side by side; {words}")]
+    if any(OWN_WORDS.search(line) for line in new):
+        return []
+    parts = {
+        "as before": [line for line in said.lines if line in before.lines and line not in after.lines],
+        "as after": [line for line in said.lines if line in after.lines and line not in before.lines],
+        "as neither": new,
+    }
+    told = "".join(f"\n{name}:\n  " + "\n  ".join(lines[:6]) for name, lines in parts.items() if lines)
+    return [Problem("silent", f"old and new side by side; {' '.join(command[:2])} says{told}")]
 
 
 def again(scene: Scene, house: House, attempts: int = 3) -> list[Problem]:

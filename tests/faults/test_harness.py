@@ -26,7 +26,9 @@ def test_short_form(tmp_path: Path) -> None:
         outcomes = harness.try_all(scenes, trials, jobs=1)
     finally:
         world.close()
-    assert not any(outcome.problems for outcome in outcomes), harness.failures(outcomes) + harness.table(outcomes)
+    assert not any(outcome.problems for outcome in outcomes), "\n".join(
+        [harness.failures(outcomes), harness.table(outcomes)]
+    )
     assert sum(not outcome.untried for outcome in outcomes) >= 20
 
 
