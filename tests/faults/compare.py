@@ -12,10 +12,8 @@ from tests.faults.world import Done
 
 VOLATILE = ("seconds", "peak_memory_bytes", "resumed_from", "commit")
 """Keys of records that differ from one sound run to the next. So do keys that end in `_at` (points in time)."""
-UNREAD = ("log.txt", "training_args.bin", "README.md")
-"""Files whose bytes may differ: nothing reads them back, or (training_args.bin) they hold a point in time. A file that
-a command keeps for itself, and that names processes or times, belongs here, too.
-"""
+UNREAD = ("log.txt", "README.md", ".lock", ".digests.json")
+"""Files whose bytes may differ: nothing reads them back, or they name processes and times."""
 LEFT = re.compile(r"(^|/)\.[^/]*\.tmp$|(^|/)\.tmp[^/]*$|\.(part|old|tmp)(/|$)")
 """Paths of files that a command makes on the way, and that must be gone in the end."""
 ACTION = re.compile(r"python -m|delete|give|free|room|train|score|wait|restore|again|--\w+", re.IGNORECASE)
@@ -41,12 +39,14 @@ def _digest(path: Path) -> str:
     data = path.read_bytes()
     if path.name == "record.json":
         with contextlib.suppress(ValueError):
-            data = json.dumps(stable(json.loads(data)), sort_keys=True).encode()
+            found = json.loads(data)
+            found.pop("sha256", None)
+            data = json.dumps(stable(found), sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def stable(value: Any) -> Any:
-    """JSON without what differs from one sound run to the next."""
+    """JSON without what differs from one sound run to the next. A record's digest of itself does, since its times do."""
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if key not in VOLATILE and not key.endswith("_at")}
         return {key: stable(inner) for key, inner in kept.items()}
