@@ -26,6 +26,13 @@ LONGEST_WORD, MOST_WORDS = 100, 1_000
 """Comparing longer words, or more of them, would take seconds."""
 
 
+OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ELOOP),
+)
+"""Errors of disks, rights and limits, which are told without a traceback wherever they happen."""
+
+
 class UserError(ValueError):
     """The user's mistake. The message says what is wrong, what was found, what is allowed and what to do. Users see
     nothing else.
@@ -148,6 +155,13 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
         except (Unread, BrokenPipeError):
             drop_unread()
             return NO_READER
+        except OSError as error:
+            if error.errno not in OF_THE_SYSTEM:
+                raise
+            drop_unread()  # the disk that the output goes to is full
+            with contextlib.suppress(OSError):
+                os.write(2, f"error: the output cannot be written: {error.strerror}. Make room.\n".encode())
+            return 2
 
 
 def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
@@ -157,13 +171,16 @@ def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in (errno.ENAMETOOLONG, *OF_THE_SYSTEM):
             raise
         name = str(error.filename)
-        print(
-            f"error: this name is too long for a file, a folder or a model: {name[:60]}…, {len(name)} characters.",
-            file=sys.stderr,
-        )
+        if error.errno == errno.ENAMETOOLONG:
+            told = f"this name is too long for a file, a folder or a model: {name[:60]}…, {len(name)} characters"
+        else:
+            where = f"{name}: " if error.filename else ""
+            again = "start the same command again" + (": it goes on from here" if resumes else "")
+            told = f"{where}{error.strerror}. Mend that (room, rights, the disk itself) and {again}"
+        print(f"error: {told}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)

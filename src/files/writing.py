@@ -35,7 +35,8 @@ def write_texts(texts: Mapping[Path, str], all_or_none: bool = False) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
             written[temporary] = path
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            temporary.unlink(missing_ok=True)  # which would be a link that someone put there
+            with temporary.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

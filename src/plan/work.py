@@ -13,6 +13,7 @@ from src.model import trust
 from src.model.recipes import ORPO, Recipe, differing_settings
 from src.plan import ready
 from src.plan.estimates import Estimate, Gpu
+from src.runs.noted import differing_results, refuse_other_weights
 from src.runs.record import Record
 
 
@@ -77,10 +78,20 @@ def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
             f"{folder} is a finished run with other settings ({', '.join(differing)}). "
             "Delete it to train again, or give the recipe another name to keep both."
         )
-    scored = record.splits.get("test")
-    if place.test and (scored is None or scored.data_sha256 != sha256(split_path(place.data, "test"))):
-        return [sys.executable, "-m", "run.test", "--model_id", str(folder), *where, *place.task, *code]
-    return []
+    refuse_other_weights(folder, record)
+    left = [split for split in ("dev", *(["test"] if place.test else [])) if _is_to_score(folder, record, split, place)]
+    if not left:
+        return []
+    score = [sys.executable, "-m", "run.test", "--model_id", str(folder), "--split", *left]
+    return [*score, *where, *place.task, *code]
+
+
+def _is_to_score(folder: Path, record: Record, split: str, place: Place) -> bool:
+    """Whether a finished run has no scores of this very file, or others than its record speaks of."""
+    scored = record.splits.get(split)
+    if split == "test" and (scored is None or scored.data_sha256 != sha256(split_path(place.data, split))):
+        return True
+    return scored is not None and bool(differing_results(folder, scored))
 
 
 def _obstacles(

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
+from src.files.digests import files_in
 from src.files.locks import Held
 from src.files.paths import CHECKPOINTS
-from src.files.sealed import Broken, check_seal, seal
+from src.files.sealed import SEAL, Broken, check_seal, read_seal, seal
 
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 LOG = "trainer_state.json"
@@ -111,6 +112,8 @@ def _read(folder: Path, path: Path) -> Checkpoint:
     """`Broken` unless the checkpoint is whole, and the best weights are, too, or can be made from it."""
     made = check_seal(path, f"check {path.name}")
     names = [*STATES, LOG]
+    if foreign := sorted({*files_in(path)} - {SEAL, *read_seal(path)[1]}):
+        raise Broken(f"it holds {', '.join(foreign)}, which is no file of it")
     if missing := [name for name in names if not (path / name).is_file()]:
         raise Broken(f"it has no {', '.join(missing)}")
     try:

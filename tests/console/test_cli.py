@@ -1,4 +1,7 @@
+import errno
 import io
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -149,3 +152,19 @@ def test_what_takes_long_is_on_the_screen_meanwhile(monkeypatch: pytest.MonkeyPa
             while shown and not screen.getvalue() and time.monotonic() < deadline:
                 time.sleep(0.01)
         assert screen.getvalue() == ("loading torch …\r\033[K" if shown else "")
+
+
+def test_an_error_of_the_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "file"))
+
+    assert run_main(full, resumes=True) == 2
+    told = f"error: {tmp_path}/file: No space left on device. Mend that (room, rights, the disk itself) and start"
+    assert capsys.readouterr().err == f"{told} the same command again: it goes on from here.\n"
+
+
+def test_an_output_on_a_full_disk_is_one_line() -> None:
+    code = "import sys\nfrom src.console.cli import run_main\nsys.exit(run_main(lambda: print('x' * 10**6)))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "No space left on device" in done.stderr and done.stderr.count("\n") == 1

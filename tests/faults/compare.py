@@ -46,7 +46,7 @@ def _digest(path: Path) -> str:
 
 
 def stable(value: Any) -> Any:
-    """JSON without what differs from one sound run to the next. A record's digest of itself does, since its times do."""
+    """JSON without what differs from one sound run to the next."""
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if key not in VOLATILE and not key.endswith("_at")}
         return {key: stable(inner) for key, inner in kept.items()}

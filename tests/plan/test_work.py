@@ -55,7 +55,17 @@ def test_a_finished_run_is_scored_on_another_test_split_and_else_left_alone(plac
     make_split(place.data, "test", 5)
     folder = str(place.results / "polar")
     words = command_left(FILE, RECIPE, place)
-    assert words[2:] == ["run.test", "--model_id", folder, "--data", str(place.data), "--task", "mine.yaml"]
+    assert words[2:] == [
+        "run.test",
+        "--model_id",
+        folder,
+        "--split",
+        "test",
+        "--data",
+        str(place.data),
+        "--task",
+        "mine.yaml",
+    ]
     assert command_left(FILE, RECIPE, replace(place, test=False)) == []
 
 
