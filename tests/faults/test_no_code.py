@@ -175,9 +175,7 @@ def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, ma
         assert not marker.exists(), name
 
 
-RESUMED = pytest.mark.xfail(
-    strict=False, reason="files that no checkpoint of ours has are still loaded from it"
-)
+RESUMED = pytest.mark.xfail(strict=False, reason="files that no checkpoint of ours has are still loaded from it")
 
 
 @RESUMED
