@@ -126,6 +126,11 @@ def unfinished(run: Path, to: Path) -> Path:
     return to
 
 
+def forge(run: Path, record: dict[str, Any]) -> None:
+    """Writes the record as somebody does who wants it to be believed: without the digest of what it said before."""
+    write_json(run / "record.json", {key: value for key, value in record.items() if key != "sha256"})
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
@@ -170,7 +175,7 @@ def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, ma
         assert not marker.exists(), name
 
 
-RESUMED = pytest.mark.xfail(strict=False, reason="the checkpoint's files are still to be checked, and not unpickled")
+RESUMED = pytest.mark.xfail(strict=False, reason="files that no checkpoint of ours has are still loaded from it")
 
 
 @RESUMED
@@ -307,7 +312,7 @@ def test_a_recipe_or_a_record_that_asks_for_code(place: Path, tmp_path: Path, ma
     run = copy(place / "results" / "lora", tmp_path / "results" / "run")
     record = stored(run)
     record["recipe"] |= {"trust_remote_code": True, "model_id": str(model)}
-    write_json(run / "record.json", record)
+    forge(run, record)
     stopped = unfinished(run, tmp_path / "results" / "stopped")
     (stopped / "recipe.yaml").write_text(yaml.safe_dump(record["recipe"]), encoding="utf-8")
     data, cpu = ["--data", str(place / "data")], ["--device", "cpu"]
@@ -368,7 +373,7 @@ def test_odd_keys_of_json(place: Path, tmp_path: Path, marker: Path) -> None:
     for name in [path for path in files(run) if path.suffix == ".json" and path.parts[0] != "checkpoints"]:
         there = json.loads((run / name).read_text(encoding="utf-8"))
         if isinstance(there, dict):
-            write_json(run / name, {**there, **odd})
+            write_json(run / name, {key: value for key, value in {**there, **odd}.items() if key != "sha256"})
     adapter = run / "adapter" / "adapter_config.json"
     keys = json.loads(adapter.read_text(encoding="utf-8"))
     write_json(adapter, {**keys, "megatron_config": {"a": 1}, "megatron_core": "megatron.own", "auto_mapping": odd})
@@ -483,7 +488,7 @@ def test_templates_of_a_record_do_not_get_out(place: Path, tmp_path: Path, marke
         changed = json.loads(json.dumps(record))
         changed["prompt"]["text"] = prompt_with(user=text.replace("MARKER", str(marker)))
         changed["recipe"]["chat_template"] = "{{ messages }}" + text.replace("MARKER", str(marker))
-        write_json(run / "record.json", changed)
+        forge(run, changed)
         for command, words in reading(place, run):
             outcome(command, *words)
         assert not marker.exists(), text

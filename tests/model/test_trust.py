@@ -1,5 +1,6 @@
 """Python code that comes with a model: it runs when the command line says so, and for no file's word."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -122,7 +123,7 @@ def test_a_model_that_the_command_line_names(own: Path, marker: Path) -> None:
 def test_a_record_that_asks(own: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    digests = {"sha256": "0" * 64}
+    digests = {"sha256": hashlib.sha256(b"x").hexdigest()}
     record = {"run": "theirs", "recipe": {"model_id": str(own), "name": "theirs", "trust_remote_code": True}}
     record |= {"prompt": {"name": "entry", "text": "x", **digests}, "template": digests, "training": {}, "splits": {}}
     (run / "record.json").write_text(json.dumps(record), encoding="utf-8")
