@@ -738,3 +738,30 @@ def test_data_and_records_stay_light() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "set()"
     )
+
+
+def test_marks_upon_marks_are_left_alone() -> None:
+    text = "a" + "\u0301\u0327" * 50_000
+    started = time.thread_time()
+    (item,), problems = parse_items(json.dumps([make_item(0, inference_1=text)]).encode(), "f")
+    assert not problems and item.options[0] == text and time.thread_time() - started < 2
+
+
+def test_a_dialogue_without_an_end_is_refused() -> None:
+    turn = {"speaker": 1, "utterance": "x", "utterance_id": "u"}
+    for changes, told in (
+        ({"conversation": [turn] * 5_001}, "input.conversation: found 5,001 utterances; allowed: 5,000"),
+        ({"reference_id": ["u"] * 5_001}, "input.reference_id: found 5,001 ids; allowed: 5,000"),
+    ):
+        _, problems = parse_items(json.dumps([make_item(0, **changes)]).encode(), "f")
+        assert any(told in line for line in problems)
+
+
+def test_a_number_that_would_be_changed_is_refused_and_long_ids_are_not() -> None:
+    item = json.dumps(make_item(0))
+    sound, problems = parse_items(
+        f"[{item.replace(chr(34) + 'made-0000' + chr(34), '12345678901234567890')}]".encode(), "f"
+    )
+    assert not problems and sound[0].id == "12345678901234567890"
+    _, problems = parse_items(f'[{item[:-1]}, "more": 0.12345678901234567890}}]'.encode(), "f")
+    assert "would become 0.12345678901234568" in problems[0]

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 PAGE = resource.getpagesize()
+UNWINDING = 0.5
+"""Seconds of computing that a block may take to end after its time was up."""
 AGAIN = 0.02
 """Seconds until a thread is looked at again whose time was not used up, since it had to wait for others."""
 
@@ -35,13 +37,14 @@ _ends: list[float] = []
 @contextlib.contextmanager
 def _by_signal(seconds: float) -> Iterator[None]:
     before = signal.getsignal(signal.SIGALRM)
+    outer = len(_ends)
     _ends.append(time.thread_time() + seconds)
     signal.signal(signal.SIGALRM, _stop)
     signal.setitimer(signal.ITIMER_REAL, max(min(_ends) - time.thread_time(), AGAIN))
     try:
         yield
     finally:
-        _ends.pop()
+        del _ends[outer:]
         if not _ends:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -50,10 +53,13 @@ def _by_signal(seconds: float) -> Iterator[None]:
 def _stop(number: int, frame: FrameType | None) -> None:
     if not _ends:
         return
-    left = min(_ends) - time.thread_time()
-    # Raised again until the block has ended: an error that is raised within a destructor is lost.
-    signal.setitimer(signal.ITIMER_REAL, max(left, AGAIN) if left > 0 else 1.0)
-    if left <= 0:
+    now = time.thread_time()
+    over = min(_ends) <= now
+    if over:
+        # It is raised again if the block does not end: an error that is raised within a destructor is lost.
+        _ends[:] = [max(end, now + UNWINDING) for end in _ends]
+    signal.setitimer(signal.ITIMER_REAL, max(min(_ends) - now, AGAIN))
+    if over:
         raise TimeoutError
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
+from src.files.reading import HALF
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.tmp")
 """Name of a file that is being written. A kill can leave it behind."""
@@ -130,7 +131,10 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _json_value(inner) for key, inner in value.items()}
+        return {_json_value(key): _json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(inner) for inner in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    # A path that is not UTF-8 comes with half characters in place of its bytes, which no file of ours can hold.
+    return HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", value) if isinstance(value, str) else value

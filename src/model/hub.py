@@ -7,7 +7,6 @@ and all later loads of the run ask for it. Neither torch nor transformers is nee
 
 import contextlib
 import functools
-import json
 import os
 import re
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from src.console.cli import UserError, nearest
 from src.console.start import find
 from src.files.paths import RESULTS, run_names
+from src.files.reading import read_json
 from src.model.recipes import Recipe
 
 ANSWER = "CCI_HUB"
@@ -120,8 +120,8 @@ def is_cached(model_id: str, revision: str | None = None) -> bool:
     if index is None:
         return False
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, OSError):  # a damaged index: loading will say so
+        shards = set(read_json(index)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):  # a damaged index: loading will say so
         return False
     return all(cached_file(model_id, shard, revision) for shard in shards)
 

@@ -316,7 +316,7 @@ def _number(kind: type, value: Any) -> float:
     number = exact_float(value) if isinstance(value, str) else value
     if not isinstance(number, int | float) or not math.isfinite(number):
         raise ValueError
-    if kind is int and isinstance(number, float) and abs(number) > 2**53:
+    if kind is int and isinstance(number, float) and abs(number) >= 2**53:
         raise ValueError  # the file may have had other last digits
     changed: float = kind(number)
     if changed != number:

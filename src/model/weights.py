@@ -22,6 +22,7 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 
 from src.console.cli import UserError
+from src.files.reading import read_json
 from src.model import hub
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -141,7 +142,9 @@ def weight_files(config: Any, source: str, repository: Mapping[str, Any]) -> lis
         there = [path.name for path in sorted(Path(source).iterdir())] if Path(source).is_dir() else []
         raise UserError(hub.no_safetensors(source, there))
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise ValueError("a name of another folder")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{source} holds no complete model: {INDEX} is damaged. Download or copy it again.") from error
     if not Path(source).is_dir():

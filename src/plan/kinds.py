@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from src.console.cli import UserError
 from src.console.start import ours
+from src.files.yaml_files import read_yaml
 from src.model.backbones import backbones
 from src.model.recipes import Recipe
 from src.model.shapes import Shape
@@ -72,7 +71,7 @@ def count_text(text: str) -> TextCounts:
 
 @functools.cache
 def kinds(path: Path = KINDS) -> dict[str, Kind]:
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw = read_yaml(path)
     return {name: Kind(name=name, **values) for name, values in raw.items()}
 
 

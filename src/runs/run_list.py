@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import task
+from src.console.cli import UserError
 from src.console.words import counted
 from src.files.paths import RECIPE, record_path
+from src.files.yaml_files import read_yaml
 from src.runs.facts import Result
 from src.runs.record import Record
 from src.worth.metrics import wilson
@@ -61,8 +61,8 @@ def _entry(folder: Path) -> Entry | None:
 
 def _recipe(folder: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_yaml(folder / RECIPE)
+    except UserError:
         return {}
     return found if isinstance(found, dict) else {}
 

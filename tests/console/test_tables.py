@@ -77,3 +77,15 @@ def test_a_pipe_has_no_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_console().width == WIDE
     monkeypatch.setenv("COLUMNS", "60")
     assert make_console().width == 60
+
+
+def test_a_cell_cannot_draw_on_the_terminal() -> None:
+    console = make_console(file=io.StringIO(), force_terminal=True, width=60, color_system="standard")
+    made = Table("name", title="\x1b[2J")
+    made.add_row("red \x1b[31m \x9b \u202e", style="bold")
+    console.print(made)
+    console.print("\x1b[1A", style="bold")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    left = re.sub(r"\x1b\[[0-9;]*m", "", text)  # the styles that are ours
+    assert "\x1b" not in left and "\x9b" not in left and "\u202e" not in left
+    assert r"red \x1b[31m \x9b \u202e" in left and r"\x1b[2J" in left and r"\x1b[1A" in left

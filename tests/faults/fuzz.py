@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def main() -> int:
     total: Counter[str] = Counter()
     print(f"{'reader':<16}{'inputs':>9}{'refused':>9}{'foreign':>9}{'slowest s':>11}{'MB':>7}", flush=True)
     for name in arguments.only:
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            found = pool.apply(try_reader, (name, seeds, arguments.keep))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            found = pool.submit(try_reader, name, seeds, arguments.keep).result()  # an error when the process dies
         foreign = found.foreign.total()
         total.update(inputs=found.inputs, refused=found.refused, foreign=foreign)
         print(

@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -291,7 +292,7 @@ def zip_file(pick: Pick, members: dict[str, bytes], change: Callable[[Pick, byte
         "._a.json",
     )
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", one_of(pick, ways)) as archive:
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(out, "w", one_of(pick, ways)) as archive:
         for name, content in members.items():
             content = change(pick, content) if pick(3) == 0 else content
             archive.writestr(name if pick(4) else one_of(pick, names), content)

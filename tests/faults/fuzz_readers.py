@@ -153,7 +153,7 @@ def _written(path: Path, text: str) -> Path:
 
 
 def prompt(pick: Pick, folder: Path) -> None:
-    words = SLOW_WORDS if pick(300) == 0 else TEMPLATE_WORDS if pick(2) else YAML_WORDS
+    words = SLOW_WORDS if pick(100) == 0 else TEMPLATE_WORDS if pick(2) else YAML_WORDS
     seeds = [yaml.safe_load(toys.SHORT), _yaml_of(Path("resource/prompts/korean.yaml"))]
     path = folder / "mine.yaml"
     path.write_bytes(yaml_file(pick, one_of(pick, seeds), words))
@@ -169,7 +169,7 @@ def prompt_name(pick: Pick, folder: Path) -> None:
 
 
 def chat_template(pick: Pick, folder: Path) -> None:
-    words = SLOW_WORDS if pick(300) == 0 else TEMPLATE_WORDS
+    words = SLOW_WORDS if pick(100) == 0 else TEMPLATE_WORDS
     text = one_of(pick, TEMPLATES)
     for _ in range(1 + pick(3)):
         text = changed_text(pick, text, words)

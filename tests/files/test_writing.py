@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.console.cli import UserError
+from src.files.reading import read_json
 from src.files.writing import write_json, write_jsonl, write_text, write_texts
 
 
@@ -100,3 +101,8 @@ def test_json_has_no_nan_and_paths_are_text(tmp_path: Path) -> None:
     assert path.read_text("utf-8") == '{"loss": null}\n{}\n'
     with pytest.raises(TypeError):
         write_json(path, {"tensor": object()})
+
+
+def test_a_path_that_is_not_utf_8_can_be_written_and_read_again(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"data": Path(os.fsdecode(b"/tmp/\xff")), "text": "\ud800"})
+    assert read_json(tmp_path / "a.json") == {"data": "/tmp/\\udcff", "text": "\\ud800"}

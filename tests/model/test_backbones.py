@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from src.console.cli import UserError
 from src.model.backbones import Backbone, backbones
 from src.model.recipe_files import load_recipe
 
@@ -41,3 +44,22 @@ def test_a_config_must_say_what_is_checked_and_what_is_expected() -> None:
     assert table["solarko"].expected_config == {"model_type": "llama", "vocab_size": 64000}
     for short, facts in table.items():
         assert set(facts.checked) <= set(Backbone.__dataclass_fields__), short
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "a mapping of short names; found list"),
+        ("a: 1", "an entry is a short name and a mapping"),
+        ("1: {}", "an entry is a short name and a mapping"),
+        ("a: {colour: red}", "unknown key 'colour'; 'parameters' is missing"),
+        ("a: {parameters: 1.5}", "parameters: found 1.5"),
+        ("a: {checked: [colour]}", "checked: unknown field 'colour'"),
+        ("a: {gated: 3}", "gated: found 3"),
+    ],
+)
+def test_a_table_that_is_none(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "backbones.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        backbones(path)

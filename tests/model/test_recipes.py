@@ -226,3 +226,30 @@ def test_a_chat_template_is_a_text_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "empty.jinja").write_text(" \n", encoding="utf-8")
     with pytest.raises(UserError, match=r"the file .*empty.jinja is empty"):
         make_recipe({"backbone": "polar", "chat_template": str(tmp_path / "empty.jinja")}, "here")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lr": datetime.date(2020, 1, 2)}, r"lr: found datetime.date\(2020, 1, 2\), allowed: a number"),
+        ({"lr": "1e400"}, "lr: found '1e400', allowed: a number"),
+        ({"weight_decay": "1e-400"}, "weight_decay: found '1e-400'"),
+        ({"weight_decay": 2**53 + 1}, "weight_decay: found 9007199254740993, allowed: a number"),
+        ({"epoch": 9007199254740993.0}, "epoch: found 9007199254740992.0, allowed: a whole number"),
+        ({"epoch": "1" * 5000}, "epoch: found '1111"),
+        ({"seed": "9007199254740993"}, "seed: found 9007199254740993, allowed: 0 to"),
+        ({"seed": "-1"}, "seed: found -1, allowed: 0 to"),
+        ({"model_id": "a" * 5000}, "model_id: found 'aaa.* of 5,000 characters; allowed: 4,000, and 200 between"),
+        ({"model_id": b"x"}, "model_id: found b'x', allowed: str"),
+        ({"name": "../evil"}, "name: found '../evil', allowed: the name of one folder"),
+        ({"name": "가" * 70}, "allowed: the name of one folder, without slashes, up to 200 bytes"),
+        ({"name": "a\u202eb"}, r"name: found the character U\+202E in 'a\\\\u202eb'"),
+        ({"name": "a\x1b[31mb"}, r"name: found the character U\+001B"),
+        ({"name": "a\nb"}, r"name: found the character U\+000A"),
+        ({"prompt": "\udcff"}, r"prompt: found the character U\+DCFF"),
+        ({"chat_template": "a" * 5000}, "this is no Jinja2 text, and there is no such file"),
+    ],
+)
+def test_values_that_no_recipe_can_have(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_recipe({"backbone": "polar", **values}, "mine.yaml")

@@ -97,3 +97,11 @@ def test_lora_parameters_of_a_real_model() -> None:
         AutoModelForCausalLM.from_config(config), LoraConfig(r=5, target_modules="all-linear", task_type="CAUSAL_LM")
     )
     assert Shape.of_config(config).lora_parameters(5) == model.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("size", [[1], "x", -1, 0, True, 1.5, 10**18, None])
+def test_of_sizes_that_no_model_has_nothing_is_guessed(size: Any) -> None:
+    sound = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 9}
+    assert Shape.of_json(sound) is not None
+    assert Shape.of_json(sound | {"hidden_size": size}) is None
+    assert (Shape.of_json(sound | {"head_dim": size}) is None) == (size is not None)

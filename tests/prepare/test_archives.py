@@ -1,7 +1,9 @@
 """What a user may give as a zip: whatever is wrong with its bytes is one sentence."""
 
 import io
+import os
 import random
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from src.console.cli import UserError
-from src.prepare import archives
+from src.files import reading
+from src.prepare import archives, splits
 from src.prepare.archives import Candidate, find, is_json, readable
 from tests.official_shape import zip_of
 
@@ -114,3 +117,44 @@ def test_other_archives_are_to_be_unpacked(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"7z\xbc\xaf\x27\x1c")
     with pytest.raises(UserError, match="Unpack any other archive and give its folder"):
         find(tmp_path / name)
+
+
+@pytest.mark.parametrize("part", [b"[],", b"0,", b'{"a":{}},'])
+def test_a_small_zip_with_many_values_is_not_parsed(tmp_path: Path, part: bytes) -> None:
+    path = tmp_path / "data_train.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data_train.json", b"[" + part * (reading.MOST_VALUES + 1) + b"0]")
+    assert path.stat().st_size < 50_000
+    started = time.thread_time()
+    chosen, _ = splits.choose(splits.search([path]), [path], tmp_path / "out")
+    with pytest.raises(UserError, match="more than 1,500,000 values"):
+        splits.check(chosen)
+    assert time.thread_time() - started < 2
+
+
+def test_a_zip_of_very_many_files_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MOST_LISTED_BYTES", 1_000)
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(30):
+            archive.writestr(f"{number}.json", b"[]")
+    with pytest.raises(UserError, match=r"its directory has 1,\d\d\d bytes; allowed: 1,000"):
+        find(path)
+
+
+def test_many_files_for_one_split_are_not_all_read(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"train_{number}.json").write_bytes(TEXT)
+    with pytest.raises(UserError, match="more than one file for a split"):
+        splits.choose(splits.search([tmp_path]), [tmp_path], tmp_path / "out")
+
+
+def test_what_is_no_ordinary_file_or_a_whole_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        find(tmp_path / "pipe")
+    monkeypatch.setattr(archives, "MOST_FILES", 2)
+    for name in "abc":
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="more than 2 files"):
+        find(tmp_path)

@@ -371,3 +371,20 @@ def test_a_real_prompt_under_every_form_is_hashed_as_rendered() -> None:
     found = {encoder(form, prompt).rendered_sha256 for form in FORMS.values() for prompt in prompts}
     # polar and solarko render the same text; the two Llama 3 templates and the two ChatML ones do as well.
     assert len({text for text, _ in found}) == 2 * (len(FORMS) - 3)
+
+
+@pytest.mark.parametrize("text", ["{{ cycler() }}", "{{ 'a'.center(3 * 10 ** 9) }}", "{{ 10 ** (10 ** 9) }}"])
+def test_a_template_that_raises_what_it_likes_or_takes_all_memory(text: str) -> None:
+    with pytest.raises(UserError, match=r"the tokenizer's chat template (fails on|does not take) turns of user: "):
+        made("{{ messages[0].content }}" + text)
+
+
+def test_a_template_that_is_too_large_is_not_compiled() -> None:
+    with pytest.raises(UserError, match="the tokenizer's chat template is too large; allowed: 200,000 characters"):
+        made("{{ messages[0].content }}" + "x" * 200_000)
+
+
+def test_a_record_with_another_date_or_arguments_that_are_not_the_templates() -> None:
+    for frozen in (Frozen("recipe", "soon"), Frozen("recipe", "2024-01-02", {"tokenize": True})):
+        with pytest.raises(UserError, match="chat template"):
+            Chat(toys.tokenizer("qwen2it"), "q", Rendering(DATED, override=True, frozen=frozen))

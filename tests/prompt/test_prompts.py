@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +255,40 @@ def test_no_heavy_imports() -> None:
     code = "import src.prompt.prompts, sys; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     assert PROMPTS.is_dir()
+
+
+def test_strategies_are_texts_and_not_too_many(tmp_path: Path) -> None:
+    many = {f"s{number}": {"before": "x"} for number in range(11)}
+    for strategies, told in (
+        (many, "found 11 strategies; allowed: 10"),
+        ({"a": {"before": {"b": 1}}}, "strategy 'a': 'before' must be text, found dict"),
+        ({1: {}}, "is a mapping of names"),
+    ):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({**GOOD, "strategies": strategies}, allow_unicode=True), encoding="utf-8")
+        with pytest.raises(UserError, match=told):
+            load_prompt(path)
+
+
+@pytest.mark.parametrize("name", ["korean+" + "9" * 5000 + "shots", "a" * 5000, "korean+\0", "a\0b"])
+def test_a_name_that_no_prompt_has(name: str) -> None:
+    with pytest.raises(UserError, match=r"strategy|there is no prompt"):
+        load_prompt(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{{ '{x}'.format() }}", "KeyError"),
+        ("{{ cycler() }}", "RuntimeError"),
+        ("{{ {'a b': 1}|xmlattr }}", "ValueError"),
+        ("{{ 'ab'|truncate(-5) }}", "AssertionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without an end"),
+        ("{{ 10 ** (10 ** 9) }}", r"\*\* makes a number of more than 10,000 bits"),
+        ("{{ 'a' * 10 ** 9 }}", r"\* makes something longer than 10,000,000"),
+        ("{{ 1.5|round(10 ** 9, 'ceil') }}", "round: found 1000000000 places, allowed: up to 300"),
+        ("{{ '\\ud800' }}", "half a character"),
+    ],
+)
+def test_whatever_a_template_raises_is_told(text: str, told: str) -> None:
+    assert re.search(f"mine.yaml: the template cannot be filled.*{told}", problem_of(user=GOOD["user"] + text))

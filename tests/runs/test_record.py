@@ -303,3 +303,37 @@ def test_results_by_several_orders_have_keys_of_their_own() -> None:
     assert [results_key(count) for count in (1, 6, 24)] == ["splits", "splits_6orders", "splits_24orders"]
     record = Record.parse({"splits_24orders": {"dev": {"items": 3, "accuracy": 1}}})
     assert record.results(24)["dev"].items == 3 and record.splits == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parameters": True}, "parameters is True"),
+        ({"versions": {"torch": 2}}, "versions is"),
+        ({"letters": {"A": "x"}}, "letters is"),
+        ({"weights": "../other"}, "which is no name of a folder"),
+        ({"recipe": {"backbone": "polar", "seed": "x"}}, "recipe: seed is 'x'"),
+        ({"recipe": {"backbone": ["polar"]}}, "recipe: backbone is"),
+        ({"splits": {"dev": {"items": -1}}}, "splits: dev: None of -1 items"),
+        ({"splits": {"dev": {"items": 4, "interval": "ab"}}}, "interval is 'ab'"),
+        ({"splits": {"dev": {"items": 4, "interval": [0.5]}}}, "interval is"),
+        ({"splits": {"dev": {"items": 4, "accuracy": 2}}}, "accuracy 2"),
+        ({"template": {"date": 5}}, "template: date is 5"),
+    ],
+)
+def test_a_record_of_other_types_is_damaged(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    written(tmp_path, OLD | change)
+    with pytest.raises(UserError, match=f"is damaged: .*{words}"):
+        Record.load(tmp_path)
+
+
+def test_a_record_that_is_written_twice_or_with_numbers_that_change(tmp_path: Path) -> None:
+    for text in (
+        '{"run": "a", "run": "b"}',
+        '{"seconds": 1e400}',
+        '{"seconds": ' + "1" * 400 + "}",
+        '{"run": "\\ud800"}',
+    ):
+        record_path(tmp_path).write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"is damaged: (found|half)"):
+            Record.load(tmp_path)

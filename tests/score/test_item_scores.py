@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from itertools import permutations
 from pathlib import Path
 
@@ -243,3 +244,35 @@ def test_missing_or_foreign_scores_are_named(tmp_path: Path) -> None:
     (tmp_path / "scores_test.jsonl").write_bytes("점수".encode("cp949"))
     with pytest.raises(UserError, match="not UTF-8"):
         read_scores(tmp_path / "scores_test.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"logits": [["1.0", 2.0, 3.0]]}, "logits is"),
+        ({"logits": [[True, 2.0, 3.0]]}, "logits is"),
+        ({"logits": [[1e308, -1e308, 0.0]] * 2}, "3 finite numbers"),
+        ({"margin": [1]}, r"margin is \[1\]"),
+        ({"logprobs": None}, "logprobs is None"),
+        ({"orders": "012"}, "orders is '012'"),
+        ({"orders": [["0"]]}, "orders is"),
+        ({"samples": "3", "agreement": 1.0}, "samples is '3'"),
+        ({"id": "\ud800"}, "half a character"),
+    ],
+)
+def test_scores_of_other_types_are_damaged(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    write_scores(path, two_items())
+    first, second = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(f"{first}\n{json.dumps(json.loads(second) | change)}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"is damaged: line 2: .*{words}.*Score it again"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize("number", ["1" * 400, "1e400", "1" * 5000, "NaN", "[" * 2000, "9007199254740993"])
+def test_numbers_that_no_score_has(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "scores_dev.jsonl"
+    write_scores(path, two_items())
+    path.write_text(re.sub(r'"margin": [^,}]*', f'"margin": {number}', path.read_text(encoding="utf-8")), "utf-8")
+    with pytest.raises(UserError, match="is damaged: line 1: "):
+        read_scores(path)

@@ -36,3 +36,29 @@ def test_another_task_is_another_search(tmp_path: Path) -> None:
     other = dataclasses.replace(task.current(), letters=("1", "2", "3"))
     with pytest.raises(UserError, match="holds another search: task was"):
         check_folder(tmp_path, asked | {"task": other.sha256}, free=())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kept": "yes"}, "kept is of another kind"),
+        ({"right": {"held": [2]}}, "something else than 0 and 1"),
+        ({"right": []}, "right is of another kind"),
+        ({"number": 3}, "not the step of this folder"),
+        ({"kept": False}, "not the step of this folder"),
+        ({"later": 1}, "later"),
+    ],
+)
+def test_a_step_of_other_types_is_damaged(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    write_step(tmp_path, STEPS[0])
+    file = tmp_path / "steps/000/step.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(UserError, match=f"step.json is damaged: .*{words}.*Delete .*000 and the steps after it"):
+        read_steps(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"engine": 5}', "{}", "[" * 2000, "\xff"])
+def test_settings_of_other_types_are_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "search.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"search.json is damaged"):
+        check_folder(tmp_path, {"engine": "m"}, free=())
