@@ -11,7 +11,7 @@ answer_help run/check.bash "$@"
 chosen=()
 if [ "${1:-}" = --quick ]; then
     shift
-    chosen=(-m "not trains and not slow and not gpu")
+    chosen=(-m "not trains and not slow and not faults and not gpu")
 fi
 use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
