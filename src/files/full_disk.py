@@ -21,14 +21,16 @@ def told(what: str, folder: Path, needed: float = 0) -> Iterator[None]:
     """Within the block, which writes `what` in `folder`, an error of the disk becomes a UserError. needed: bytes that
     the block writes, if they are known.
 
-    Every RuntimeError counts: torch says of a full disk only that it wrote less than it should have.
+    Every RuntimeError counts: torch says of a full disk only that it wrote less than it should have. Rust's libraries
+    (safetensors, tokenizers) raise exceptions of their own, which name the system's error.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
+    except UserError:
+        raise
+    except Exception as error:
+        of_torch = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
+        if not (isinstance(error, OSError) or of_torch or NUMBER.search(str(error))):
             raise
         raise UserError(f"{what} cannot be written in {folder}: {_reason(error, folder, needed)}") from error
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.console.cli import UserError
+from src.files.paths import LOCK
 from src.files.writing import remove_leftovers
 
-LOCK = ".lock"
-"""The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
+PATIENCE_SECONDS = 0.2
+"""Whoever looks whether a folder is locked holds the lock for an instant; that is no reason to give up."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,19 @@ def lock_folder(folder: Path) -> Iterator[Held]:
 
 def _lock(folder: Path) -> int | None:
     """The descriptor that holds the lock; None where the file system has no locks."""
+    until = time.monotonic() + PATIENCE_SECONDS
     while True:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            told = _told(descriptor)
+            if time.monotonic() < until:
+                os.close(descriptor)
+                time.sleep(0.02)
+                continue
+            told = _told(descriptor) or "another process"
             os.close(descriptor)
-            raise UserError(
-                f"{folder} is in use by another process{told}. Wait until it ends, or take another folder."
-            ) from None
+            raise UserError(f"{folder} is in use by {told}. Wait until it ends, or take another folder.") from None
         except OSError:  # some network file systems have no locks
             os.close(descriptor)
             return None
@@ -99,12 +103,41 @@ def _command() -> str:
 
 
 def _told(descriptor: int) -> str:
-    """Who holds a lock, in words; nothing when the file does not tell."""
+    """Who holds a lock, in words; nothing when neither its file nor this machine tells."""
     try:
         who = json.loads(os.pread(descriptor, 10_000, 0))
-        return f": process {int(who['pid'])} on {who['host']}, since {who['since']} ({who['command'][:200]})"
-    except (OSError, ValueError, KeyError, TypeError):
+        return f"process {int(who['pid'])} on {who['host']}, since {who['since']} ({who['command'][:200]})"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _by_this_machine(descriptor)
+
+
+def _by_this_machine(descriptor: int) -> str:
+    """The same for a process here that has not written who it is yet."""
+    try:
+        number = os.fstat(descriptor).st_ino
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pid = next(words[4] for words in locks if words[1] == "FLOCK" and words[5].endswith(f":{number}"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return f"process {pid} on {socket.gethostname()} ({command[:200]})"
+    except (OSError, IndexError, StopIteration):
         return ""
+
+
+def at_work(folder: Path) -> str:
+    """`is in use by process …` when another process has locked `folder`, else nothing."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"is in use by {_told(descriptor) or 'another process'}"
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
 
 
 def _is_open(descriptor: int, path: Path) -> bool:

@@ -9,6 +9,8 @@ RESULTS = ours("resource/results")
 MODEL, ADAPTER = "model", "adapter"
 """The folder of a run's best weights: all of them, or the adapter's."""
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+"""The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
 RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
 
 
@@ -47,7 +49,7 @@ def run_names(results: Path) -> list[str]:
 def find_run(name: str | None, results: Path | None = None) -> Path | None:
     """The folder of the run called `name`, or at that path; None for a model of the hub or a folder of weights."""
     for folder in _places(name, results or RESULTS) if name else ():
-        if any((folder / file).is_file() for file in (RECORD, RECIPE)):
+        if any((folder / file).is_file() for file in (RECORD, RECIPE, LOCK)):
             return folder
     return None
 

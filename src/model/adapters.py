@@ -33,6 +33,7 @@ def save_adapter(model: Any, folder: Path) -> None:
         if isinstance(config.target_modules, set):  # whose order changes from process to process
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with nothing filled in
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:

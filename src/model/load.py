@@ -8,7 +8,6 @@ The compute dtype is bf16 on a GPU and fp32 on a CPU, for quantised weights too:
 Gemma2.
 """
 
-import functools
 import re
 import sys
 from pathlib import Path
@@ -265,8 +264,6 @@ def add_adapter(model: Any, recipe: Recipe, on_meta: bool = False) -> Any:
             ) from error
         raise UserError(f"{recipe.name}: lora_targets {recipe.lora_targets!r}: {error}") from error
     assert count_parameters(model)[0] > 0, "no trainable weights"
-    # By default peft asks the hub, whenever it saves, whether the vocabulary has grown; Trainer has no setting for it.
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     patch_lora_forward(model)
     return model
 

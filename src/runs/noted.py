@@ -10,6 +10,7 @@ from src import task
 from src.console.cli import UserError
 from src.console.start import find
 from src.files.digests import Digest, differences, digests
+from src.files.locks import at_work
 from src.files.paths import MODEL, record_path, weights_folder
 from src.files.sealed import Broken, read_seal
 from src.model import hub
@@ -29,7 +30,7 @@ def weights_noted(folder: Path) -> dict[str, Digest]:
         _, noted = read_seal(kept)
     except Broken as error:
         raise UserError(f"{kept} cannot be used: {error}. Start the same command again.") from error
-    return {f"{kept.name}/{name}": digest for name, digest in noted.items()}
+    return {f"{kept.name}/{name}": digest for name, digest in noted.items() if name.endswith(OF_A_MODEL)}
 
 
 def base_noted(recipe: Recipe) -> dict[str, Digest]:
@@ -55,7 +56,8 @@ def refuse_other_weights(folder: Path, record: Record) -> None:
     run = record.weights_in(folder)
     if found := differences(run, record.noted_files, f"check {run.name}"):
         raise UserError(
-            f"{run} is damaged or was changed since it was trained: {'; '.join(found)}. "
+            f"{run} does not hold the weights that {record_path(folder)} speaks of: {'; '.join(found)}. "
+            f"They were damaged or changed, or the record is another run's. "
             f"Put the files back from a copy, or delete {run} and train it again."
         )
     base = base_folder(record.pinned_recipe)
@@ -63,7 +65,7 @@ def refuse_other_weights(folder: Path, record: Record) -> None:
         return
     if found := differences(base, record.noted_base, f"check {record.recipe.backbone}"):
         raise UserError(
-            f"{base}, the base model of {folder}, is damaged or another than it was: {'; '.join(found)}. "
+            f"{base} is not the base model that {record_path(folder)} speaks of: {'; '.join(found)}. "
             "Put the files back or download them again, or delete the run and make it anew."
         )
 
@@ -80,6 +82,7 @@ def refuse_other_results(folder: Path, record: Record, split: str, orders: int =
         return
     raise UserError(
         f"{folder} holds other answers for {split} than {record_path(folder).name} speaks of: {'; '.join(found)}. "
+        f"{f'The folder {busy}. ' if (busy := at_work(folder)) else ''}"
         "The command that wrote them was interrupted, or they were damaged or edited. "
         f"Make them again: {remedy(folder, record, split, orders)}"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from src import task
 from src.console.cli import UserError
 from src.files.digests import Digests
+from src.files.locks import at_work
 from src.files.paths import record_path, refuse_missing
 from src.files.reading import parse_json, read_text
 from src.files.sealed import canonical_sha256
@@ -94,8 +95,10 @@ class Record:
         path = record_path(run)
         refuse_missing(path.parent)
         if not path.is_file():
+            busy = f" It {words}." if (words := at_work(path.parent)) else ""
             raise UserError(
-                f"{run} is not finished: it has no {path.name}. The command that started it goes on where it stopped."
+                f"{run} is not finished: it has no {path.name}.{busy} "
+                "The command that started it goes on where it stopped."
             )
         try:
             record = cls.read(path)

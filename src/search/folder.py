@@ -8,7 +8,7 @@ from typing import Any
 from src import task
 from src.console.cli import UserError
 from src.files.kinds import fits
-from src.files.locks import LOCK
+from src.files.paths import LOCK
 from src.files.reading import read_json, read_text
 from src.files.writing import write_json, write_text
 from src.prompt.prompts import Prompt, parse_prompt

@@ -17,7 +17,7 @@ from src.model import load
 from src.model.adapters import save_adapter
 from src.model.recipes import Recipe
 from src.score.item_scores import ItemScores
-from src.train.checkpoints import Checkpoint, Place, remove
+from src.train.checkpoints import Checkpoint, Place, remove, remove_others
 from src.train.objectives import make_objective
 from src.worth.metrics import evaluate
 
@@ -63,7 +63,9 @@ class KeepBest(TrainerCallback):
         """Removes what an interrupted training left, except what is needed to go on from `checkpoint`."""
         for path in (self.fresh, self.old):
             remove(path)
-        if checkpoint is None:
+        if checkpoint is not None:
+            remove_others(checkpoint.folder)
+        else:
             for name in (MODEL, ADAPTER):
                 remove(self.place.folder / name)
 

@@ -126,11 +126,14 @@ def unsynced(calls: list[Call]) -> list[Path]:
             dirty.add(call.path)
         elif call.kind == "sync":
             dirty.discard(call.path)
+            # safetensors renames its file by a call that the shim does not see.
+            if call.path.endswith(".safetensors"):
+                folder = call.path.rpartition("/")[0]
+                dirty = {name for name in dirty if not name.startswith(f"{folder}/.tmp")}
         elif call.kind == "rename":
             moved = {name for name in dirty if name == call.path or name.startswith(f"{call.path}/")}
             dirty = (dirty - moved) | {call.other + name.removeprefix(call.path) for name in moved}
     found = [Path(name) for name in sorted(dirty)]
-    # safetensors renames its file by a call that the shim does not see.
     unseen = {path.parent for path in found if path.name.startswith(".tmp")}
     return found + [path for folder in unseen if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))]
 

@@ -175,10 +175,6 @@ def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, ma
         assert not marker.exists(), name
 
 
-RESUMED = pytest.mark.xfail(strict=False, reason="files that no checkpoint of ours has are still loaded from it")
-
-
-@RESUMED
 def test_an_unfinished_run_with_pickles_beside_its_files(place: Path, tmp_path: Path, marker: Path) -> None:
     for method in ("lora", "full"):
         run = unfinished(place / "results" / method, tmp_path / "run")
@@ -187,7 +183,6 @@ def test_an_unfinished_run_with_pickles_beside_its_files(place: Path, tmp_path: 
         assert not marker.exists(), method
 
 
-@RESUMED
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_each_file_of_an_unfinished_run_as_a_pickle(place: Path, tmp_path: Path, marker: Path, method: str) -> None:
     failed: dict[str, str] = {}

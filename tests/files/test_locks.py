@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 
 from src.console.cli import UserError
-from src.files.locks import LOCK, lock_folder
+from src.files.locks import at_work, lock_folder
+from src.files.paths import LOCK
 from src.files.writing import write_text
 
 
 def test_the_second_one_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "run"
     with lock_folder(folder):
-        told = rf"run is in use by another process: process {os.getpid()} on \S+, since .* \(.+\)\. Wait"
+        told = rf"run is in use by process {os.getpid()} on \S+, since .* \(.+\)\. Wait"
         with pytest.raises(UserError, match=told), lock_folder(folder):
             pass
-        assert folder.is_dir()
-    assert not folder.exists(), "nothing came to be in it"
+        assert folder.is_dir() and at_work(folder).startswith(f"is in use by process {os.getpid()} on ")
+        # Before it has written who it is, the machine tells.
+        (folder / LOCK).write_text("")
+        assert at_work(folder).startswith(f"is in use by process {os.getpid()} on ")
+    assert at_work(folder) == "" and not folder.exists(), "nothing came to be in it"
     with lock_folder(folder):
         write_text(folder / "record.json", "{}")
     assert [path.name for path in folder.iterdir()] == ["record.json"]

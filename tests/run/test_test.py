@@ -318,7 +318,7 @@ def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
     lost = place / "results" / "lora"
     (lost / "adapter").rename(place / "elsewhere")
     told = problem_of(place, "lora")
-    assert "lora is damaged or was changed since it was trained: adapter/README.md is gone; " in told
+    assert "lora is damaged or was changed since it was trained: adapter/adapter_config.json is gone; " in told
     with pytest.raises(UserError, match=r"give a --recipe .* or a --model_id"):
         main(["--data", str(place / "data")])
     assert f"there is no folder {tmp_path / 'no' / 'such'}." in problem_of(place, tmp_path / "no" / "such")

@@ -83,7 +83,7 @@ REFUSED = (
     (
         "run.train",
         ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{place}/busy"),
-        "in use by another process: ",
+        "in use by process ",
     ),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--limit", "0"), "--limit: found 0"),
     ("run.train", ("--model_id", "polarr", "--data", "{place}/data"), "polarr is neither a folder nor a model"),
