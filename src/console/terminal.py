@@ -62,7 +62,7 @@ def name_problem(name: str) -> str:
     if not found:
         return ""
     shown = IN_NAMES.sub(lambda one: spelled(one[0]), name)
-    return f"found the character U+{ord(found[0]):04X} in {shown[:100]!r}; allowed: characters that can be seen"
+    return f"found the character U+{ord(found[0]):04X} in '{shown[:100]}'; allowed: characters that can be seen"
 
 
 class Unread(SystemExit):

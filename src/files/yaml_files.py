@@ -1,5 +1,6 @@
 """YAML that users write. Anything wrong with it is reported in one message."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ MOST_VALUES = 100_000
 """Most values in one file. A value that aliases repeat counts each time."""
 MOST_NESTED = 64
 """Values within values."""
+RARE_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -47,6 +49,24 @@ def load_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         # PyYAML does not catch what the types of its own tags raise (`!!int x`, the 45th of a month).
         raise UserError(f"{where}: this is not YAML: {error}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` as YAML, in its own order; `load_yaml` gives the same value."""
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=120)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML itself writes rare line ends as they are, and reads them as others."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if RARE_LINE_ENDS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from src import task
 from src.console.cli import UserError, nearest
 from src.console.other_names import hint
@@ -24,6 +22,7 @@ from src.console.terminal import name_problem
 from src.files.paths import is_file, is_folder
 from src.files.reading import exact_float, read_text, shortened, whole_number
 from src.files.templates import MOST_BYTES
+from src.files.yaml_files import dump_yaml
 from src.model.backbones import BACKBONES, Backbone, backbones
 
 METHODS = ("full", "lora", "qlora")
@@ -200,7 +199,7 @@ class Recipe:
 
     def dump(self) -> str:
         """The recipe as YAML, every setting named; loading it gives the same recipe."""
-        return yaml.safe_dump(dataclasses.asdict(self), allow_unicode=True, sort_keys=False, width=120)
+        return dump_yaml(dataclasses.asdict(self))
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}

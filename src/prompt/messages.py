@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
-import yaml
 
 from src import task
 from src.console.cli import UserError
 from src.data import Item
 from src.files.templates import BoundedEnvironment, bounded, why
+from src.files.yaml_files import dump_yaml
 from src.items.item import HALF, regular
 
 Message = dict[str, str]
@@ -85,7 +85,7 @@ class Prompt:
         """The prompt as YAML, for a run's record: the run can be scored even if the file has changed or is gone."""
         raw = dataclasses.asdict(self)
         kept = {key: value for key, value in raw.items() if value or key not in OPTIONAL}
-        return yaml.safe_dump(kept, allow_unicode=True, sort_keys=False, width=120)
+        return dump_yaml(kept)
 
     @property
     def sha256(self) -> str:

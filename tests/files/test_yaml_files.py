@@ -2,7 +2,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.files import yaml_files
-from src.files.yaml_files import load_yaml
+from src.files.yaml_files import dump_yaml, load_yaml
 from src.model.recipes import make_recipe
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -57,3 +57,10 @@ def test_a_seed_that_no_library_takes(seed: int) -> None:
     with pytest.raises(UserError, match=rf"seed: found {seed}, allowed: 0 to 4294967295"):
         make_recipe({"backbone": "eeve", "seed": seed}, "mine.yaml")
     assert make_recipe({"backbone": "eeve", "seed": 2**32 - 1}, "mine.yaml").seed == 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "\x85", "a\u2028b\n", "\u2029", "a\r\nb", " a\n\n b", "가\t", "\ufeff", "~", "1e5"]
+)
+def test_any_text_is_the_same_after_writing_and_reading(text: str) -> None:
+    assert load_yaml(dump_yaml({"a": text, "b": [text]}), "f") == {"a": text, "b": [text]}

@@ -243,7 +243,7 @@ def test_a_chat_template_is_a_text_or_a_file(tmp_path: Path) -> None:
         ({"model_id": b"x"}, "model_id: found b'x', allowed: str"),
         ({"name": "../evil"}, "name: found '../evil', allowed: the name of one folder"),
         ({"name": "가" * 70}, "allowed: the name of one folder, without slashes, up to 200 bytes"),
-        ({"name": "a\u202eb"}, r"name: found the character U\+202E in 'a\\\\u202eb'"),
+        ({"name": "a\u202eb"}, r"name: found the character U\+202E in 'a\\u202eb'"),
         ({"name": "a\x1b[31mb"}, r"name: found the character U\+001B"),
         ({"name": "a\nb"}, r"name: found the character U\+000A"),
         ({"prompt": "\udcff"}, r"prompt: found the character U\+DCFF"),
