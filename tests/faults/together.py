@@ -123,7 +123,7 @@ def _answer(done: Done, holder: Running) -> list[Problem]:
     message = error_line(done) or ""
     told = {"process": str(holder.pid), "machine": socket.gethostname()}
     lacks = [what for what, word in told.items() if word not in message]
-    # Stopped before it wrote who it is, the first is known by what the system calls it: the server that it is forked of.
+    # Stopped before it wrote who it is, the first has the name of the server that it is forked of.
     lacks += [] if any(word in message for word in ("run.", "tests.faults.server")) else ["command"]
     return [Problem("message", f"lacks {', '.join(lacks)}: {words}")] if lacks else []
 
