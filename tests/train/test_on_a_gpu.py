@@ -18,7 +18,9 @@ from tests.made_trainings import (
     DEV,
     TRAIN,
     Folder,
+    Killed,
     encoder,
+    kill_after,
     weights,
     with_trained_adapters,
 )
@@ -107,3 +109,24 @@ def test_nf4_and_what_it_unpacks_to_learn_the_same(backbone_folder: Folder) -> N
         norm = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm()
         found.append((loss.item(), norm.item()))
     assert found[0] == (pytest.approx(found[1][0], rel=0.02), pytest.approx(found[1][1], rel=0.05))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("qlora", "auto"), ("lora", "auto"), ("full", "fp32"), ("full", "fp32-8bit"), ("full", "bf16-stochastic")],
+)
+def test_a_stopped_training_goes_on_from_a_sealed_checkpoint(
+    method: str, optimizer: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kind of states an optimizer keeps, they are read as plain data."""
+    recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method=method, optimizer=optimizer, epoch=3, batch_size=4)
+    device = torch.device("cuda", 0)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            fine_tune(recipe, encoder("qwen2"), TRAIN, DEV, Place.at(tmp_path), device)
+    outcome = fine_tune(recipe, encoder("qwen2"), TRAIN, DEV, Place.at(tmp_path), device)
+    assert str(outcome.training["resumed_from"]).endswith("checkpoint-2") and outcome.training["steps"] == 6
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-6"]
