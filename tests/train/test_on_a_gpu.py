@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from src.model.load import load_base
 from src.train.checkpoints import Place
 from src.train.fine_tuning import fine_tune
+from src.train.keep import KeepBest
 from src.train.objectives import make_objective
 from src.tree import prefix, rows
 from src.tree.compiled import make_ready
@@ -20,7 +22,6 @@ from tests.made_trainings import (
     Folder,
     Killed,
     encoder,
-    kill_after,
     weights,
     with_trained_adapters,
 )
@@ -123,8 +124,17 @@ def test_a_stopped_training_goes_on_from_a_sealed_checkpoint(
     """Whatever kind of states an optimizer keeps, they are read as plain data."""
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method=method, optimizer=optimizer, epoch=3, batch_size=4)
     device = torch.device("cuda", 0)
+    evaluated: list[int] = []
+    told = KeepBest.on_evaluate
+
+    def second(best: KeepBest, *given: Any, **keys: Any) -> None:
+        evaluated.append(1)
+        if len(evaluated) == 2:
+            raise Killed
+        told(best, *given, **keys)
+
     with monkeypatch.context() as patch:
-        kill_after(patch, 3)
+        patch.setattr(KeepBest, "on_evaluate", second)
         with pytest.raises(Killed):
             fine_tune(recipe, encoder("qwen2"), TRAIN, DEV, Place.at(tmp_path), device)
     outcome = fine_tune(recipe, encoder("qwen2"), TRAIN, DEV, Place.at(tmp_path), device)
