@@ -4,13 +4,14 @@ Each bound is named in the message. What is read can be printed and written agai
 and no text holds half a character.
 """
 
+import contextlib
 import json
 import os
 import re
 import stat
 import unicodedata
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,10 @@ def exact_float(literal: str) -> float:
         return value
     if value - value != 0:
         raise ValueError(f'found the number {shortened(literal)}; allowed: finite ones, and null or "" for none')
-    if len(literal) > MOST_DIGITS or Decimal(literal) not in (Decimal(repr(value)), Decimal(f"{value:.17g}")):
-        raise ValueError(f"found the number {shortened(literal)}, which would become {value!r}; allowed: 17 digits")
-    return value
+    with contextlib.suppress(InvalidOperation):  # an exponent of many digits
+        if len(literal) <= MOST_DIGITS and Decimal(literal) in (Decimal(repr(value)), Decimal(f"{value:.17g}")):
+            return value
+    raise ValueError(f"found the number {shortened(literal)}, which would become {value!r}; allowed: 17 digits")
 
 
 def composed(text: str) -> str:

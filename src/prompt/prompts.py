@@ -83,6 +83,8 @@ def parse_prompt(text: str, where: str, name: str = "") -> Prompt:
 def make_prompt(raw: Mapping[str, Any], where: str, name: str = "") -> Prompt:
     """A checked prompt from the keys of its file; `where` names it in error messages."""
     raw = {"name": name, "system": "", **raw}
+    if raw.get("guidance", ...) is None:  # a key with nothing behind it
+        del raw["guidance"]
     fields = [field.name for field in dataclasses.fields(Prompt)]
     keys = [f"unknown key {key!r}.{nearest(str(key), fields)}" for key in raw if key not in fields]
     keys += [f"{key!r} is missing" for key in ("user", "categories", "answer") if key not in raw]
@@ -92,7 +94,7 @@ def make_prompt(raw: Mapping[str, Any], where: str, name: str = "") -> Prompt:
         if not isinstance(raw.get(key, ""), str)
     ]
     sentences = [_unlike_the_task("categories", raw["categories"])] if "categories" in raw else []
-    sentences += [_unlike_the_task("guidance", raw["guidance"])] if raw.get("guidance") else []
+    sentences += [_unlike_the_task("guidance", raw["guidance"])] if raw.get("guidance", {}) != {} else []
     examples = raw.get("examples")
     counts = [] if examples is None or _are_examples(examples) else [EXAMPLES]
     if problems := [*keys, *texts, *filter(None, sentences), *counts]:

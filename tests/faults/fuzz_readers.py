@@ -15,7 +15,7 @@ import yaml
 
 from src import task
 from src.console.cli import UserError
-from src.console.terminal import CONTROL, IN_NAMES, harmless, name_problem
+from src.console.terminal import CONTROL, IN_NAMES, REPLACING, harmless, name_problem
 from src.data import dump_items, load_items, oddity_note, parse_items, predictions
 from src.files.reading import load_json, read_json, read_jsonl
 from src.files.writing import write_json, write_text
@@ -248,7 +248,7 @@ def items(pick: Pick, folder: Path) -> None:
 
 def submission(pick: Pick, folder: Path) -> None:
     answered = predictions(_parsed(), [0, 1, 2])
-    "\n".join(submission_problems(json_file(pick, answered), _parsed())).encode()
+    "\n".join(submission_problems(json_file(pick, answered), _parsed())).encode(errors=REPLACING)
 
 
 def votes(pick: Pick, folder: Path) -> None:

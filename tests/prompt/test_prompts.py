@@ -292,3 +292,9 @@ def test_a_name_that_no_prompt_has(name: str) -> None:
 )
 def test_whatever_a_template_raises_is_told(text: str, told: str) -> None:
     assert re.search(f"mine.yaml: the template cannot be filled.*{told}", problem_of(user=GOOD["user"] + text))
+
+
+def test_guidance_may_be_empty_and_is_else_for_each_category() -> None:
+    assert parse_prompt(yaml.safe_dump({**GOOD, "guidance": None}, allow_unicode=True), "f").guidance == {}
+    for guidance in ([], 0, "", [1]):
+        assert "'guidance' needs one sentence for each of" in problem_of(guidance=guidance)
