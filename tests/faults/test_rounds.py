@@ -99,6 +99,6 @@ def test_what_is_held_is_the_same_when_nothing_happened(tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.trains
 def test_rounds_leave_nothing_behind() -> None:
-    command = [sys.executable, "-m", "tests.faults.rounds", "--rounds", "20", "--warm_up", "10"]
+    command = [sys.executable, "-m", "tests.faults.rounds", "--rounds", "15", "--warm_up", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0 and "level over 10 rounds" in done.stdout, done.stdout + done.stderr
