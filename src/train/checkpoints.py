@@ -18,6 +18,7 @@ from src.console.cli import UserError
 from src.files.digests import files_in
 from src.files.locks import Held
 from src.files.paths import CHECKPOINTS
+from src.files.reading import read_text
 from src.files.sealed import SEAL, Broken, check_seal, read_seal, seal
 
 STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -119,7 +120,8 @@ def _read(folder: Path, path: Path) -> Checkpoint:
     try:
         step, best = int(made["step"]), int(made["best"])
         optimizer, weights, begun = str(made["optimizer"]), str(made["weights"]), dict(made["begun"])
-        log = json.loads((path / LOG).read_text(encoding="utf-8"))
+        # A diverged loss stands there as NaN, which other readers of JSON refuse.
+        log = json.loads(read_text(path / LOG))
         steps = [entry["step"] for entry in log["log_history"] if "eval_accuracy" in entry]
         if log["global_step"] != step or best not in steps or Path(weights).name != weights:
             raise ValueError("its parts do not fit together")
