@@ -23,7 +23,7 @@ from src.runs.record import Record
 from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
 from src.runs.versions import made_with
 from src.train.checkpoints import Place
-from src.train.fine_tuning import fine_tune
+from src.train.fine_tuning import Outcome, fine_tune
 
 
 def train_run(
@@ -70,12 +70,8 @@ def train_run(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     record = replace(
-        record,
+        _with_outcome(record, outcome, folder),
         data={split: given.splits[split].file for split in ("train", "dev")},
-        trainable_parameters=outcome.trainable_parameters,
-        parameters=outcome.parameters,
-        training=outcome.training,
-        files=digests_json(weights_noted(folder)),
         base_files=digests_json(base or base_noted(pinned)),
     )
     refuse_other_weights(folder, record)
@@ -89,6 +85,17 @@ def train_run(
         record.save(folder)
         run = replace(run, record=record)
     return run.record
+
+
+def _with_outcome(record: Record, outcome: Outcome, folder: Path) -> Record:
+    """`record` with what a training in `folder` has left."""
+    return replace(
+        record,
+        trainable_parameters=outcome.trainable_parameters,
+        parameters=outcome.parameters,
+        training=outcome.training,
+        files=digests_json(weights_noted(folder)),
+    )
 
 
 def new_record(
