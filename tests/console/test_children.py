@@ -55,6 +55,12 @@ def is_alive(pid: int) -> bool:
     return state != "Z"  # ended, and nobody has asked how
 
 
+def heeding() -> None:
+    """Whoever starts the tests by nohup, or behind `&`, has the signals ignored; a command on a terminal has not."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], list[int], Path]]]:
     """Starts the program of a command. Gives its process, the ids of its child and of that one's, and the log."""
@@ -65,7 +71,7 @@ def begun(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes
         told, log = tmp_path / "pids", tmp_path / "log"
         command = [sys.executable, "-c", program, *(words or (CHILD, str(told), str(log)))]
         with (tmp_path / "output").open("wb") as output:
-            made = subprocess.Popen(command, stdout=output, stderr=output, **options)  # type: ignore[call-overload]
+            made = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=heeding, **options)  # type: ignore[call-overload]
         all_begun.append(made)
         assert wait_for(told.is_file, 60), (tmp_path / "output").read_text()
         pids.extend(map(int, told.read_text().split()))

@@ -318,14 +318,12 @@ def test_runs_that_cannot_be_scored(place: Path, tmp_path: Path) -> None:
     lost = place / "results" / "lora"
     (lost / "adapter").rename(place / "elsewhere")
     told = problem_of(place, "lora")
-    assert "lora is damaged or was changed since it was trained: adapter/adapter_config.json is gone; " in told
+    assert "lora/record.json speaks of: adapter/adapter_config.json is gone; " in told
     with pytest.raises(UserError, match=r"give a --recipe .* or a --model_id"):
         main(["--data", str(place / "data")])
     assert f"there is no folder {tmp_path / 'no' / 'such'}." in problem_of(place, tmp_path / "no" / "such")
     (place / "results" / "full" / "model" / "model.safetensors").write_bytes(b"")
-    assert "full is damaged or was changed since it was trained: model/model.safetensors has 0 bytes" in problem_of(
-        place, "full"
-    )
+    assert "full/record.json speaks of: model/model.safetensors has 0 bytes" in problem_of(place, "full")
 
 
 def test_the_base_of_an_adapter_that_is_gone(place: Path) -> None:
