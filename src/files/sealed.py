@@ -4,6 +4,7 @@ The seal also says what the folder was made for, and has a digest of itself. Fil
 seal does, so that after a power cut a folder with a seal is whole, and one without was cut off.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -27,7 +28,10 @@ def seal(folder: Path, made: Mapping[str, Any]) -> dict[str, Digest]:
     """
     (folder / SEAL).unlink(missing_ok=True)
     names = files_in(folder)
+    as_readable = folder.stat().st_mode & 0o666
     for name in names:
+        with contextlib.suppress(OSError):  # safetensors writes files that nobody else may read
+            (folder / name).chmod(as_readable)
         sync_file(folder / name)
     for inner in {(folder / name).parent for name in names}:
         sync_folder(inner)

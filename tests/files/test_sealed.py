@@ -22,6 +22,12 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_sealed_folder_is_as_readable_as_any_other(folder: Path) -> None:
+    (folder / "weights").chmod(0o600)
+    seal(folder, {})
+    assert (folder / "weights").stat().st_mode == (folder / SEAL).stat().st_mode
+
+
 def test_a_sealed_folder_is_whole(folder: Path) -> None:
     assert check_seal(folder) == {"step": 4}
     assert set(read_seal(folder)[1]) == {"weights", "inner/state"}
