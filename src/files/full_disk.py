@@ -15,21 +15,24 @@ OF_DISKS = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOD
 NUMBER = re.compile(r"os error (\d+)")
 """How Rust's libraries (safetensors) name the system's error."""
 
+OF_TORCH = re.compile("inline_container|StreamWriter|unexpected pos|file write|iostream|basic_ios|arent directory")
+"""In what torch.save says when a file does not take what it writes."""
+
 
 @contextlib.contextmanager
 def told(what: str, folder: Path, needed: float = 0) -> Iterator[None]:
     """Within the block, which writes `what` in `folder`, an error of the disk becomes a UserError. needed: bytes that
     the block writes, if they are known.
 
-    Every RuntimeError counts: torch says of a full disk only that it wrote less than it should have. Rust's libraries
-    (safetensors, tokenizers) raise exceptions of their own, which name the system's error.
+    torch says of a full disk only that it wrote less than it should have. Rust's libraries (safetensors, tokenizers)
+    raise exceptions of their own, which name the system's error.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        of_torch = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
+        of_torch = isinstance(error, RuntimeError) and OF_TORCH.search(str(error))
         if not (isinstance(error, OSError) or of_torch or NUMBER.search(str(error))):
             raise
         raise UserError(f"{what} cannot be written in {folder}: {_reason(error, folder, needed)}") from error

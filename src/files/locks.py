@@ -86,6 +86,7 @@ def _lock(folder: Path) -> int | None:
             raise UserError(f"{folder} is in use by {told}. Wait until it ends, or take another folder.") from None
         except OSError:  # some network file systems have no locks
             os.close(descriptor)
+            (folder / LOCK).unlink(missing_ok=True)
             return None
         if _is_open(descriptor, folder / LOCK):
             break
