@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in dict.fromkeys(args.runs):
         folder = run_folder(name, args.results)
         record = Record.load(folder)
-        splits = args.split or [split for split in SPLITS if predictions_path(folder, split).is_file()]
+        scored = {split for results in record.by_orders.values() for split in results}
+        splits = args.split or [one for one in SPLITS if one in scored or predictions_path(folder, one).is_file()]
         if not splits:
             raise UserError(
                 f"{folder} was scored on no split. Score it: python -m run.test --model_id {folder}{task.flag()}"

@@ -1,5 +1,6 @@
 """The task file, and the orders of its options."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -109,3 +110,13 @@ def test_the_flag_changes_the_task_of_the_process(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         parser.parse_args(["--task", str(tmp_path / "nothing.yaml")])
     assert "cannot be read as a task" in capsys.readouterr().err
+
+
+def test_official_figures_that_no_corpus_has(tmp_path: Path) -> None:
+    text = Path(task.FILE).read_text(encoding="utf-8")
+    for number in ("1" + "0" * 400, ".nan", ".inf", "true"):
+        path = tmp_path / "task.yaml"
+        path.write_text(re.sub(r"turns: \[[^,]*", f"turns: [{number}", text), encoding="utf-8")
+        assert number in path.read_text(encoding="utf-8")
+        with pytest.raises(UserError, match="official.turns: found"):
+            load_task(path)

@@ -98,7 +98,7 @@ class Record:
             busy = f" It {words}." if (words := at_work(path.parent)) else ""
             raise UserError(
                 f"{run} is not finished: it has no {path.name}.{busy} "
-                "The command that started it goes on where it stopped."
+                "Start the command that made it again: it goes on where it stopped."
             )
         try:
             record = cls.read(path)
