@@ -1,0 +1,42 @@
+"""What a record notes of its base model's files, where the base model comes from the hub."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from src.console.cli import UserError
+from src.files.digests import digest_of
+from src.files.paths import record_path
+from src.files.writing import write_json, write_text
+from src.runs.facts import digests_json
+from src.runs.noted import refuse_other_weights
+from src.runs.record import Record
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The base model `owner/base` in the hub's cache, and `run`, whose record notes its files."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--owner--base" / "snapshots" / COMMIT
+    for name in ("config.json", "model.safetensors"):
+        write_text(snapshot / name, name)
+    noted = digests_json({name: digest_of(snapshot / name) for name in ("config.json", "model.safetensors")})
+    recipe = {"model_id": "owner/base", "method": "lora"}
+    write_json(
+        record_path(tmp_path / "run"), {"run": "run", "recipe": recipe, "base_revision": COMMIT, "base_files": noted}
+    )
+    return snapshot
+
+
+def test_what_the_cache_lacks_is_downloaded_and_no_difference(snapshot: Path, tmp_path: Path) -> None:
+    (snapshot / "model.safetensors").unlink()  # only the config has been fetched on this machine so far
+    refuse_other_weights(tmp_path / "run", Record.load(tmp_path / "run"))
+
+
+def test_a_changed_file_of_the_cache_is_named(snapshot: Path, tmp_path: Path) -> None:
+    write_text(snapshot / "model.safetensors", "model.safetensorz")
+    with pytest.raises(UserError, match="model.safetensors has sha256"):
+        refuse_other_weights(tmp_path / "run", Record.load(tmp_path / "run"))
