@@ -38,5 +38,5 @@ def test_what_the_cache_lacks_is_downloaded_and_no_difference(snapshot: Path, tm
 
 def test_a_changed_file_of_the_cache_is_named(snapshot: Path, tmp_path: Path) -> None:
     write_text(snapshot / "model.safetensors", "model.safetensorz")
-    with pytest.raises(UserError, match="model.safetensors has sha256"):
+    with pytest.raises(UserError, match=r"model\.safetensors has sha256"):
         refuse_other_weights(tmp_path / "run", Record.load(tmp_path / "run"))
