@@ -3,12 +3,15 @@
 Records of older versions note nothing; then nothing is compared.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from src import task
 from src.console.cli import UserError
 from src.console.start import find
+from src.files import paths
 from src.files.digests import Digest, differences, digests
 from src.files.locks import at_work
 from src.files.paths import MODEL, record_path, weights_folder
@@ -93,9 +96,19 @@ def refuse_other_results(folder: Path, record: Record, split: str, orders: int =
 
 def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
     """The command that makes the answers of a run or vote again."""
+    where = shlex.quote(str(folder))
     many = f" --orders {orders}" if orders > 1 else ""
     if record.is_vote:
-        result = record.results(orders).get(split)
-        voters = [str(voter.get("run")) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
-        return f"python -m run.vote {' '.join(voters)} --split {split} --out {folder}{many}{task.flag()}"
-    return f"python -m run.test --model_id {folder} --split {split}{many}{task.flag()}"
+        of_splits = record.results(orders)
+        result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
+        voters = [_voter(folder, voter) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
+        return f"python -m run.vote {' '.join(voters)} --split {split} --out {where}{many}{task.flag()}"
+    return f"python -m run.test --model_id {where} --split {split}{many}{task.flag()}"
+
+
+def _voter(folder: Path, voter: Mapping[str, Any]) -> str:
+    """How `run.vote` is told of a voter again: a run by its name or its folder, wherever it lies now, else its file."""
+    name, place = str(voter.get("run")), Path(str(voter.get("file"))).parent
+    known = {**{path: str(path) for path in (place, folder.parent / name)}, paths.RESULTS / name: name}
+    there = [words for path, words in known.items() if path.name == name and record_path(path).is_file()]
+    return shlex.quote(next(iter(there), name))

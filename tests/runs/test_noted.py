@@ -1,5 +1,6 @@
-"""What a record notes of its base model's files, where the base model comes from the hub."""
+"""What a record notes of a base model from the hub, and the command that makes lost answers again."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from src.files.digests import digest_of
 from src.files.paths import record_path
 from src.files.writing import write_json, write_text
 from src.runs.facts import digests_json
-from src.runs.noted import refuse_other_weights
+from src.runs.noted import refuse_other_weights, remedy
 from src.runs.record import Record
 
 COMMIT = "a" * 40
@@ -40,3 +41,20 @@ def test_a_changed_file_of_the_cache_is_named(snapshot: Path, tmp_path: Path) ->
     write_text(snapshot / "model.safetensors", "model.safetensorz")
     with pytest.raises(UserError, match=r"model\.safetensors has sha256"):
         refuse_other_weights(tmp_path / "run", Record.load(tmp_path / "run"))
+
+
+def test_the_command_for_a_vote_names_its_runs_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.files.paths.RESULTS", tmp_path / "results")
+    folders = tmp_path / "results" / "near", tmp_path / "other disk" / "far", tmp_path / "moved [1]" / "went"
+    for folder in folders:
+        write_json(record_path(folder), {"run": folder.name})
+    vote = tmp_path / "moved [1]" / "vote"
+    voters = [{"run": folder.name, "file": str(folder / "scores_test.jsonl")} for folder in folders[:2]]
+    voters += [{"run": "went", "file": "/gone/went/scores_test.jsonl"}, {"run": "; rm x", "file": 3}]
+    write_json(record_path(vote), {"run": "vote", "splits": {"test": {"voters": voters}}})
+    for split in ("test", "dev"):
+        told = shlex.split(remedy(vote, Record.load(vote), split))
+        assert told[3:7] == ["near", str(folders[1]), str(folders[2]), "; rm x"]
+        assert told[7:] == ["--split", split, "--out", str(vote)]
