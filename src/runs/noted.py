@@ -77,8 +77,15 @@ def refuse_other_weights(folder: Path, record: Record) -> None:
 
 
 def differing_results(folder: Path, result: Result) -> list[str]:
-    """How the files of a scored split or a vote differ from what the record notes of them."""
-    return differences(folder, result.noted_files)
+    """How the files of a scored split or a vote differ from what the record notes of them. The chains of reasoning,
+    which are large and on which no answer rests, may be deleted.
+    """
+    noted = {
+        name: digest
+        for name, digest in result.noted_files.items()
+        if not name.startswith("reasoning_") or (folder / name).is_file()
+    }
+    return differences(folder, noted)
 
 
 def refuse_other_results(folder: Path, record: Record, split: str, orders: int = 1) -> None:
@@ -103,7 +110,15 @@ def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
         result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
         voters = [_voter(folder, voter) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
         return f"python -m run.vote {' '.join(voters)} --split {split} --out {where}{many}{task.flag()}"
-    return f"python -m run.test --model_id {where} --split {split}{many}{task.flag()}"
+    return f"python -m run.test --model_id {where} --split {split}{many}{_sampling(record, split, orders)}{task.flag()}"
+
+
+def _sampling(record: Record, split: str, orders: int) -> str:
+    """The flags of the chains of reasoning that the answers of a run come from."""
+    result = record.results(orders).get(split)
+    how = (result.reasoning if result else None) or {}
+    flags = {"seed": "sampling_seed", **{name: name for name in ("samples", "temperature", "top_p", "max_new_tokens")}}
+    return "".join(f" --{flag} {how[key]}" for key, flag in flags.items() if isinstance(how.get(key), int | float))
 
 
 def _voter(folder: Path, voter: Mapping[str, Any]) -> str:

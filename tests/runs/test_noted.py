@@ -11,7 +11,7 @@ from src.files.digests import digest_of
 from src.files.paths import record_path
 from src.files.writing import write_json, write_text
 from src.runs.facts import digests_json
-from src.runs.noted import refuse_other_weights, remedy
+from src.runs.noted import refuse_other_results, refuse_other_weights, remedy
 from src.runs.record import Record
 
 COMMIT = "a" * 40
@@ -58,3 +58,21 @@ def test_the_command_for_a_vote_names_its_runs_wherever_they_lie(
         told = shlex.split(remedy(vote, Record.load(vote), split))
         assert told[3:7] == ["near", str(folders[1]), str(folders[2]), "; rm x"]
         assert told[7:] == ["--split", split, "--out", str(vote)]
+
+
+def test_chains_may_be_deleted_and_what_makes_them_again_samples_as_before(tmp_path: Path) -> None:
+    run = tmp_path / "reasons"
+    names = ("scores_dev.jsonl", "reasoning_dev.jsonl")
+    for name in names:
+        write_text(run / name, name)
+    how = {"samples": 8, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "seed": 3, "chains": 16}
+    result = {"files": digests_json({name: digest_of(run / name) for name in names}), "reasoning": how}
+    write_json(record_path(run), {"run": "reasons", "recipe": {}, "splits": {"dev": result}})
+    record = Record.load(run)
+    (run / names[1]).unlink()
+    refuse_other_results(run, record, "dev")
+    (run / names[0]).unlink()
+    with pytest.raises(UserError, match=r"scores_dev\.jsonl is gone"):
+        refuse_other_results(run, record, "dev")
+    flags = "--sampling_seed 3 --samples 8 --temperature 0.7 --top_p 1.0 --max_new_tokens 64"
+    assert remedy(run, record, "dev") == f"python -m run.test --model_id {run} --split dev {flags}"
