@@ -159,7 +159,8 @@ class Record:
     def save(self, run: str | Path) -> None:
         """Writes `record.json` in the folder of the run, whole or not at all, with a digest of itself."""
         value = json.loads(as_json(self.as_json()))
-        write_json(record_path(run), {**value, DIGEST: _digest(value)})
+        # The digest stands first: whoever deletes its line leaves JSON, which the last line's comma would spoil.
+        write_json(record_path(run), {DIGEST: _digest(value), **value})
 
     def as_json(self) -> dict[str, Any]:
         """The file's keys in their order, with what has changed; those of a new record in the order of `_keys`."""
