@@ -21,8 +21,8 @@ from src.model.recipes import Recipe
 from src.runs.facts import Result
 from src.runs.record import Record
 
-OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", ".txt")
-"""Endings of the files that loading a model and its tokenizer reads."""
+OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", "vocab.txt", "merges.txt")
+"""Endings of the files that loading a model and its tokenizer reads. Other texts are notes and licences."""
 
 
 def weights_noted(folder: Path) -> dict[str, Digest]:
@@ -41,7 +41,7 @@ def base_noted(recipe: Recipe) -> dict[str, Digest]:
     folder = base_folder(recipe)
     if folder is None:
         return {}
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in OF_A_MODEL and path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(OF_A_MODEL) and path.is_file())
     return digests(folder, names, f"check {recipe.backbone}")
 
 

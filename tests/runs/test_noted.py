@@ -10,8 +10,9 @@ from src.console.cli import UserError
 from src.files.digests import digest_of
 from src.files.paths import record_path
 from src.files.writing import write_json, write_text
+from src.model.recipes import make_recipe
 from src.runs.facts import digests_json
-from src.runs.noted import refuse_other_results, refuse_other_weights, remedy
+from src.runs.noted import base_noted, refuse_other_results, refuse_other_weights, remedy
 from src.runs.record import Record
 
 COMMIT = "a" * 40
@@ -76,3 +77,10 @@ def test_chains_may_be_deleted_and_what_makes_them_again_samples_as_before(tmp_p
         refuse_other_results(run, record, "dev")
     flags = "--sampling_seed 3 --samples 8 --temperature 0.7 --top_p 1.0 --max_new_tokens 64"
     assert remedy(run, record, "dev") == f"python -m run.test --model_id {run} --split dev {flags}"
+
+
+def test_notes_beside_a_base_model_are_not_of_it(tmp_path: Path) -> None:
+    for name in ("config.json", "vocab.txt", "notes.txt", "README.md"):
+        write_text(tmp_path / name, name)
+    recipe = make_recipe({"model_id": str(tmp_path), "method": "lora"}, "here")
+    assert list(base_noted(recipe)) == ["config.json", "vocab.txt"]
