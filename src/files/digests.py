@@ -28,6 +28,8 @@ MOST_REMEMBERED = 10_000
 SHOWN = 12
 """Characters of a sha256 in messages."""
 THREADS = 4
+BROWSERS = ("Thumbs.db", "desktop.ini")
+"""What Windows leaves in a folder that was looked at. A Mac leaves hidden files (`.DS_Store`, `._name`)."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,12 @@ Digests = Mapping[str, Digest]
 
 
 def files_in(folder: Path, leave_out: Iterable[str] = ()) -> list[str]:
-    """Names of all files in `folder` and below, relative to it, sorted."""
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(set(found) - set(leave_out))
+    """Names of all files in `folder` and below, relative to it, sorted. Hidden files and those of `BROWSERS` are left
+    out: they come and go by themselves, and no library loads them.
+    """
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    seen = [str(path) for path in found if path.name not in BROWSERS and not any(part[0] == "." for part in path.parts)]
+    return sorted(set(seen) - set(leave_out))
 
 
 def digests(folder: Path, names: Iterable[str], words: str = "") -> dict[str, Digest]:

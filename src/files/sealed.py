@@ -56,7 +56,9 @@ def read_seal(folder: Path) -> tuple[dict[str, Any], dict[str, Digest]]:
             raise ValueError("another sha256")
         return value["made"], {name: Digest.parse(one, name) for name, one in value["files"].items()}
     except FileNotFoundError:
-        raise Broken(f"it has no {SEAL}, so it was cut off while it was written") from None
+        raise Broken(
+            f"it has no {SEAL}, so it was cut off while it was written, or an older version of this repository wrote it"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Broken(error if isinstance(error, Broken) else f"{SEAL} is damaged") from error
 

@@ -3,12 +3,15 @@
 Records of older versions note nothing; then nothing is compared.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from src import task
 from src.console.cli import UserError
 from src.console.start import find
+from src.files import paths
 from src.files.digests import Digest, differences, digests
 from src.files.locks import at_work
 from src.files.paths import MODEL, record_path, weights_folder
@@ -18,8 +21,8 @@ from src.model.recipes import Recipe
 from src.runs.facts import Result
 from src.runs.record import Record
 
-OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", ".txt")
-"""Endings of the files that loading a model and its tokenizer reads."""
+OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", "vocab.txt", "merges.txt")
+"""Endings of the files that loading a model and its tokenizer reads. Other texts are notes and licences."""
 
 
 def weights_noted(folder: Path) -> dict[str, Digest]:
@@ -38,7 +41,7 @@ def base_noted(recipe: Recipe) -> dict[str, Digest]:
     folder = base_folder(recipe)
     if folder is None:
         return {}
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in OF_A_MODEL and path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(OF_A_MODEL) and path.is_file())
     return digests(folder, names, f"check {recipe.backbone}")
 
 
@@ -63,7 +66,10 @@ def refuse_other_weights(folder: Path, record: Record) -> None:
     base = base_folder(record.pinned_recipe)
     if any(name.startswith(MODEL + "/") for name in record.noted_files) or base is None:
         return
-    if found := differences(base, record.noted_base, f"check {record.recipe.backbone}"):
+    noted = record.noted_base
+    if hub.is_hub_id(record.recipe.model_id):  # What the cache lacks is downloaded, of the commit of the record.
+        noted = {name: digest for name, digest in noted.items() if (base / name).is_file()}
+    if found := differences(base, noted, f"check {record.recipe.backbone}"):
         raise UserError(
             f"{base} is not the base model that {record_path(folder)} speaks of: {'; '.join(found)}. "
             "Put the files back or download them again, or delete the run and make it anew."
@@ -71,8 +77,15 @@ def refuse_other_weights(folder: Path, record: Record) -> None:
 
 
 def differing_results(folder: Path, result: Result) -> list[str]:
-    """How the files of a scored split or a vote differ from what the record notes of them."""
-    return differences(folder, result.noted_files)
+    """How the files of a scored split or a vote differ from what the record notes of them. The chains of reasoning,
+    which are large and on which no answer rests, may be deleted.
+    """
+    noted = {
+        name: digest
+        for name, digest in result.noted_files.items()
+        if not name.startswith("reasoning_") or (folder / name).is_file()
+    }
+    return differences(folder, noted)
 
 
 def refuse_other_results(folder: Path, record: Record, split: str, orders: int = 1) -> None:
@@ -90,9 +103,27 @@ def refuse_other_results(folder: Path, record: Record, split: str, orders: int =
 
 def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
     """The command that makes the answers of a run or vote again."""
+    where = shlex.quote(str(folder))
     many = f" --orders {orders}" if orders > 1 else ""
     if record.is_vote:
-        result = record.results(orders).get(split)
-        voters = [str(voter.get("run")) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
-        return f"python -m run.vote {' '.join(voters)} --split {split} --out {folder}{many}{task.flag()}"
-    return f"python -m run.test --model_id {folder} --split {split}{many}{task.flag()}"
+        of_splits = record.results(orders)
+        result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
+        voters = [_voter(folder, voter) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
+        return f"python -m run.vote {' '.join(voters)} --split {split} --out {where}{many}{task.flag()}"
+    return f"python -m run.test --model_id {where} --split {split}{many}{_sampling(record, split, orders)}{task.flag()}"
+
+
+def _sampling(record: Record, split: str, orders: int) -> str:
+    """The flags of the chains of reasoning that the answers of a run come from."""
+    result = record.results(orders).get(split)
+    how = (result.reasoning if result else None) or {}
+    flags = {"seed": "sampling_seed", **{name: name for name in ("samples", "temperature", "top_p", "max_new_tokens")}}
+    return "".join(f" --{flag} {how[key]}" for key, flag in flags.items() if isinstance(how.get(key), int | float))
+
+
+def _voter(folder: Path, voter: Mapping[str, Any]) -> str:
+    """How `run.vote` is told of a voter again: a run by its name or its folder, wherever it lies now, else its file."""
+    name, place = str(voter.get("run")), Path(str(voter.get("file"))).parent
+    known = {**{path: str(path) for path in (place, folder.parent / name)}, paths.RESULTS / name: name}
+    there = [words for path, words in known.items() if path.name == name and record_path(path).is_file()]
+    return shlex.quote(next(iter(there), name))

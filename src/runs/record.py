@@ -49,6 +49,10 @@ def _orders_of(key: str) -> int | None:
     return int(found[1] or 1) if found else None
 
 
+class Edited(ValueError):
+    """A record was changed after it was written. Older versions keep the digest, which they do not know, as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """The record of a finished run or of a vote.
@@ -102,6 +106,12 @@ class Record:
             )
         try:
             record = cls.read(path)
+        except Edited as error:
+            raise UserError(
+                f"{path}: {error}. If you edited it by hand, or an older version of this repository wrote it, "
+                f"delete the line of {DIGEST} in it, and it counts as it is. If not, it is damaged: put it back from a "
+                f"copy, or delete {path.name} and start the command that made the run again."
+            ) from error
         except ValueError as error:
             raise UserError(
                 f"{path} is damaged: {error}. Delete it and start the command that made the run again."
@@ -123,10 +133,7 @@ class Record:
         if not isinstance(stored, dict):
             raise ValueError("not an object")
         if DIGEST in stored and stored[DIGEST] != _digest(stored):
-            raise ValueError(
-                f"its content does not have the {DIGEST} that stands in it. "
-                f"If you edited it by hand and mean it, delete the line of {DIGEST} in it"
-            )
+            raise Edited(f"its content does not have the {DIGEST} that stands in it")
         stored = {key: value for key, value in stored.items() if key != DIGEST}
         if is_kind(stored, "weights", str) and Path(stored["weights"]).name != stored["weights"]:
             raise ValueError(f"weights is {stored['weights']!r}, which is no name of a folder")
@@ -152,7 +159,8 @@ class Record:
     def save(self, run: str | Path) -> None:
         """Writes `record.json` in the folder of the run, whole or not at all, with a digest of itself."""
         value = json.loads(as_json(self.as_json()))
-        write_json(record_path(run), {**value, DIGEST: _digest(value)})
+        # The digest stands first: whoever deletes its line leaves JSON, which the last line's comma would spoil.
+        write_json(record_path(run), {DIGEST: _digest(value), **value})
 
     def as_json(self) -> dict[str, Any]:
         """The file's keys in their order, with what has changed; those of a new record in the order of `_keys`."""

@@ -1,6 +1,7 @@
 """The scores of an item: a logit for each letter under each order of the options, and the file that keeps them."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def read_scores(path: str | Path) -> list[ItemScores]:
     """Scores in the file's order. UserError without a file, or when it is not exactly what `write_scores` writes."""
     path = Path(path)
     split, _, beside = path.stem.removeprefix("scores_").partition(".")
-    remedy = f"Score it again: python -m run.test --model_id {path.parent}"
+    remedy = f"Score it again: python -m run.test --model_id {shlex.quote(str(path.parent))}"
     remedy += f" --split {split}" if split in task.SPLITS else ""
     remedy += f" --orders {beside.removesuffix('orders')}" if beside else ""
     remedy += task.flag()

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src import task
 from src.console.cli import UserError
 from src.console.words import some
 from src.data import Item, load_items, sha256
 from src.files.paths import predictions_path, run_folder
 from src.model.recipes import Recipe
 from src.runs.facts import Result
-from src.runs.noted import refuse_other_results
+from src.runs.noted import refuse_other_results, remedy
 from src.runs.record import Record
 from src.score.item_scores import ItemScores, read_scores
 from src.vote.orders import common_orders, scored_orders
@@ -149,7 +148,7 @@ def _read_run(
         there = sorted({stem.partition("_")[2].partition(".")[0] for stem in files})
         raise UserError(
             f"{run} has answers for {', '.join(there) or 'no split'}, not for {split}. "
-            f"Score it: python -m run.test --model_id {run} --split {split}{task.flag()}"
+            f"{'Let its runs vote' if record.is_vote else 'Score it'}: {remedy(run, record, split)}"
         )
     expert = None if record.is_vote else _expert(record.recipe)
     return Source(ballot, file, sha256(file), note, expert, result.orders if ballot.logprobs is None else orders)

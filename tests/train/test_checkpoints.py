@@ -63,6 +63,16 @@ def test_best_weights_that_are_lost(tmp_path: Path) -> None:
     assert line.endswith("they are of step 8, not of 4; training begins from the start")
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._optimizer.pt", "Thumbs.db", ".nfs0001"])
+def test_files_of_a_browser_of_folders_break_no_checkpoint(tmp_path: Path, name: str) -> None:
+    best(tmp_path, 4)
+    checkpoint = whole(tmp_path, 8, 4)
+    write_text(checkpoint / name, "made")
+    assert find_checkpoint(tmp_path).lines() == []
+    write_text(checkpoint / "model.safetensors", "made")
+    assert "it holds model.safetensors, which is no file of it" in find_checkpoint(tmp_path).lines()[0]
+
+
 @pytest.mark.parametrize("name", [*STATES, LOG, SEAL])
 def test_a_checkpoint_that_lacks_a_file_is_not_gone_on_from(tmp_path: Path, name: str) -> None:
     best(tmp_path, 4)
