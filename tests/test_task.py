@@ -118,5 +118,5 @@ def test_official_figures_that_no_corpus_has(tmp_path: Path) -> None:
         path = tmp_path / "task.yaml"
         path.write_text(re.sub(r"turns: \[[^,]*", f"turns: [{number}", text), encoding="utf-8")
         assert number in path.read_text(encoding="utf-8")
-        with pytest.raises(UserError, match="official.turns: found"):
+        with pytest.raises(UserError, match=r"official\.turns: found"):
             load_task(path)
