@@ -108,7 +108,7 @@ def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
     if record.is_vote:
         of_splits = record.results(orders)
         result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
-        voters = [_voter(folder, voter) for voter in getattr(result, "voters", ()) if isinstance(voter, Mapping)]
+        voters = [_voter(folder, one) for voter in getattr(result, "voters", ()) for one in _experts(voter)]
         return f"python -m run.vote {' '.join(voters)} --split {split} --out {where}{many}{task.flag()}"
     return f"python -m run.test --model_id {where} --split {split}{many}{_sampling(record, split, orders)}{task.flag()}"
 
@@ -119,6 +119,13 @@ def _sampling(record: Record, split: str, orders: int) -> str:
     how = (result.reasoning if result else None) or {}
     flags = {"seed": "sampling_seed", **{name: name for name in ("samples", "temperature", "top_p", "max_new_tokens")}}
     return "".join(f" --{flag} {how[key]}" for key, flag in flags.items() if isinstance(how.get(key), int | float))
+
+
+def _experts(voter: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that a voter was joined from, each as a voter; else the voter."""
+    files = voter.get("experts")
+    found = [Path(str(file)) for file in files] if isinstance(files, list) else []
+    return [{"run": file.parent.name, "file": file} for file in found] or [voter]
 
 
 def _voter(folder: Path, voter: Mapping[str, Any]) -> str:

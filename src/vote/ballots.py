@@ -24,6 +24,7 @@ class Source:
 
     expert  backbone and category of a run that was trained on one category alone, else None
     orders  number of orders of the options that its scores are averaged over; None where a file does not tell
+    experts files of the experts that it was joined from
     """
 
     ballot: Ballot
@@ -32,6 +33,7 @@ class Source:
     note: str
     expert: tuple[str, str] | None = None
     orders: int | None = None
+    experts: Sequence[Path] = ()
 
 
 def run_folders(arguments: Sequence[str], results: Path) -> list[Path]:
@@ -116,6 +118,7 @@ def join_experts(sources: Sequence[Source], items: Sequence[Item]) -> list[Sourc
             first.file,
             hashlib.sha256("".join(source.sha256 for source in experts.values()).encode()).hexdigest(),
             "; ".join([f"{name}: {told}", *(source.note for source in experts.values() if source.note)]),
+            experts=[source.file for source in experts.values()],
         )
     return [source for source in sources if not source.expert] + list(joined.values())
 

@@ -25,6 +25,7 @@ class Voter:
     scores     whether there are log-probabilities beside the answers
     agreement  share of the items that it answers as the vote does
     accuracy   on this split; None without labels
+    experts    files of the experts that it is made of, if it is
     """
 
     run: str
@@ -35,6 +36,10 @@ class Voter:
     dev_accuracy: float | None
     agreement: float
     accuracy: float | None
+    experts: Sequence[Path] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "experts" or value}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def decide(gathered: Voters) -> Decision:
         data_sha256=sha256(gathered.data),
         rule=RULE,
         orders=orders.pop() if len(orders) == 1 else None,
-        voters=[asdict(voter) for voter in voters],
+        voters=[voter.as_json() for voter in voters],
         missing=gathered.missing,
         unanimous=alike.unanimous,
         pairs=[{"runs": pair, "agreement": share} for pair, share in alike.pairs.items()],
@@ -90,6 +95,7 @@ def _voter(source: Source, verdicts: Sequence[Verdict]) -> Voter:
         dev_accuracy=ballot.dev_accuracy,
         agreement=same / len(verdicts),
         accuracy=None,
+        experts=source.experts,
     )
 
 

@@ -52,7 +52,8 @@ def test_the_command_for_a_vote_names_its_runs_wherever_they_lie(
     for folder in folders:
         write_json(record_path(folder), {"run": folder.name})
     vote = tmp_path / "moved [1]" / "vote"
-    voters = [{"run": folder.name, "file": str(folder / "scores_test.jsonl")} for folder in folders[:2]]
+    files = [str(folder / "scores_test.jsonl") for folder in folders[:2]]
+    voters: list[dict[str, object]] = [{"run": "experts-polar", "file": files[0], "experts": files}]
     voters += [{"run": "went", "file": "/gone/went/scores_test.jsonl"}, {"run": "; rm x", "file": 3}]
     write_json(record_path(vote), {"run": "vote", "splits": {"test": {"voters": voters}}})
     for split in ("test", "dev"):
