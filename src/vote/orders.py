@@ -1,6 +1,7 @@
 """By how many orders of the options runs were scored, and which number of orders a vote or a comparison takes."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _only_here(count: int, other: str, elsewhere: Mapping[str, Mapping[int, Path
 def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[Path], split: str, wanted: int) -> str:
     there = {run.name: " and ".join(counted(count, "order") for count in sorted(found[run])) for run in found}
     asked = f"--split {split} --orders {wanted}{task.flag()}"
-    commands = [f"python -m run.test --model_id {run} {asked}" for run in lacking]
+    commands = [f"python -m run.test --model_id {shlex.quote(str(run))} {asked}" for run in lacking]
     return (
         f"{len(lacking)} of {len(found)} runs have no scores of {counted(wanted, 'order')} on {split}, "
         "and answers by different numbers of orders are not mixed. "
