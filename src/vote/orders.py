@@ -98,6 +98,16 @@ def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[P
     )
 
 
+def lost_scores(runs: Sequence[Path], split: str) -> str:
+    """A note on scores by several orders that records speak of and that are not there; else nothing."""
+    notes = []
+    for run in runs:
+        record, there = Record.load(run), _counts(run, split)
+        lost = [count for count, results in record.by_orders.items() if split in results and count not in there]
+        notes += [f"the scores of {run.name} by {counted(count, 'order')} are gone" for count in lost if count > 1]
+    return "; ".join(notes)
+
+
 def partly_scored(runs: Sequence[Path], split: str, items: Sequence[Item], asked: int | None) -> dict[str, str]:
     """Name of a run → why it is left out: its scores by as many orders as all have (or as `asked`) are of some `items`
     only. No run is left out where all have scores of all items by another number.
