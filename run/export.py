@@ -9,6 +9,7 @@ the prompt's digest. A vote has predictions alone. The text of the official corp
 must not be passed on.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         splits = args.split or [one for one in SPLITS if one in scored or predictions_path(folder, one).is_file()]
         if not splits:
             raise UserError(
-                f"{folder} was scored on no split. Score it: python -m run.test --model_id {folder}{task.flag()}"
+                f"{folder} was scored on no split. "
+                f"Score it: python -m run.test --model_id {shlex.quote(str(folder))}{task.flag()}"
             )
         for split in dict.fromkeys(splits):
             items, data, notes = load_own(args.data, split, [folder])

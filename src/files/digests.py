@@ -107,8 +107,10 @@ def digest_of(path: Path) -> Digest:
 
 def differences(folder: Path, noted: Digests, words: str = "") -> list[str]:
     """How files of `folder` differ from what was noted of them, one sentence part for each file; [] when none does."""
-    there = [name for name in noted if (folder / name).is_file()]
-    found = [f"{name} is gone" for name in noted if name not in there]
+    # A foreign record may name any file of this machine, also one that never ends (/proc/kcore).
+    outside = [name for name in noted if Path(name).is_absolute() or ".." in Path(name).parts]
+    there = [name for name in noted if name not in outside and (folder / name).is_file()]
+    found = [f"{name} is {'outside the folder' if name in outside else 'gone'}" for name in noted if name not in there]
     whole = []
     for name in there:
         size = (folder / name).stat().st_size

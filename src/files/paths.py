@@ -96,7 +96,7 @@ def refuse_links(folder: Path) -> None:
     if links:
         raise UserError(
             f"{links[0]} is a link to {links[0].readlink()}, which would be written to or deleted there. "
-            "Put what it leads to in its place, or give another folder."
+            "Put what it leads to in its place, make the whole folder such a link, or give another folder."
         )
 
 

@@ -1,5 +1,6 @@
 """The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
 
+import shlex
 from pathlib import Path
 
 from src import task
@@ -78,6 +79,6 @@ def train(
             ) from error
     for split, result in record.splits.items():
         print(result_line(record.run, split, result))
-    command = f"python -m run.test --model_id {folder}{trust.words(recipe)}{task.flag()}"
+    command = f"python -m run.test --model_id {shlex.quote(str(folder))}{trust.words(recipe)}{task.flag()}"
     score = "" if "test" in record.splits else f" Score the test split: {command}"
     print(f"The run lies in {folder}.{score}")

@@ -1,6 +1,7 @@
 """The inputs of a run, found and checked before torch is imported."""
 
 import random
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -144,7 +145,7 @@ def _refuse_finished(folder: Path) -> None:
     if record_path(folder).is_file():
         raise UserError(
             f"{folder} is a finished run. Give another --name or --save_dir, delete the folder to train again, "
-            f"or score it: python -m run.test --model_id {folder}{task.flag()}"
+            f"or score it: python -m run.test --model_id {shlex.quote(str(folder))}{task.flag()}"
         )
 
 

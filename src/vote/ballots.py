@@ -14,7 +14,7 @@ from src.runs.facts import Result
 from src.runs.noted import refuse_other_results, remedy
 from src.runs.record import Record
 from src.score.item_scores import ItemScores, read_scores
-from src.vote.orders import common_orders, scored_orders
+from src.vote.orders import common_orders, lost_scores, scored_orders
 from src.vote.voting import Ballot, id_problem
 
 
@@ -59,6 +59,7 @@ def read_sources(
     data_sha256 = sha256(data)
     runs = [run_folder(argument, results) for argument in arguments if not Path(argument).is_file()]
     taken, note = common_orders(runs, split, orders, items)
+    note = "; ".join(filter(None, (note, lost_scores(runs, split))))
     sources = [
         _read_file(argument, items)
         if Path(argument).is_file()

@@ -1,5 +1,6 @@
 """A run's or a vote's answers to a split as samples, one for each item."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def samples_of(
     if orders and orders not in scored:
         raise UserError(
             f"{folder} has no scores of {counted(orders, 'order')} on {split}. "
-            f"Score it: python -m run.test --model_id {folder} --split {split} --orders {orders}{task.flag()}"
+            f"Score it: python -m run.test --model_id {shlex.quote(str(folder))} "
+            f"--split {split} --orders {orders}{task.flag()}"
         )
     prompt = record.prompt.sha256 or None
     if not scored:

@@ -1,6 +1,7 @@
 """By how many orders of the options runs were scored, and which number of orders a vote or a comparison takes."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,13 +89,23 @@ def _only_here(count: int, other: str, elsewhere: Mapping[str, Mapping[int, Path
 def _not_in_common(found: Mapping[Path, Mapping[int, Path]], lacking: Sequence[Path], split: str, wanted: int) -> str:
     there = {run.name: " and ".join(counted(count, "order") for count in sorted(found[run])) for run in found}
     asked = f"--split {split} --orders {wanted}{task.flag()}"
-    commands = [f"python -m run.test --model_id {run} {asked}" for run in lacking]
+    commands = [f"python -m run.test --model_id {shlex.quote(str(run))} {asked}" for run in lacking]
     return (
         f"{len(lacking)} of {len(found)} runs have no scores of {counted(wanted, 'order')} on {split}, "
         "and answers by different numbers of orders are not mixed. "
         f"Found {'; '.join(f'{name}: {told}' for name, told in there.items())}. Score what is missing:\n  "
         + "\n  ".join(commands)
     )
+
+
+def lost_scores(runs: Sequence[Path], split: str) -> str:
+    """A note on scores by several orders that records speak of and that are not there; else nothing."""
+    notes = []
+    for run in runs:
+        record, there = Record.load(run), _counts(run, split)
+        lost = [count for count, results in record.by_orders.items() if split in results and count not in there]
+        notes += [f"the scores of {run.name} by {counted(count, 'order')} are gone" for count in lost if count > 1]
+    return "; ".join(notes)
 
 
 def partly_scored(runs: Sequence[Path], split: str, items: Sequence[Item], asked: int | None) -> dict[str, str]:

@@ -92,3 +92,10 @@ def test_large_files_are_read_once(folder: Path, tmp_path: Path, monkeypatch: py
     assert len(differences(folder, noted)) == 1
     write_json(memory, ["of another kind"])
     assert len(differences(folder, noted)) == 1
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/etc/hostname", "../weights", "inner/../../weights"])
+def test_a_name_outside_the_folder_is_not_looked_at(tmp_path: Path, name: str) -> None:
+    (tmp_path / "weights").write_text("x")
+    noted = {name: Digest(1, "0")}
+    assert differences(tmp_path / "run", noted) == [f"{name} is outside the folder"]

@@ -56,7 +56,7 @@ def test_a_split_and_other_data_may_be_asked_for(place: Path, capsys: pytest.Cap
     assert "the file has changed since the run was scored" in capsys.readouterr().out
     with pytest.raises(UserError, match="a file goes with one --split"):
         export(place, "alpha", "--data", str(place / "labelled" / "data_test.json"))
-    with pytest.raises(UserError, match=r"not for test\. Score it"):
+    with pytest.raises(UserError, match=r"not for test\. Let its runs vote: python -m run.vote --split test"):
         export(place, "vote", "--split", "test", "--data", str(place / "data"))
 
 

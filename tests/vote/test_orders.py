@@ -7,7 +7,7 @@ from src.data import load_data, split_path
 from src.files.paths import record_path, scores_path
 from src.files.writing import write_json
 from src.vote.ballots import read_sources
-from src.vote.orders import common_orders, partly_scored, scored_orders, whole_orders
+from src.vote.orders import common_orders, lost_scores, partly_scored, scored_orders, whole_orders
 from tests.made_runs import add_orders, make_run, make_split, stored
 
 
@@ -104,3 +104,13 @@ def test_scores_of_some_items_only(both: tuple[Path, Path], data: Path, tmp_path
     assert partly_scored(both, "dev", items, 1) == {"alpha": reason}
     add_orders(both[1], data, "dev", [1] * 8)
     assert partly_scored(both, "dev", items, None) == {}
+
+
+def test_scores_of_several_orders_that_were_deleted_are_named(both: tuple[Path, Path], data: Path) -> None:
+    alpha, beta = both
+    assert lost_scores([alpha, beta], "dev") == ""
+    scores_path(alpha, "dev", 6).unlink()
+    assert lost_scores([alpha, beta], "dev") == "the scores of alpha by 6 orders are gone"
+    path = split_path(data, "dev")
+    first, _ = read_sources([str(alpha), str(beta)], load_data(path, "dev")[0], path, "dev", alpha.parent)
+    assert first.orders == 1 and "the scores of alpha by 6 orders are gone" in first.note
