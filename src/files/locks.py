@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.console.cli import UserError
 from src.files.paths import LOCK
-from src.files.writing import remove_leftovers
+from src.files.writing import advice, remove_leftovers
 
 PATIENCE_SECONDS = 0.2
 """Whoever looks whether a folder is locked holds the lock for an instant; that is no reason to give up."""
@@ -53,9 +53,7 @@ def lock_folder(folder: Path) -> Iterator[Held]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(folder)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made or written to: {error.strerror}. Make room, or give another place."
-        ) from error
+        raise UserError(f"{folder} cannot be made or written to: {error.strerror}. {advice(error)}") from error
     try:
         remove_leftovers(folder)
         yield Held.of(folder)

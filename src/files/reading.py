@@ -32,6 +32,8 @@ HALF = re.compile("[\ud800-\udfff]")
 
 MARKS = re.compile("[^\x00-\u02ff\u1100-\u11ff\uac00-\ud7a3]{31}")
 """So many characters in a row, of which all may be combining marks. Hangul and Latin letters are none."""
+STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+"""A string of JSON."""
 
 
 def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
@@ -128,9 +130,15 @@ def parse_json(text: str) -> Any:
 
 
 def refuse_many(text: str) -> None:
-    """ValueError when JSON `text` may hold more than `MOST_VALUES` values. It is not parsed for that."""
-    if len(text) > MOST_VALUES and sum(map(text.count, ",:[{")) > MOST_VALUES:
+    """ValueError when JSON `text` holds more than `MOST_VALUES` values. It is not parsed for that."""
+    many = len(text) > MOST_VALUES and _signs(text) > MOST_VALUES
+    if many and _signs(STRING.sub("", text)) > MOST_VALUES:
         raise ValueError(f"it holds more than {MOST_VALUES:,} values, which is the most allowed")
+
+
+def _signs(text: str) -> int:
+    """Each value but the first follows one of these, those within strings counted as well."""
+    return sum(map(text.count, ",:[{"))
 
 
 def refuse_nested(value: Any) -> None:

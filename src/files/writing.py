@@ -1,6 +1,7 @@
 """Writing files whole or not at all, so that a kill, a full disk or a power cut leaves the old file or the new one."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -53,11 +54,18 @@ def write_texts(texts: Mapping[Path, str], all_or_none: bool = False) -> None:
             sync_folder(folder)
             remove_leftovers(folder)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Make room, or give another place.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}. {advice(error)}") from error
     finally:
         for temporary in written:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def advice(error: OSError) -> str:
+    """What to do where a file cannot be written."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "Give another place, or the right to write there."
+    return "Make room, or give another place."
 
 
 def sync_folder(folder: Path) -> None:

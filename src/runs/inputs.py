@@ -22,7 +22,7 @@ from src.prompt.prompts import Prompt, load_prompt
 from src.runs.facts import DataFile, TaskFacts, TemplateFacts
 from src.runs.noted import refuse_other_weights
 from src.runs.record import Record, refuse_other_task
-from src.train.checkpoints import find_checkpoint
+from src.train.checkpoints import find_checkpoint, of_older_version
 
 HASH_SHOWN = 12
 
@@ -165,6 +165,12 @@ def _check_folder(folder: Path, recipe: Recipe, hashes: Mapping[str, Any]) -> No
                 "Start it with the same --data and --limit as before, delete it, or give another --name."
             )
         return
+    if (older := of_older_version(folder)) and (folder / RECIPE).is_file():
+        raise UserError(
+            f"{folder} holds an unfinished run of an older version of this repository, whose checkpoint, {older}, "
+            "cannot be checked and is not gone on from. End it with that version, "
+            f"or delete {older.parent} to train from the start, or give another --name."
+        )
     taken = [name for name in (MODEL, ADAPTER, CHECKPOINTS) if (folder / name).exists()]
     if taken and not (folder / RECIPE).is_file():
         raise UserError(

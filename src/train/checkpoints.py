@@ -98,9 +98,12 @@ def find_checkpoint(folder: Path) -> Found:
     return Found(None, broken)
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a training has left anything to go on from, whole or not."""
-    return bool(_newest_first(folder / CHECKPOINTS))
+def of_older_version(folder: Path) -> Path | None:
+    """A checkpoint that an older version of this repository wrote whole: it has no seal, and says only in a pickle how
+    it was made.
+    """
+    whole = (path for path in _newest_first(folder / CHECKPOINTS) if not (path / SEAL).exists())
+    return next((path for path in whole if (path / LOG).is_file() and (path / PICKLED_ARGUMENTS).is_file()), None)
 
 
 def _newest_first(checkpoints: Path) -> list[Path]:

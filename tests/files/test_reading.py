@@ -6,7 +6,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.files import reading
-from src.files.reading import load_json, read_bytes, read_json, read_jsonl, read_text
+from src.files.reading import MOST_VALUES, load_json, parse_json, read_bytes, read_json, read_jsonl, read_text
 
 
 def test_a_file_is_its_text_and_its_value(tmp_path: Path) -> None:
@@ -92,3 +92,10 @@ def test_a_bomb_is_not_even_parsed(tmp_path: Path) -> None:
             with pytest.raises(UserError, match="more than 1,500,000 values"):
                 list(read_jsonl(path))
     assert load_json(json.dumps("," * (reading.MOST_VALUES - 1)), "f")
+
+
+def test_signs_within_texts_are_no_values() -> None:
+    text = json.dumps(['가, 나: [다] {라}, "마", ' * 100] * 4_000, ensure_ascii=False)
+    assert sum(map(text.count, ",:[{")) > MOST_VALUES and len(parse_json(text)) == 4_000
+    with pytest.raises(ValueError, match=f"more than {MOST_VALUES:,} values"):
+        parse_json("[" + "0," * MOST_VALUES + "0]")

@@ -75,17 +75,18 @@ def test_a_limit_takes_the_same_items(place: Path) -> None:
         sample_items([], 0, 7)
 
 
+POLAR = ("--recipe", "polar", "--save_dir", "{place}/new")
 REFUSED = (
-    ("run.train", ("--recipe", "polar", "--data", "{place}/nowhere"), "data_train.json: no such file"),
-    ("run.train", ("--recipe", "polar", "--data", "{place}/swapped"), "were the two swapped?"),
-    ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--prompt", "koraen"), "Did you mean 'korean'?"),
+    ("run.train", (*POLAR, "--data", "{place}/nowhere"), "data_train.json: no such file"),
+    ("run.train", (*POLAR, "--data", "{place}/swapped"), "were the two swapped?"),
+    ("run.train", (*POLAR, "--data", "{place}/data", "--prompt", "koraen"), "Did you mean 'korean'?"),
     ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{run}"), "is a finished run"),
     (
         "run.train",
         ("--recipe", "polar", "--data", "{place}/data", "--save_dir", "{place}/busy"),
         "in use by process ",
     ),
-    ("run.train", ("--recipe", "polar", "--data", "{place}/data", "--limit", "0"), "--limit: found 0"),
+    ("run.train", (*POLAR, "--data", "{place}/data", "--limit", "0"), "--limit: found 0"),
     ("run.train", ("--model_id", "polarr", "--data", "{place}/data"), "polarr is neither a folder nor a model"),
     ("orpo.orpo_train", ("--recipe", "qwen2", "--data", "{place}/nowhere"), "data_train.json: no such file"),
     ("run.test", ("--model_id", "alhpa"), "There is no run alhpa either"),
@@ -243,6 +244,19 @@ def test_an_unfinished_run_goes_on_with_what_it_began_with(place: Path) -> None:
         gather(RECIPE, folder, place / "data", [], 3)
     begun(folder, 8, **{**hashes, "dev": ["0", "5"]})
     with pytest.raises(UserError, match=r"checkpoint-8 does not say what it began with \(dev is .*Delete .*begun"):
+        gather(RECIPE, folder, place / "data", [], None)
+
+
+def test_an_unfinished_run_of_an_older_version_is_left_alone(place: Path) -> None:
+    folder = place / "results" / "begun"
+    hashes = gather(RECIPE, folder, place / "data", [], None).hashes
+    write_text(folder / "recipe.yaml", RECIPE.dump())
+    checkpoint = begun(folder, 4, **hashes)
+    (checkpoint / "whole.json").unlink()
+    write_text(checkpoint / "training_args.bin", "pickled")
+    with pytest.raises(
+        UserError, match=r"unfinished run of an older version .*checkpoint-4, .*delete .*checkpoints to"
+    ):
         gather(RECIPE, folder, place / "data", [], None)
 
 
