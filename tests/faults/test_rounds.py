@@ -76,10 +76,12 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[l
         warnings.filterwarnings("ignore", message="planted")
         monkeypatch.setenv("PLANTED", "1")
         monkeypatch.syspath_prepend("/planted")
-        cached = functools.cache(str)
-        cached(1)
+        # Many, since what earlier tests left in this process may go meanwhile.
+        cached = [functools.cache(lambda value, number=number: (value, number)) for number in range(500)]
+        kept = [[one(1)] for one in cached for _ in range(100)]
         after = hold({"files": tmp_path})
         yield [before, after], target
+        del kept
 
 
 def test_whatever_is_left_behind_is_named(planted: tuple[list[Held], Target]) -> None:
