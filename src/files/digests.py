@@ -101,10 +101,6 @@ def _bar(words: str, unread: int) -> Iterator[Callable[[], None]]:
         yield one_more
 
 
-def digest_of(path: Path) -> Digest:
-    return digests(path.parent, [path.name])[path.name]
-
-
 def differences(folder: Path, noted: Digests, words: str = "") -> list[str]:
     """How files of `folder` differ from what was noted of them, one sentence part for each file; [] when none does."""
     # A foreign record may name any file of this machine, also one that never ends (/proc/kcore).

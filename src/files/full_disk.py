@@ -11,7 +11,6 @@ from src.console.cli import UserError
 from src.console.words import size_text
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OF_DISKS = (*FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ESTALE)
 NUMBER = re.compile(r"os error (\d+)")
 """How Rust's libraries (safetensors) name the system's error."""
 

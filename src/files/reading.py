@@ -10,7 +10,6 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -79,18 +78,6 @@ def decoded(content: bytes, where: str) -> str:
 def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
     """The value of a JSON file. UserError as in `read_text` and `load_json`."""
     return load_json(read_text(path, most_bytes), str(path))
-
-
-def read_jsonl(path: str | Path, most_bytes: int = MOST_BYTES) -> Iterator[tuple[int, Any]]:
-    """(number from 1, value) of each line of a JSONL file. UserError as in `read_json`; it names the line."""
-    text = read_text(path, most_bytes)
-    try:
-        refuse_many(text)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    # JSON escapes "\n" in a text, but not U+2028 and the like, at which str.splitlines would cut.
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        yield number, load_json(line, f"{path}, line {number}")
 
 
 def load_json(text: str | bytes, where: str) -> Any:

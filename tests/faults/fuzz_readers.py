@@ -17,7 +17,7 @@ from src import task
 from src.console.cli import UserError
 from src.console.terminal import CONTROL, IN_NAMES, REPLACING, harmless, name_problem
 from src.data import dump_items, load_items, oddity_note, parse_items, predictions
-from src.files.reading import load_json, read_json, read_jsonl
+from src.files.reading import load_json, read_json
 from src.files.writing import write_json, write_text
 from src.files.yaml_files import load_yaml
 from src.model.backbones import BACKBONES, backbones
@@ -313,7 +313,7 @@ def plain(pick: Pick, folder: Path) -> None:
     path.write_bytes(
         text.encode(errors="surrogatepass") if pick(2) else changed_bytes(pick, text.encode(errors="replace"))
     )
-    for read in (read_json, lambda path: list(read_jsonl(path)), lambda path: load_json(path.read_bytes(), "a")):
+    for read in (read_json, lambda path: load_json(path.read_bytes(), "a")):
         with contextlib.suppress(UserError):
             write_json(folder / "b", read(path))
     load_yaml(text, "a")

@@ -6,7 +6,7 @@ import pytest
 
 from src.console.cli import UserError
 from src.files import reading
-from src.files.reading import MOST_VALUES, load_json, parse_json, read_bytes, read_json, read_jsonl, read_text
+from src.files.reading import MOST_VALUES, load_json, parse_json, read_bytes, read_json, read_text
 
 
 def test_a_file_is_its_text_and_its_value(tmp_path: Path) -> None:
@@ -14,8 +14,6 @@ def test_a_file_is_its_text_and_its_value(tmp_path: Path) -> None:
     path.write_bytes('\ufeff{"가": [1, 2.5, 1e-7, 0.10000000000000001,\r\n null]}'.encode())
     assert read_json(path) == {"가": [1, 2.5, 1e-7, 0.1, None]}
     assert read_text(path).count("\n") == 1 and "\r" not in read_text(path)
-    path.write_bytes(b'{"a": "\xe2\x80\xa8"}\n[2]\n')
-    assert list(read_jsonl(path)) == [(1, {"a": "\u2028"}), (2, [2])]
 
 
 def test_what_is_no_file_of_text(tmp_path: Path) -> None:
@@ -89,8 +87,6 @@ def test_a_bomb_is_not_even_parsed(tmp_path: Path) -> None:
         if many:
             with pytest.raises(UserError, match="more than 1,500,000 values"):
                 read_json(path)
-            with pytest.raises(UserError, match="more than 1,500,000 values"):
-                list(read_jsonl(path))
     assert load_json(json.dumps("," * (reading.MOST_VALUES - 1)), "f")
 
 
