@@ -10,6 +10,7 @@ import pytest
 from src import task
 from src.console.cli import UserError
 from src.data import load_items, sha256, split_path
+from src.files.digests import Digest
 from src.files.locks import lock_folder
 from src.files.paths import record_path
 from src.files.writing import write_json, write_text
@@ -27,6 +28,7 @@ from src.runs.inputs import (
     sample_items,
 )
 from src.train.checkpoints import STATES, Place, settle
+from src.vote.ballots import read_sources
 from tests.made_runs import make_run, make_split, name_data, stored
 
 SCORABLE = {
@@ -270,3 +272,27 @@ def test_a_run_without_a_whole_checkpoint_begins_from_the_start(place: Path) -> 
     (folder / "recipe.yaml").unlink()
     with pytest.raises(UserError, match="begun is no run and holds checkpoints, which training would overwrite"):
         gather(RECIPE, folder, place / "data", [], None)
+
+
+def test_a_prompt_that_changed_in_the_record_is_named(tmp_path: Path) -> None:
+    write_json(record_path(tmp_path), SCORABLE | {"prompt": {**SCORABLE["prompt"], "text": "another"}})
+    with pytest.raises(UserError, match="the prompt's text does not have the sha256 beside it"):
+        read_run(tmp_path)
+
+
+def test_answers_that_are_not_those_of_the_record_are_refused(place: Path) -> None:
+    run = place / "results" / "alpha"
+    scores = run / "scores_dev.jsonl"
+    record = stored(run)
+    record["splits"]["dev"]["files"] = {scores.name: Digest.of_text(scores.read_text(encoding="utf-8")).as_json()}
+    write_json(record_path(run), record)
+    items = load_items(place / "data" / "data_dev.json")
+    asked = (["alpha"], items, place / "data" / "data_dev.json", "dev", place / "results")
+    assert len(read_sources(*asked)) == 1
+    scores.write_bytes(scores.read_bytes() + b"\n")
+    told = r"alpha holds other answers for dev .*scores_dev\.jsonl has .* instead.*run\.test --model_id .* --split dev"
+    with pytest.raises(UserError, match=told):
+        read_sources(*asked)
+    scores.unlink()
+    with pytest.raises(UserError, match=r"scores_dev\.jsonl is gone"):
+        read_sources(*asked)
