@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from src.console.cli import UserError
-from src.files.digests import digest_of
+from src.files.digests import digests
 from src.files.paths import record_path
 from src.files.writing import write_json, write_text
 from src.model.recipes import make_recipe
@@ -25,7 +25,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     snapshot = tmp_path / "hub" / "models--owner--base" / "snapshots" / COMMIT
     for name in ("config.json", "model.safetensors"):
         write_text(snapshot / name, name)
-    noted = digests_json({name: digest_of(snapshot / name) for name in ("config.json", "model.safetensors")})
+    noted = digests_json(digests(snapshot, ("config.json", "model.safetensors")))
     recipe = {"model_id": "owner/base", "method": "lora"}
     write_json(
         record_path(tmp_path / "run"), {"run": "run", "recipe": recipe, "base_revision": COMMIT, "base_files": noted}
@@ -68,7 +68,7 @@ def test_chains_may_be_deleted_and_what_makes_them_again_samples_as_before(tmp_p
     for name in names:
         write_text(run / name, name)
     how = {"samples": 8, "temperature": 0.7, "top_p": 1.0, "max_new_tokens": 64, "seed": 3, "chains": 16}
-    result = {"files": digests_json({name: digest_of(run / name) for name in names}), "reasoning": how}
+    result = {"files": digests_json(digests(run, names)), "reasoning": how}
     write_json(record_path(run), {"run": "reasons", "recipe": {}, "splits": {"dev": result}})
     record = Record.load(run)
     (run / names[1]).unlink()
