@@ -12,11 +12,12 @@ the official one. Each row is measured in its own process, and one that fails is
 
     entry  entry-full  trl  lora-64  lora-64-dropout  qlora-64  lora-16  lora-1  full-16      training
     entry-score  score-1  score-6                                                             scoring
-    full-1  growth                                                                            when asked for
-    trl-orpo  orpo-16  orpo-16-trl-loss  orpo-full-16                                         when asked for: pairs
+    lora-1-dropout  qlora-1  full-1  growth                                                   when asked for
+    trl-orpo  orpo-16  orpo-16-trl-loss  trl-orpo-full  orpo-full-1  orpo-full-16             when asked for: pairs
 
-Ratios are to the entry's row of the same kind, or to trl-orpo, measured in the same call. The numbers also go to
-resource/results/bench_DEVICE.json, the output of the rows to the .log beside it.
+Ratios are to the entry's row of the same kind, or to TRL's ORPO of the same method, measured in the same call. The
+numbers also go to resource/results/bench_DEVICE.json, the output of the rows to the .log beside it. --keep puts those
+of score-1 and of our rows with one item a step into resource/speeds.yaml, from which the plan's hours are computed.
 """
 
 import argparse
@@ -39,10 +40,12 @@ from src.console.cli import Parser, UserError, nearest, new_file, run_main
 from src.console.jobs import run_job
 from src.data import dump_items, load_items
 from src.files.paths import RESULTS
+from src.files.reading import read_json
 from src.files.writing import write_json, write_text
 from src.model.backbones import backbones
 from src.model.devices import gpus
 from src.model.shapes import GIB
+from src.plan import speeds
 from src.plan.kinds import Kind
 from src.prompt.prompts import load_prompt
 from src.runs.versions import made_with
@@ -69,6 +72,13 @@ def make_parser() -> Parser:
     parser.add_argument("--cap", type=float, metavar="GIB", help="let each row use only so much of the GPU's memory")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="where the numbers go")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing; put the steps of these --json files into the plan",
+    )
     child = parser.add_argument_group("what the command starts for each row")
     child.add_argument("--row", metavar="NAME", help="measure this row in this process and write its numbers to --json")
     child.add_argument("--corpus", type=Path, metavar="DIR", help="the lengthened corpus and its tokenizer")
@@ -77,6 +87,8 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
+    if arguments.keep:
+        return keep(arguments.keep)
     check(arguments)
     if arguments.row:
         measure_here(arguments)
@@ -103,6 +115,22 @@ def check(arguments: argparse.Namespace) -> None:
             f"--row: found {arguments.row!r}. --row is what this command starts for itself, with --json and --corpus. "
             f"To measure single rows: --rows {arguments.row}"
         )
+
+
+def keep(files: Sequence[Path]) -> int:
+    """Writes the measured steps of the records to resource/speeds.yaml."""
+    steps: Sequence[speeds.Step] = speeds.measured()
+    for file in files:
+        record = read_json(file)
+        if not isinstance(record, dict) or not {"device", "rows", "layers", "of_layers"} <= record.keys():
+            raise UserError(f"--keep: {file} is no record of run.bench; allowed: what --json names.")
+        steps = speeds.kept(steps, record)
+    write_text(speeds.SPEEDS, speeds.text_of(steps, speeds.SPEEDS))
+    for step in steps:
+        how = "captured" if step.captured else "not captured"
+        print(f"{step.row}, {step.backbone}, {step.card}, {how}: {step.seconds:.4f} s for {step.tokens:.0f} tokens")
+    print(f"They lie in {speeds.SPEEDS}. The plan goes by them: python -m run.reproduce --dry_run")
+    return 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -24,8 +24,10 @@ from src.model.recipe_files import RECIPES, load_recipes
 from src.model.recipe_flags import read_recipe
 from src.model.recipes import CHOICES, FIELDS, make_recipe
 from src.plan import estimates as plan
+from src.plan.speeds import measured as measured_steps
 from src.plan.table import plan_table
 from src.prompt.prompts import parse_prompt
+from src.toy.bench_table import SHOWN_VERSIONS
 from src.worth.metrics import wilson
 
 LANGUAGES = ("README.md", "README.en.md")
@@ -268,7 +270,9 @@ def test_the_pages_show_every_command(language: str) -> None:
 def test_every_named_file_of_other_commands_exists(language: str) -> None:
     lines = "\n".join(line for folder in FOLDERS for line in shell_lines(folder / language))
     named = re.findall(r"(?:-r|-f) (\S+)", lines)
-    assert set(named) == {"requirements.txt", "requirements.lock", "requirements-eda.txt", "environment.yml"}
+    assert set(named) == {
+        *("requirements.txt", "requirements.lock", "requirements-gpu.txt", "requirements-eda.txt", "environment.yml")
+    }
     assert all(Path(name).is_file() for name in named)
     downloads = re.findall(r"hf download (\S+)", lines)
     assert downloads
@@ -477,6 +481,9 @@ def test_the_first_pages_speed_is_that_of_the_bench(page: Path) -> None:
     ):
         assert line[1:] == [measured[theirs][2], *measured[ours][2:4]], line
     assert measured["lora-1"][3] in prose(page), "the ratio with one item a step"
+    for step in measured_steps():
+        for name in SHOWN_VERSIONS:
+            assert f"{name} {step.versions[name].split('+')[0]}" in prose(page), "the versions that gave it"
 
 
 @in_both(RECIPE_PAGES)

@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from src.plan import speeds
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PYTHONS = ({"python_version": "3.11", "python_full_version": "3.11.7"}, {"python_version": "3.12"})
@@ -39,10 +41,27 @@ def on(python: dict[str, str], machine: str) -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS, ids=["3.11", "3.12"])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_lock_has_every_pin(python: dict[str, str], machine: str) -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    found = versions(on(python, machine))
-    assert {name: found.get(canonicalize_name(name)) for name in pins} == pins, "run bash run/lock.bash"
+    wanted, found = pins("requirements.txt"), versions(on(python, machine))
+    assert {name: found.get(canonicalize_name(name)) for name in wanted} == wanted, "run bash run/lock.bash"
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_list_for_gpus_differs_in_torch_alone() -> None:
+    there, usual = pins("requirements-gpu.txt"), pins("requirements.txt")
+    assert list(there) == list(usual)
+    assert [name for name in usual if there[name] != usual[name]] == ["torch"]
+
+
+def test_the_list_for_gpus_has_the_versions_that_were_measured() -> None:
+    there = pins("requirements-gpu.txt")
+    for step in speeds.measured():
+        # torch's own index adds its build of CUDA, as in 2.11.0+cu130.
+        found = {name: version.split("+")[0] for name, version in step.versions.items()}
+        assert found == {name: there[name] for name in speeds.VERSIONS}, step.row
 
 
 def test_every_entry_is_one_version_with_its_hashes() -> None:

@@ -21,16 +21,20 @@ PEAKS = {
     "H200": 989,
     "GH200": 989,
     "H100": 989,
+    "H800": 989,
     "H20": 148,
     "A100": 312,
+    "A800": 312,
     "A40": 150,
     "A30": 165,
+    "A10G": 70,
     "A10": 125,
     "L40S": 362,
     "L40": 181,
     "L4": 121,
     "RTX 6000 Ada": 364,
     "RTX A6000": 155,
+    "RTX A5000": 111,
     "RTX 5090": 210,
     "RTX 4090": 165,
     "RTX 3090": 71,
@@ -76,9 +80,9 @@ def peak_tflops(device: str) -> float | None:
     return None
 
 
-def relative_speed(device: str) -> float | None:
-    """The bf16 peak of the GPU called `device` relative to that of the reference, an H200; None for an unknown GPU."""
-    peak, reference = peak_tflops(device), peak_tflops(REFERENCE.name)
+def relative_speed(device: str, other: str) -> float | None:
+    """The bf16 peak of the GPU called `device` relative to that of the `other` one; None where one is unknown."""
+    peak, reference = peak_tflops(device), peak_tflops(other)
     return None if peak is None or reference is None else peak / reference
 
 

@@ -5,10 +5,10 @@ of an item (src/plan/kinds.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from src import task
-from src.model.devices import REFERENCE, Gpu, relative_speed
+from src.model.devices import REFERENCE, Gpu
 from src.model.disk import download_bytes
 from src.model.memory import (
     ANSWER_TOKENS,
@@ -17,9 +17,10 @@ from src.model.memory import (
     choose_memory_plan,
     run_folder_bytes,
     scoring_memory,
+    training_memory,
 )
 from src.model.recipes import Recipe
-from src.model.shapes import GIB
+from src.model.shapes import GIB, Shape
 from src.plan.kinds import item_tokens, kind_of
 from src.plan.known import known_base
 from src.plan.times import scoring_seconds, training_seconds
@@ -27,6 +28,12 @@ from src.train.objectives import make_objective
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
+USUAL = {"RTX 3090": 24, "RTX 4090": 24, "RTX A6000": 48, "L40S": 48, "A100": 80, "H100": 80}
+"""Cards whose hours are told where there is no GPU, and their GiB."""
+ROOM = 0.6
+"""As in src/tree/layouts.py, which takes torch to import: NF4 weights are unpacked once where that takes so much of the
+free memory at most.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Estimate:
     """Bytes of the run folder at most."""
     seconds: float | None
     """Training, an evaluation on dev after each epoch, and scoring the test set once."""
+    elsewhere: Mapping[str, float]
+    """Name of a usual card that the run fits on → seconds there, where they can be known."""
     note: str
     miniature: bool
 
@@ -79,21 +88,23 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     longest += wrong * ANSWER_TOKENS
     training = weights = disk = seconds = None
     cards: dict[str, MemoryPlan] = {}
+    elsewhere: dict[str, float] = {}
     if shape is not None:
         # The least that training takes: one item a row. Where there is more memory, rows are longer.
         dropout = recipe.lora_dropout > 0
         work = Workload(recipe.method, recipe.lora_r, longest, 1 + wrong, attention="tree", dropout=dropout)
-        switches = recipe.optimizer, recipe.gradient_checkpointing
-        training = choose_memory_plan(shape, work, *switches, here.free_bytes)
-        cards = {name: choose_memory_plan(shape, work, *switches, size) for name, size in sizes.items()}
+        training = _memory_plan(shape, recipe, work, here.free_bytes)
+        cards = {name: _memory_plan(shape, recipe, work, size) for name, size in sizes.items()}
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, training.optimizer, recipe.lora_r)
-        speed = relative_speed(here.name)
         # A miniature spends its time launching kernels, which this arithmetic does not cover.
-        if "train" in items and speed is not None and not miniature:
-            seconds = training_seconds(shape, recipe, items["train"], trained, training.checkpointing, speed)
-            scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)
-            seconds += scoring_seconds(shape, scored, mean_tokens / kind.scoring_ratio, speed)
+        if "train" in items and not miniature:
+            tokens = trained, mean_tokens / kind.scoring_ratio
+            seconds = _seconds(shape, recipe, items, tokens, training, here.name)
+            for name, size in USUAL.items():
+                memory = _memory_plan(shape, recipe, work, size * GIB)
+                there = _seconds(shape, recipe, items, tokens, memory, name)
+                elsewhere |= {name: there} if memory.fits and there is not None else {}
     return Estimate(
         run=recipe.name,
         model_id=recipe.model_id,
@@ -109,6 +120,31 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         cards=cards,
         disk=disk,
         seconds=seconds,
+        elsewhere=elsewhere,
         note="; ".join(text for text in (base.place, facts.note if facts else "") if text),
         miniature=miniature,
     )
+
+
+def _seconds(
+    shape: Shape, recipe: Recipe, items: Mapping[str, int], tokens: tuple[float, float], memory: MemoryPlan, card: str
+) -> float | None:
+    """Seconds of the whole run on the GPU called `card`, if its speed is known. tokens: of an item, in training and to
+    compute in scoring.
+    """
+    trained, computed = tokens
+    scored = items.get("dev", 0) * recipe.epoch + items.get("test", 0)
+    training = training_seconds(shape, recipe, memory, items["train"], trained, card)
+    scoring = scoring_seconds(shape, scored, computed, card)
+    return None if training is None or scoring is None else training + scoring
+
+
+def _memory_plan(shape: Shape, recipe: Recipe, work: Workload, free: int) -> MemoryPlan:
+    """The memory plan on a GPU with so many bytes free, and whether NF4 weights are unpacked once there. The memory is
+    that of weights which stay packed.
+    """
+    plan = choose_memory_plan(shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
+    if work.method != "qlora" or not plan.fits:
+        return plan
+    unpacked = training_memory(shape, replace(work, method="lora"), plan.optimizer, plan.checkpointing)
+    return replace(plan, dequantised=unpacked.total <= ROOM * free)

@@ -8,7 +8,8 @@ from src.model.disk import GB
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT
 from src.model.shapes import GIB
-from src.plan.estimates import CARDS, Estimate
+from src.plan.estimates import CARDS, USUAL, Estimate
+from src.plan.speeds import measured, measured_with
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +34,7 @@ def plan_table(estimates: Sequence[Estimate]) -> "RenderableType":
         table, lines = _toy_table(estimates), ["miniatures: nothing to download, and minutes on a CPU"]
     else:
         table, lines = _gpu_table(estimates, cards, by_size)
+        lines += _elsewhere(estimates) if by_size else []
     return Group(Fitted(table), "", "\n".join([*lines, *map(_facts_line, estimates)]))
 
 
@@ -69,6 +71,7 @@ def _legend(place: str, by_size: bool, full: bool) -> list[str]:
         "fetch: left to download; base: the weights when scoring; train: peak of GPU memory",
         "disk: best weights and two checkpoints; the older goes when the newer is whole",
         "hours: one item after the other; ckpt: with gradient checkpointing",
+        f"hours are scaled from steps measured on {measured_with(measured())}",
     ]
     if full:
         names = [short if short == name else f"{short} ({name})" for name, short in SHORT.items()]
@@ -76,6 +79,16 @@ def _legend(place: str, by_size: bool, full: bool) -> list[str]:
     if by_size:
         lines.append(f"no GPU here: train, disk, hours are those of one {place}; right: cards by size")
     return lines
+
+
+def _elsewhere(estimates: Sequence[Estimate]) -> list[str]:
+    """The line on the usual cards: hours of the runs that fit on each."""
+    found = []
+    for name, size in USUAL.items():
+        there = [one.elsewhere[name] for one in estimates if name in one.elsewhere]
+        if there:
+            found.append(f"{name} ({size} GiB) {_number(sum(there), 3600)} for {len(there)} of {len(estimates)} runs")
+    return [f"hours elsewhere, of what fits: {'; '.join(found)}"] if found else []
 
 
 def _toy_table(estimates: Sequence[Estimate]) -> "Table":

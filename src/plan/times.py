@@ -1,39 +1,72 @@
-"""How long training and scoring take, scaled from steps that were timed on one H200: estimates."""
+"""How long training and scoring take, scaled from the steps in `resource/speeds.yaml`: estimates.
 
+A step takes a fixed time and a time for each token. Both go by the model's linear weights; the second goes by the FLOPs
+of each weight and token as well. Another GPU takes as much longer as its bf16 peak is lower. That was measured on no
+other GPU than those of the table, and none of smaller memory is among them.
+"""
+
+import math
+
+from src.model.backbones import backbones
+from src.model.devices import relative_speed
+from src.model.memory import MemoryPlan
 from src.model.recipes import Recipe
 from src.model.shapes import Shape, flops
+from src.plan.speeds import SCORING, Step, measured
 
-# Tokens a second that one H200 computes of an 8B Llama shape (bllossom), shared tokens once, by (what is done,
-# checkpointing). For a pair that is not here, the FLOP rate of the other one is taken. They are the column "unique
-# tok/s", on an H200, of     python -m run.bench --rows lora-1 full-1 score-1 NF4 dequantised once is as fast as bf16.
-# At one item a step the host limits the speed, most of all for short items: with items of 978 tokens lora-1 made 6,765
-# to 8,988 on other machines.
-RATES = {
-    ("qlora", False): 4687,  # lora-1
-    ("lora", False): 4687,  # lora-1
-    ("full", False): 1795,  # full-1
-    ("scoring", False): 39_632,  # score-1
-}
-RATES_LINEAR = 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
-"""Linear weights of the model that was measured."""
+SCORING_FLOPS = 2
+"""Per linear weight and token."""
 
 
 def training_seconds(
-    shape: Shape, recipe: Recipe, items: int, tokens_per_item: float, checkpointing: bool, speed: float
-) -> float:
-    """Estimate of all epochs over `items` items, by the rate of one item a step; evaluations are left out.
+    shape: Shape, recipe: Recipe, memory: MemoryPlan, items: int, tokens_per_item: float, card: str
+) -> float | None:
+    """Estimate of all epochs over `items` items on the GPU called `card`; evaluations are left out. None for a GPU
+    whose speed is not known.
 
-    speed: the bf16 peak of the GPU relative to an H200's.
+    Items of a step are taken to come one after the other: shared tokens are not subtracted.
     """
-    timed = (recipe.method, checkpointing)
-    if timed not in RATES:
-        timed = (recipe.method, not checkpointing)
-    rate = RATES[timed] * RATES_LINEAR * flops(*timed) * speed
-    work = items * recipe.epoch * tokens_per_item * shape.linear_parameters * flops(recipe.method, checkpointing)
-    return work / rate
+    full, unpacks = recipe.method == "full", recipe.method == "qlora" and not memory.dequantised
+
+    def distance(step: Step) -> tuple[float, ...]:
+        return (
+            step.objective != recipe.objective,
+            not step.captured,
+            step.unpacks != unpacks,
+            step.checkpointing != memory.checkpointing,
+            (step.dropout > 0) != (recipe.lora_dropout > 0),
+            full and step.optimizer != memory.optimizer,
+            step.card != card,
+            abs(math.log(_linear_parameters(step) / shape.linear_parameters)),
+        )
+
+    alike = [step for step in measured() if step.method != SCORING and (step.method == "full") == full]
+    one_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    each = flops(recipe.method, memory.checkpointing)
+    seconds = _scaled(min(alike, key=distance), shape, one_step * tokens_per_item, each, card)
+    return None if seconds is None else recipe.epoch * math.ceil(items / one_step) * seconds
 
 
-def scoring_seconds(shape: Shape, items: int, computed_per_item: float, speed: float) -> float:
+def scoring_seconds(shape: Shape, items: int, computed_per_item: float, card: str) -> float | None:
     """Estimate of scoring `items` items in one order. computed_per_item: tokens of an item that no other one shares."""
-    rate = RATES["scoring", False] * RATES_LINEAR * speed
-    return items * computed_per_item * shape.linear_parameters / rate
+    step = min((one for one in measured() if one.method == SCORING), key=lambda one: one.card != card)
+    return _scaled(step, shape, items * computed_per_item, SCORING_FLOPS, card)
+
+
+def _scaled(step: Step, shape: Shape, tokens: float, each: int, card: str) -> float | None:
+    """Seconds of a measured step with another model and GPU, for `tokens` tokens of `each` FLOPs a linear weight."""
+    speed = relative_speed(card, step.card)
+    if speed is None:
+        return None
+    weights = shape.linear_parameters / _linear_parameters(step)
+    work = weights * tokens * each / (step.tokens * _flops(step))
+    fixed = step.fixed_seconds or 0.0
+    return (fixed * weights + (step.seconds - fixed) * work) / speed
+
+
+def _flops(step: Step) -> int:
+    return SCORING_FLOPS if step.method == SCORING else flops(step.method, step.checkpointing)
+
+
+def _linear_parameters(step: Step) -> int:
+    return Shape.of_backbone(backbones()[step.backbone]).linear_parameters

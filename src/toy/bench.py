@@ -22,6 +22,7 @@ FUNCTIONS: dict[str, Callable[[Case, Setting, Clock], str]] = {
     "trl": trl_training,
     "entry-score": entry_scoring,
     "trl-orpo": trl_orpo,
+    "trl-orpo-full": trl_orpo,
     "growth": our_growth,
 }
 """The cases with a function of their own."""

@@ -1,18 +1,16 @@
 """The baselines of `run.bench`: stock Hugging Face as the entry used it, and TRL's trainers with their defaults."""
 
 import itertools
-import math
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers.utils import is_flash_attn_2_available
 
-from src.prompt.encode import Example
 from src.toy.bench_cases import LORA, Case
 from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
+from src.toy.bench_inputs import mixed_lengths
 from src.toy.bench_ours import recipe_of
 from src.toy.bench_setting import Setting
 from src.train.objectives import make_objective
@@ -63,15 +61,6 @@ def entry_scoring(case: Case, setting: Setting, clock: Clock) -> str:
     return setting.scored_in
 
 
-def mixed_lengths(examples: Sequence[Example]) -> list[Example]:
-    """`examples` in an order that mixes short and long ones evenly, so that a few seconds represent all."""
-    by_length = sorted(examples, key=lambda one: len(one.ids))
-    stride = max(1, round(0.618 * len(by_length)))
-    while math.gcd(stride, len(by_length)) > 1:
-        stride += 1
-    return [by_length[place * stride % len(by_length)] for place in range(len(by_length))]
-
-
 def trl_training(case: Case, setting: Setting, clock: Clock) -> str:
     """`SFTTrainer` with its defaults. Its limit of 1,024 tokens is off, since it would cut the answers."""
     from datasets import Dataset
@@ -111,14 +100,21 @@ def trl_training(case: Case, setting: Setting, clock: Clock) -> str:
 
 def trl_orpo(case: Case, setting: Setting, clock: Clock) -> str:
     """`ORPOTrainer` with its defaults, on the right answer against each wrong one. Its limit of tokens is off, since it
-    would cut the answers; its batch is halved where memory does not suffice.
+    would cut the answers; its batch is halved where memory does not suffice. With all parameters it takes the published
+    batch of one, which to it is a pair.
     """
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     encoder, recipe = setting.encoder, recipe_of(case, setting)
-    pairs = list(text_pairs(setting.train, recipe, encoder.prompt, encoder.chat_text, encoder.turn_end))
+    full = case.method == "full"
     examples = make_objective(recipe).examples(encoder, setting.train)
+    items, batch = list(setting.train), dict[str, Any](auto_find_batch_size=True)
+    if full:
+        by_id = {item.id: item for item in items}
+        items = [by_id[one.id] for one in mixed_lengths(examples)]
+        batch = {"per_device_train_batch_size": case.items, "train_sampling_strategy": "sequential"}
+    pairs = list(text_pairs(items, recipe, encoder.prompt, encoder.chat_text, encoder.turn_end))
     longest = max(len(ids) for one in examples for ids in one.sequences)
 
     def see(module: Any, positional: Any, inputs: dict[str, Any]) -> None:
@@ -130,7 +126,7 @@ def trl_orpo(case: Case, setting: Setting, clock: Clock) -> str:
         arguments = ORPOConfig(
             output_dir=folder,
             max_length=longest + 1,  # without one it takes 512
-            auto_find_batch_size=True,
+            **batch,
             **endless_arguments(setting.device),
         )
         arguments._n_gpu = min(1, arguments.n_gpu)
@@ -139,14 +135,15 @@ def trl_orpo(case: Case, setting: Setting, clock: Clock) -> str:
             args=arguments,
             train_dataset=Dataset.from_list(pairs),
             processing_class=encoder.tokenizer,
-            peft_config=_adapter_config(case),
+            peft_config=None if full else _adapter_config(case),
         )
         assert trainer.model is not None
         trainer.model.register_forward_pre_hook(see, with_kwargs=True)
         train_by_clock(trainer, clock)
-    batch = trainer._train_batch_size
-    halved = " (halved for memory)" if batch < arguments.per_device_train_batch_size else ""
-    return f"{batch} pairs a step{halved}, padded, {setting.attention}, checkpointing"
+    pairs_a_step = trainer._train_batch_size
+    halved = " (halved for memory)" if pairs_a_step < arguments.per_device_train_batch_size else ""
+    counted = "1 pair a step" if pairs_a_step == 1 else f"{pairs_a_step} pairs a step"
+    return f"{counted}{halved}, padded, {setting.attention}, checkpointing"
 
 
 def _adapter_config(case: Case) -> LoraConfig:

@@ -1,5 +1,6 @@
 """The clock of `run.bench`: it counts what steps compute and times them, also those of a Hugging Face `Trainer`."""
 
+import itertools
 import resource
 import statistics
 import time
@@ -31,6 +32,10 @@ class Clock:
         """For the case that measures how time grows: (tokens computed, seconds)."""
         self.guard: dict[str, Any] | None = None
         """The result of the check of our rows against single items."""
+        self.facts: dict[str, Any] = {}
+        """How the case was run, for the record."""
+        self._marks: list[tuple[Any, Count]] = []
+        """At the end of the warm-up and of each timed step: (time on the device, tokens computed so far)."""
 
     def begin(self) -> None:
         """Starts the warm-up. Peak memory counts from here, so making the weights is not included."""
@@ -70,7 +75,9 @@ class Clock:
             self.warm_seconds = time.monotonic() - self._started
             self._started = time.monotonic()
             self.counts = dict.fromkeys(COUNTS, 0)
+            self._mark()
             return False
+        self._mark()
         if self.steps < self.least or time.monotonic() - self._started < self.limit:
             return False
         self._wait()
@@ -97,7 +104,33 @@ class Clock:
             "peak_memory_bytes": peak,
             **({"points": self.points} if self.points else {}),
             **({"guard": self.guard} if self.guard else {}),
+            **self.facts,
         }
+
+    def seconds_by_tokens(self) -> dict[str, float]:
+        """The time of a step as a line over the tokens it computes, drawn through the timed steps: `fixed_seconds` of
+        each step, `token_seconds` of each token. The line goes through the mean step, and never falls; its slope is the
+        median of those between all pairs of steps, so that a step that was held up does not count.
+        """
+        from scipy.stats import theilslopes
+
+        (first, *_), tokens = self._marks[0], [int(count) for _, count in self._marks]
+        cuda = self.device.type == "cuda"
+        ends = [first.elapsed_time(end) / 1000 if cuda else end - first for end, _ in self._marks]
+        steps = [(after - before) for before, after in itertools.pairwise(tokens)]
+        times = [(after - before) for before, after in itertools.pairwise(ends)]
+        mean, size = statistics.mean(times), statistics.mean(steps)
+        slope = float(theilslopes(times, steps)[0]) if len(set(steps)) > 1 else 0.0
+        slope = min(max(0.0, slope), mean / size)
+        return {"fixed_seconds": mean - slope * size, "token_seconds": slope}
+
+    def _mark(self) -> None:
+        """Notes the time without waiting for the device."""
+        now: Any = time.monotonic()
+        if self.device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._marks.append((now, self.counts["unique_tokens"]))
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

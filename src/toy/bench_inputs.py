@@ -27,7 +27,7 @@ from src.data import Item
 from src.model.backbones import backbones
 from src.model.recipes import make_recipe
 from src.plan.kinds import Kind, kinds
-from src.prompt.encode import Encoder, Limits
+from src.prompt.encode import Encoder, Example, Limits
 from src.prompt.prompts import Prompt
 from src.toy import corpus
 from src.toy.corpus import RawItem
@@ -244,6 +244,15 @@ def corpus_statistics(encoder: Encoder, train: Sequence[Item], test: Sequence[It
         "scoring_ratio": sum(map(len, prompts)) / sum(sizes(prompts, layout)),
         "prompt": encoder.prompt.name,
     }
+
+
+def mixed_lengths(examples: Sequence[Example]) -> list[Example]:
+    """`examples` in an order that mixes short and long ones evenly, so that a few seconds represent all."""
+    by_length = sorted(examples, key=lambda one: one.tokens)
+    stride = max(1, round(0.618 * len(by_length)))
+    while math.gcd(stride, len(by_length)) > 1:
+        stride += 1
+    return [by_length[place * stride % len(by_length)] for place in range(len(by_length))]
 
 
 # The backbones

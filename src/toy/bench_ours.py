@@ -5,7 +5,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from src.score.letters import LetterScorer
 from src.toy import corpus
 from src.toy.bench_cases import GROWTH, LORA, Case
 from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
-from src.toy.bench_inputs import SEED, lengthened
+from src.toy.bench_inputs import SEED, lengthened, mixed_lengths
 from src.toy.bench_setting import Setting
 from src.train.arguments import has_fp32_masters
 from src.train.checkpoints import Place
@@ -38,7 +38,7 @@ SCORED_ON_CPU = 24
 """Items of the scoring cases on a CPU; a GPU gets the whole test split."""
 ROW_ON_CPU = 4096
 """Tokens of its rows on a CPU."""
-MOST_WARM = 40
+MOST_WARM = 60
 """Most steps of warm-up, in case rows of some length never come up."""
 
 
@@ -49,7 +49,7 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
         "method": case.method,
         "lora_dropout": case.dropout,
         "batch_size": case.items,
-        "order": "dialogue",
+        "order": "dialogue" if case.items > 1 else "shuffled",
         "objective": case.objective,
         "epoch": 8,
         "seed": SEED,
@@ -61,11 +61,11 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
 
 class CountedSteps(TrainerCallback):
     """Tells the clock what each of our steps computes, in the order in which they are laid out. The clock warms up
-    until rows of all lengths have been compiled.
+    until rows of all lengths have come up twice: the first is compiled, and another may be captured.
     """
 
     def __init__(self, clock: Clock, trainer: LetterTrainer) -> None:
-        self.clock, self.lengths = clock, set(trainer.layout.lengths)
+        self.clock, self.lengths = clock, Counter(dict.fromkeys(trainer.layout.lengths, 2))
         self.steps: deque[tuple[int, int, int, set[int]]] = deque()
         collate: Any = trainer.data_collator
 
@@ -85,7 +85,7 @@ class CountedSteps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         items, raw, unique, lengths = self.steps.popleft()
-        self.lengths -= lengths
+        self.lengths -= Counter(lengths)
         if self.lengths and self.clock.laps + 1 < MOST_WARM:
             self.clock.warm = max(self.clock.warm, self.clock.laps + 2)
         self.clock.count(items, raw, unique)
@@ -97,6 +97,8 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     recipe, device = recipe_of(case, setting), setting.device
     objective = make_objective(recipe)
     examples = objective.examples(setting.encoder, setting.train)
+    if case.items == 1:  # nothing is shared, and what counts is how long the timed items are
+        examples = mixed_lengths(examples)
     steps = epoch_steps(examples, recipe)
     positions = functools.partial(objective.logit_positions, examples)
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
@@ -114,16 +116,32 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         for name, value in endless_arguments(device).items():
             if name != "bf16":
                 setattr(trainer.args, name, value)
+        if case.items == 1:
+            trainer.args.train_sampling_strategy = "sequential"
         clock.guard = guard = check_rows_against_single(trainer)
         train_by_clock(trainer, clock, CountedSteps(clock, trainer))
+    clock.facts = {
+        "optimizer": trainer.optimizer_name,
+        "dequantised": memory.dequantised,
+        "checkpointing": trainer.checkpointing,
+        "captured": captured(trainer),
+        # With many items a step, steps are about equally long.
+        **(clock.seconds_by_tokens() if case.items == 1 else {}),
+    }
     notes = [
         f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
         memory.optimizer if case.method == "full" else "",
         "dequantised once" if memory.dequantised else "",
-        "checkpointing" if memory.checkpointing else "",
+        "checkpointing" if trainer.checkpointing else "",
+        captured(trainer),
         "" if guard is None or guard["agree"] else f"guard failed: {guard}",
     ]
     return ", ".join(text for text in notes if text)
+
+
+def captured(trainer: LetterTrainer) -> str:
+    """`captured` (`speeds.CAPTURED`) where whole steps were captured as CUDA graphs, else words that say why not."""
+    return str(getattr(trainer, "captured", "not captured"))
 
 
 def our_scoring(case: Case, setting: Setting, clock: Clock) -> str:

@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from src.model.shapes import GIB
 
+SHOWN_VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
+"""Packages that decide the speed; the record has the versions of more."""
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -35,9 +38,11 @@ def title(record: dict[str, Any]) -> list[str]:
     facts, layers = record["corpus"], f"{record['layers']} layers"
     if record["layers"] < record["of_layers"]:
         layers += f" of {record['of_layers']} (shortened)"
+    versions = [f"{name} {record['versions'][name]}" for name in SHOWN_VERSIONS if name in record["versions"]]
     cap = f", at most {record['cap_gib']:g} GiB" if record["cap_gib"] else ""
     return [
         f"{record['device']}{cap}: {record['backbone']}, {layers}, {record['weights']}",
+        f"Measured with {', '.join(versions)}",
         f"Sample corpus, lengthened: {facts['train_items']} items on {facts['dialogues']} dialogues of "
         f"{facts['turns_mean']:.1f} turns and {facts['characters_mean']:.0f} characters",
         f"Tokenizer: made here to use and share as many tokens as {facts['tokenizer']} does; prompt {facts['prompt']}",

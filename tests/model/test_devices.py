@@ -25,6 +25,11 @@ GPU = torch.device("cuda", 0)
         ("NVIDIA L4", 121),
         ("NVIDIA L40S", 362),
         ("NVIDIA A40", 150),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA H800", 989),
+        ("NVIDIA RTX A5000", 111),
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA GeForce RTX 3090", 71),
         ("NVIDIA RTX A6000", 155),
@@ -34,7 +39,8 @@ GPU = torch.device("cuda", 0)
 )
 def test_peaks_are_found_by_name(device: str, peak: float | None) -> None:
     assert peak_tflops(device) == peak
-    assert relative_speed(device) == (None if peak is None else peak / 989)
+    assert relative_speed(device, "NVIDIA H200") == (None if peak is None else peak / 989)
+    assert relative_speed("NVIDIA H200", device) == (None if peak is None else 989 / peak)
 
 
 FAKE_TORCH = """

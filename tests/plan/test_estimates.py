@@ -15,7 +15,9 @@ from src.model.recipe_files import load_recipe, load_recipes
 from src.model.recipes import make_recipe
 from src.model.shapes import GIB, Shape
 from src.plan import estimates as plan
-from src.plan import kinds
+from src.plan import kinds, times
+from src.plan.speeds import measured
+from src.tree import layouts
 from tests.small_hub import put_in_cache
 from tests.toy_configs import toy_config
 
@@ -24,7 +26,14 @@ BLLOSSOM = Shape.of_backbone(backbones()["bllossom"])
 ITEMS = {"train": 758, "dev": 130, "test": 605}
 
 
-pytestmark = pytest.mark.usefixtures("empty_hub_cache")
+pytestmark = pytest.mark.usefixtures("empty_hub_cache", "by_tokens_alone")
+
+
+@pytest.fixture
+def by_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of the table, without those that differ in more than the method and without a fixed part."""
+    plain = {one.method: dataclasses.replace(one, fixed_seconds=None) for one in measured() if one.method != "qlora"}
+    monkeypatch.setattr(times, "measured", lambda: tuple(plain.values()))
 
 
 def test_planning_loads_neither_torch_nor_transformers() -> None:
@@ -81,6 +90,26 @@ def test_hours_and_memory_go_by_the_tokens_of_the_backbones_kind() -> None:
     shape = Shape.of_backbone(table["polar"])
     longer = layer_activations(shape, Workload("qlora", 6, 1944 - 1167, attention="tree"), "fp32") * shape.layers
     assert saved == pytest.approx(longer)
+
+
+def test_weights_that_stay_packed_are_told_from_those_unpacked_once() -> None:
+    assert plan.ROOM == layouts.ROOM
+    (polar,) = plan.estimate_runs([load_recipe(PUBLISHED / "polar.yaml")], ITEMS)
+    # In bf16 the weights take 28.4 GB, and 0.6 of 80 GiB have no room for the activations besides.
+    assert {size: one.dequantised for size, one in polar.cards.items()} == {
+        **{"24": False, "48": False, "80": False, "141": True}
+    }
+
+
+def test_hours_elsewhere_are_of_the_cards_that_a_run_fits_on() -> None:
+    polar, bllossom = plan.estimate_runs(
+        [load_recipe(PUBLISHED / f"{name}.yaml") for name in ("polar", "bllossom")], ITEMS
+    )
+    assert list(polar.elsewhere) == list(plan.USUAL) and set(bllossom.elsewhere) == {"A100", "H100"}
+    assert bllossom.elsewhere["A100"] == pytest.approx(bllossom.elsewhere["H100"] * 989 / 312)
+    assert polar.elsewhere["RTX 3090"] / polar.elsewhere["RTX 4090"] == pytest.approx(165 / 71)
+    assert polar.elsewhere["RTX A6000"] < polar.elsewhere["RTX 4090"], "which recomputes"
+    assert all(devices.peak_tflops(name) for name in plan.USUAL)
 
 
 def test_a_longer_prompt_takes_longer() -> None:

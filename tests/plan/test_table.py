@@ -11,6 +11,7 @@ from src.model.recipe_files import load_recipe, load_recipes
 from src.model.recipes import make_recipe
 from src.model.shapes import GIB
 from src.plan.estimates import Estimate, estimate_runs
+from src.plan.speeds import measured, measured_with
 from src.plan.table import plan_table
 from tests.toy_configs import toy_config
 
@@ -37,6 +38,8 @@ def test_the_table_says_it_all(width: int) -> None:
     assert words.count("about 1,134 tokens an item") == 2 and words.count("about 699 tokens an item") == 2
     assert "…" not in text and "?" not in text
     assert "no GPU here" in words and words.endswith("may not be used commercially")
+    assert "RTX 4090 (24 GiB)" in words and "for 5 of 8 runs" in words and "A100 (80 GiB)" in words
+    assert f"hours are scaled from steps measured on {measured_with(measured())}" in words
     downloads = sum(one.download or 0 for one in estimates) / 10**9
     assert next(line for line in lines if line.split()[:1] == ["all"]).split()[1] == f"{downloads:.1f}"
 
@@ -45,7 +48,7 @@ def test_the_table_for_the_gpu_at_hand() -> None:
     gpu = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
     recipes = [load_recipe(PUBLISHED / f"{name}.yaml") for name in ("polar", "qwen2")]
     text = text_of(estimate_runs(recipes, ITEMS, gpu=gpu))
-    assert gpu.name in text and "no GPU here" not in text
+    assert gpu.name in text and "no GPU here" not in text and "elsewhere" not in text
     assert "full by its optimizer: fp32, 8-bit (fp32-8bit), bf16 (bf16-stochastic)" in text
     fits = [line.split()[7:] for line in text.splitlines() if line.split()[:1] in (["polar"], ["qwen2"])]
     assert fits == [["yes"], ["bf16"]]

@@ -1,6 +1,7 @@
 """run.bench on a CPU: its flags, its processes, what it prints and leaves."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from run import bench as command
 from src.console.cli import UserError, run_main
 from src.data import Item, dump_items, parse_items
-from src.files.writing import write_text
+from src.files.writing import write_json, write_text
+from src.plan import speeds
 from src.prompt.prompts import load_prompt
 from src.toy import bench, bench_inputs
+from src.toy.bench_cases import CASES
 from tests import toys  # one thread
 
 
@@ -37,6 +40,33 @@ def test_help_and_mistakes() -> None:
     ):
         with pytest.raises(UserError, match=words):
             command.main(argv)
+
+
+def test_measured_steps_are_kept_for_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "speeds.yaml"
+    write_text(table, speeds.SPEEDS.read_text(encoding="utf-8"))
+    monkeypatch.setattr(speeds, "SPEEDS", table)
+    row = {**asdict(CASES["score-1"]), "steps": 2, "unique_tokens": 1000, "seconds": 3.0}
+    place = {"backbone": "polar", "cap_gib": None, "layers": 64, "of_layers": 64}
+    record = {
+        "device": "NVIDIA H200",
+        **place,
+        "versions": dict.fromkeys(speeds.VERSIONS, "1"),
+        "rows": {"score-1": row},
+    }
+    write_json(tmp_path / "bench.json", record)
+    assert command.main(["--keep", str(tmp_path / "bench.json")]) == 0
+    assert "score-1, polar, NVIDIA H200, not captured: 1.5000 s for 500 tokens" in capsys.readouterr().out
+    kept, before = speeds.measured(table), speeds.measured()
+    assert len(kept) == len(before) + 1 and {(one.seconds, one.tokens) for one in kept if one.backbone == "polar"} >= {
+        (1.5, 500.0)
+    }
+    assert table.read_text(encoding="utf-8").startswith("# Steps of one item")
+    write_json(tmp_path / "bench.json", [1])
+    with pytest.raises(UserError, match="is no record of"):
+        command.main(["--keep", str(tmp_path / "bench.json")])
 
 
 @pytest.mark.slow

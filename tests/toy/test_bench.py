@@ -1,6 +1,7 @@
 """Every case of `run.bench`, measured on a CPU."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ from bitsandbytes.nn import Linear4bit
 from src.data import Item
 from src.model.backbones import backbones
 from src.model.shapes import Shape
+from src.plan import speeds
 from src.score import letters
 from src.toy import bench, bench_inputs, bench_ours
-from src.toy.bench_baselines import mixed_lengths
 from src.toy.bench_cases import CASES
+from src.toy.bench_inputs import mixed_lengths
 from src.toy.bench_setting import Setting
 from src.toy.bench_table import with_rates
 from src.tree.rows import Layout
@@ -45,7 +47,7 @@ def test_cases_have_a_case_to_compare_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["entry", "entry-full", "trl", "lora-1", "full-1", "full-16", "entry-score", "score-6"]
+    "name", ["entry", "entry-full", "trl", "lora-1", "qlora-1", "full-1", "full-16", "entry-score", "score-6"]
 )
 def test_a_case_counts_what_it_computes(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
@@ -79,6 +81,46 @@ def test_what_was_read_one_by_one_after_all_was_not_shared(setting: Setting, mon
         monkeypatch.setattr(letters.LetterScorer, "score", lambda *given, read=read: read)
         found = bench.measure(CASES["score-6"], setting, 0.0)
         assert (found["unique_tokens"] == found["raw_tokens"]) == (kind == "padded") and f"{kind} rows" in found["note"]
+
+
+@pytest.mark.parametrize("name", ["lora-1", "orpo-full-1"])
+def test_one_item_a_step_is_timed_by_its_tokens(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WARM_AND_LEAST", {"training": (1, 8)})
+    seen: list[str] = []
+    collate = bench_ours.LetterTrainer._collate
+    monkeypatch.setattr(
+        bench_ours.LetterTrainer,
+        "_collate",
+        lambda self, step: seen.extend(one.id for one in step) or collate(self, step),
+    )
+    found = bench.measure(CASES[name], setting, 0.0)
+    mean = found["unique_tokens"] / found["steps"]
+    assert found["fixed_seconds"] >= 0 and found["token_seconds"] >= 0
+    whole = found["fixed_seconds"] + mean * found["token_seconds"]
+    assert whole == pytest.approx(found["seconds"] / found["steps"], rel=0.05)
+    if name == "lora-1":
+        mixed = [one.id for one in mixed_lengths(setting.encoder.for_training(setting.train))]
+        assert seen == mixed[: len(seen)], "a few seconds are of items of mean length"
+    expected = {"optimizer": "fp32", "dequantised": False, "checkpointing": False, "captured": "not captured"}
+    assert {key: found[key] for key in expected} == expected and found["note"].endswith("not captured")
+
+
+def test_many_items_a_step_are_not_timed_by_their_tokens(setting: Setting) -> None:
+    found = bench.measure(dataclasses.replace(CASES["lora-16"], items=2), setting, 0.0)
+    assert "fixed_seconds" not in found and found["captured"] == "not captured"
+
+
+def test_the_trainer_says_whether_its_steps_were_captured() -> None:
+    trainer: Any = SimpleNamespace(captured="captured")
+    assert bench_ours.captured(trainer) == speeds.CAPTURED
+
+
+@pytest.mark.parametrize("name", ["trl-orpo-full", "orpo-full-1"])
+def test_pairs_of_one_item_are_counted_alike(name: str, setting: Setting) -> None:
+    found = bench.measure(CASES[name], setting, 0.0)
+    # One item is two pairs to us; TRL takes one pair a step.
+    assert found["items"] == found["sequences"] == found["steps"] * (2 if name == "orpo-full-1" else 1)
+    assert 1000 < found["raw_tokens"] / found["items"] < 2000, "a pair is two sequences"
 
 
 @pytest.mark.parametrize("name", ["trl-orpo", "orpo-16"])

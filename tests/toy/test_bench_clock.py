@@ -31,6 +31,33 @@ def test_the_clock_goes_on_until_the_seconds_are_over(monkeypatch: pytest.Monkey
     assert ended == [False, False, False, True, True, True]
 
 
+def test_a_step_has_a_fixed_time_and_one_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("src.toy.bench_clock.time.monotonic", lambda: now)
+
+    def line(steps: list[tuple[int, float]]) -> list[float]:
+        nonlocal now
+        clock = Clock(CPU, seconds=0.0, warm=1, least=len(steps))
+        clock.begin()
+        for tokens, seconds in [(999, 60.0), *steps]:
+            now += seconds
+            clock.count(1, tokens)
+            clock.lap()
+        return list(clock.seconds_by_tokens().values())
+
+    sizes = (600, 700, 800, 900, 1000, 1100, 650, 950)
+    even = [(size, 0.05 + 0.0001 * size) for size in sizes]
+    assert line(even) == pytest.approx([0.05, 0.0001])
+    # A step that was held up counts in the mean alone.
+    assert line([*even, (800, 0.13 + 0.9)]) == pytest.approx([0.05 + 0.9 / 9, 0.0001], rel=0.02)
+    assert line([(size, 0.05) for size in sizes]) == pytest.approx([0.05, 0])
+    falling = line([(size, 2 - 0.001 * size) for size in sizes])
+    assert falling == pytest.approx([2 - 0.001 * sum(sizes) / len(sizes), 0]), "no token gives time back"
+    steep = line([(size, 0.001 * size - 0.4) for size in sizes])
+    assert steep[0] == pytest.approx(0, abs=1e-12) and steep[1] > 0
+    assert line([(700, 0.05), (700, 0.07)]) == pytest.approx([0.06, 0])
+
+
 def test_what_goes_into_a_network_is_counted_without_its_padding() -> None:
     class Network(torch.nn.Module):
         def forward(self, **inputs: torch.Tensor) -> None:

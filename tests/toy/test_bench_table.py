@@ -46,9 +46,18 @@ def test_the_table_takes_cases_without_a_base_and_failed_ones() -> None:
         "trl": {"failed": "out of memory"},
     }
     add_ratios(cases)
-    record = {"device": "NVIDIA H200", "backbone": "polar", "weights": "random", "layers": 64, "of_layers": 64}
+    versions = {"torch": "2.11.0", "numpy": "2.0", "peft": "0.21.2"}
+    record = {
+        "device": "NVIDIA H200",
+        "versions": versions,
+        "backbone": "polar",
+        "weights": "random",
+        "layers": 64,
+        "of_layers": 64,
+    }
     output = io.StringIO()
     Console(file=output, width=100).print(table({**record, "cap_gib": 24.0, "corpus": FACTS, "rows": cases}))
     shown = output.getvalue()
     assert "NVIDIA H200, at most 24 GiB: polar, 64 layers, random" in shown and "[odd] words" in shown
+    assert "Measured with torch 2.11.0, peft 0.21.2\n" in shown.replace(" \n", "\n").replace("  ", "")
     assert "failed: out of memory" in shown and max(map(len, shown.splitlines())) <= 100
