@@ -348,10 +348,8 @@ def make_objective(recipe: Recipe) -> Objective:
 
 
 def _logit_positions(supervised: Sequence[int], items: int, least: int) -> int:
-    """Logit positions of a row of `items` items, filled up. supervised: tokens of each item; several items have about
-    the mean each.
+    """Logit positions of a row of `items` items. supervised: tokens of each item; several items have about the mean
+    each.
     """
-    from src.train.fixed_rows import filled_size
-
     each = max(least, max(supervised) if items == 1 else statistics.fmean(supervised))
-    return filled_size(math.ceil(items * each))
+    return math.ceil(items * each)

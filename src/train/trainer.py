@@ -199,6 +199,11 @@ class LetterTrainer(Trainer):
     def _stop_capturing(self, why: str) -> None:
         self.graphs, self.uncaptured = None, why
 
+    @property
+    def captured(self) -> str:
+        """ "captured", or why steps are not."""
+        return "captured" if self.graphs else f"not captured: {self.uncaptured or 'no step was trained'}"
+
     def capture_record(self) -> dict[str, Any]:
         """The record's entry on captured steps: how many kinds there are, and the first one's check; or why none are
         captured.

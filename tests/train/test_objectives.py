@@ -136,16 +136,16 @@ def test_positions_whose_logits_are_in_memory() -> None:
     long, short = (Example("", "012", (0,) * (10 + count), 10, 0) for count in (60, 20))
     pairs = [Example("", "012", one.ids, 10, 0, "", ((0,) * 15, (0,) * 15)) for one in (long, short)]
     for name, examples, changes, alone, several in (
-        ("answer", [long, short], {}, 64, 128),  # 40 is the mean, and the least; then filled up
-        ("letters", [long, short], {}, 64, 128),
-        ("orpo", pairs, {}, 128, 512),  # the least of three answers
-        ("ranking", pairs, {}, 128, 512),
-        ("orpo", pairs, {"orpo_nll": "prompt"}, 128, 512),
-        ("ranking", pairs * 20, {}, 128, 512),
+        ("answer", [long, short], {}, 60, 120),  # 40 is the mean, and the least
+        ("letters", [long, short], {}, 60, 120),
+        ("orpo", pairs, {}, 120, 360),  # the least of three answers
+        ("ranking", pairs, {}, 120, 360),
+        ("orpo", pairs, {"orpo_nll": "prompt"}, 120, 360),
+        ("ranking", pairs * 20, {}, 120, 360),
     ):
         one = objective(name, **changes)
         assert (one.logit_positions(examples, 1), one.logit_positions(examples, 3)) == (alone, several), name
-    assert objective("answer").logit_positions([long, short], 100) == 4096
+    assert objective("answer").logit_positions([long, short], 100) == 4000
     assert objective("ranking").logit_positions(pairs, 100) == AT_ONCE, "the head reads so many at a time"
 
 

@@ -14,7 +14,6 @@ from src.model.memory import MemoryPlan, Workload
 from src.model.recipes import Recipe, make_recipe
 from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
-from src.train.fixed_rows import filled_size
 from src.train.objectives import make_objective
 from src.train.order import by_dialogue, epoch_steps
 from src.tree import layouts
@@ -170,7 +169,7 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
     assert 32 * supervised * each <= laid_out(recipe(), long)[2].memory.logits < 40 * supervised * each
     # A row of one item may be that of the longest.
     longer = [*long[1:], replace(long[0], ids=long[0].ids + (9,) * 200)]
-    assert laid_out(recipe(batch_size=1), longer)[2].memory.logits == filled_size(500) * each
+    assert laid_out(recipe(batch_size=1), longer)[2].memory.logits == 500 * each
     # What compares answers reads the head in pieces; with the prompt learned, too, its places count. A row of shared
     # prefixes is taken to hold an item more.
     pairs = [replace(one, rejected=((*one.ids[:-1], 8),)) for one in CORPUS]
@@ -218,7 +217,7 @@ def test_memory_is_that_of_the_rows_not_of_what_they_might_hold(card: Card) -> N
     rows = sizes(step, layout)
     assert len(rows) > 1 and max(rows) <= layout.tokens
     places = memory.ANSWER_TOKENS * (128 * layout.tokens // sum(sizes(step, Layout("tree", layouts.GPU_ROW, PAD))) + 1)
-    work = Workload("lora", 6, layout.tokens, attention="tree", dropout=False, logit_positions=filled_size(places))
+    work = Workload("lora", 6, layout.tokens, attention="tree", dropout=False, logit_positions=places)
     assert way.memory == memory.training_memory(BLLOSSOM, work, "fp32", way.checkpointing)
 
 
