@@ -10,7 +10,8 @@ addresses, and nothing may wait for the GPU. Random numbers come from the genera
 replay advances as the step itself would.
 
 Look here after an upgrade of torch, torchao or bitsandbytes: `FRESH` makes the states that an optimizer would make in
-its first step, and `_reading` gives it a learning rate and counts of steps that lie in GPU memory.
+its first step, and `_reading` gives it a learning rate and counts of steps that lie in GPU memory. `SteppedInGraph`
+relies on how Accelerate knows what it has prepared, and `_parts` on how torchao's states are made.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ class CapturedTrainer(Protocol):
     network: Any
     layout: Layout
     optimizer: Any
+    """A `SteppedInGraph`."""
     args: Any
 
     @property
@@ -69,7 +71,11 @@ def obstacle(trainer: CapturedTrainer, signatures: Sequence[Signature]) -> str:
 class SteppedInGraph(AcceleratedOptimizer):
     """The optimizer that Trainer calls, which does nothing after a step whose graph has updated the weights."""
 
+    _is_accelerate_prepared = True  # so that Accelerate does not wrap it once more
     done = False
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer, device_placement=False)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         if self.done:
@@ -126,8 +132,7 @@ class StepGraphs:
         self.checked: dict[str, list[float]] = {}
         device = trainer.device
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.optimizer = SteppedInGraph(_bare(trainer.optimizer), device_placement=False)
-        trainer.optimizer = self.optimizer
+        self.optimizer = trainer.optimizer
         inner = self.optimizer.optimizer
         self.trained = [one for group in inner.param_groups for one in group["params"]]
         self.rates = [torch.zeros((), device=device) for _ in inner.param_groups]
@@ -171,23 +176,25 @@ class StepGraphs:
 
     def _add(self, key: Signature, rows: Sequence[Row], totals: torch.Tensor) -> bool:
         """Captures a step; returns whether that worked. Where memory is short, the other graphs have to go."""
-        state = torch.cuda.get_rng_state(self.trainer.device)
+        device = self.trainer.device
+        state = torch.cuda.get_rng_state(device)
         while True:
-            held = bool(self.graphs)
+            again = False
             try:
                 self.graphs[key] = self._captured(key, rows, totals, state)
+                torch.cuda.set_rng_state(state, device)
                 return True
             except torch.OutOfMemoryError as error:
+                again = bool(self.graphs)
                 self.failed = f"the GPU's memory does not hold them ({str(error).partition('. ')[0]})"
             except RuntimeError as error:  # torch's own kinds of errors, CUDA's too, are of this class
                 if compiler.failure(error):
                     raise
-                held = False
                 self.failed = " ".join(str(error).split())[:200]
-            finally:
-                torch.cuda.set_rng_state(state, self.trainer.device)
             self.release()
-            if not held:
+            _mend_generator(device)
+            torch.cuda.set_rng_state(state, device)
+            if not again:
                 self.gradients = []
                 return False
             self.failed = ""
@@ -309,17 +316,30 @@ class StepGraphs:
             rate.zero_()
         one_of_each = {(tuple(one.shape), one.dtype): one for one in self.trained}
         for parameter in one_of_each.values():
-            kept = {name: value.clone() for name, value in inner.state[parameter].items()}
+            states = [part for value in inner.state[parameter].values() for part in _parts(value)]
+            kept = [part.clone() for part in states]
             parameter.grad = torch.zeros_like(parameter)
             with self._reading():
                 inner.step()
             parameter.grad = None
-            for name, value in kept.items():
-                inner.state[parameter][name].copy_(value)
+            for part, value in zip(states, kept, strict=True):
+                part.copy_(value)
 
 
-def _bare(optimizer: Any) -> Any:
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+def _parts(value: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a state is made of: torchao's in 8 bits are made of several, and cannot be copied as a whole."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [getattr(value, name) for name in names]
+
+
+def _mend_generator(device: torch.device) -> None:
+    """Gives the generator a new state of the same numbers: after a failed capture the old one takes itself to be
+    captured still, and refuses to draw.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _copy(row: Row, device: torch.device) -> Row:

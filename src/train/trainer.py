@@ -7,9 +7,9 @@ Every evaluation measures item accuracy on dev, computed as in scoring. The weig
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from in `checkpoints/`. Nothing else is kept.
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
-_get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops, evaluate, _save,
-_save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler, _load_rng_state. It also uses the arguments'
-_n_gpu.
+create_optimizer, _get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops,
+evaluate, _save, _save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler, _load_rng_state. It also uses
+the arguments' _n_gpu.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from src.train.keep import (
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
-from src.train.step_graphs import StepGraphs, obstacle
+from src.train.step_graphs import StepGraphs, SteppedInGraph, obstacle
 from src.tree import compiler, layouts
 from src.tree.compiled import make_ready
 from src.tree.layouts import TrainingLayout
@@ -158,6 +158,10 @@ class LetterTrainer(Trainer):
         """The objective's totals of the whole optimizer step, over all devices."""
         total = self.objective.totals([row for batch in batch_samples for row in batch["rows"]])
         return self.accelerator.gather(total.to(device)[None]).sum(0)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        self.optimizer = SteppedInGraph(super().create_optimizer(model))
+        return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer's estimate counts no shared tokens
