@@ -97,6 +97,11 @@ def test_the_step_that_is_most_alike_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert seconds_of(plan(dequantised=False), method="qlora") == 2.0
     assert seconds_of(plan(dequantised=True), method="qlora", lora_dropout=0.05) == 1.0
     assert seconds_of(plan(), method="full") == 3.0 and seconds_of(plan(), method="orpo") == 4.0
+    masters, again = other(7.0, method="full", optimizer="fp32"), other(8.0, method="full", checkpointing=True)
+    rounding = other(9.0, method="full", optimizer="bf16-stochastic")
+    put(monkeypatch, rounding, masters, again)
+    assert seconds_of(plan(), method="full") == 7.0 and seconds_of(plan(checkpointing=True), method="full") == 8.0
+    assert seconds_of(plan(optimizer="bf16-stochastic"), method="full") == 9.0
     put(monkeypatch, eager, full)
     assert seconds_of(plan(dequantised=False), method="qlora") == 5.0, "adapters from adapters, captured or not"
     put(monkeypatch, dataclasses.replace(LORA, card=H200, seconds=0.07), LORA)

@@ -5,15 +5,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from bitsandbytes.nn import Linear4bit
 
 from src.data import Item
 from src.model.backbones import backbones
 from src.model.shapes import Shape
 from src.plan import speeds
+from src.prompt.encode import Example
 from src.score import letters
 from src.toy import bench, bench_inputs, bench_ours
 from src.toy.bench_cases import CASES
+from src.toy.bench_clock import Clock
 from src.toy.bench_inputs import mixed_lengths
 from src.toy.bench_setting import Setting
 from src.toy.bench_table import with_rates
@@ -108,6 +111,24 @@ def test_one_item_a_step_is_timed_by_its_tokens(name: str, setting: Setting, mon
 def test_many_items_a_step_are_not_timed_by_their_tokens(setting: Setting) -> None:
     found = bench.measure(dataclasses.replace(CASES["lora-16"], items=2), setting, 0.0)
     assert "fixed_seconds" not in found and found["captured"] == "not captured"
+
+
+def test_the_warm_up_has_rows_of_every_length_twice() -> None:
+    def collate(examples: list[Example]) -> dict[str, Any]:
+        return {"rows": [{"input_ids": torch.zeros(1, len(one.ids))} for one in examples]}
+
+    trainer: Any = SimpleNamespace(layout=Layout("single", 512, 0, (256, 512)), data_collator=collate)
+    clock = Clock(torch.device("cpu"), 0.0, warm=2, least=1)
+    callback = bench_ours.CountedSteps(clock, trainer)
+    clock.begin()
+    stops = []
+    for number, length in enumerate((256, 256, 256, 512, 256, 512, 256, 256, 256)):
+        trainer.data_collator([Example(str(number), "012", (0,) * length, 1, 0)])
+        control = SimpleNamespace(should_training_stop=False)
+        callback.on_step_end(None, None, control)
+        stops.append(control.should_training_stop)
+    # The second row of 512 tokens is the sixth step, and the last of the warm-up.
+    assert stops.index(True) == 6
 
 
 def test_the_trainer_says_whether_its_steps_were_captured() -> None:
