@@ -13,16 +13,23 @@ from typing import Any
 import torch
 from peft.tuners import lora
 
+from src.model.dropout import seed_dropout
+
 GRID = 8
 """The rank is padded to a multiple of this."""
 
 
 def patch_lora_forward(model: Any) -> None:
-    """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equivalent one."""
+    """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equivalent one, and
+    their dropout on a GPU.
+    """
+    found = []
     for module in model.modules():
         plain = isinstance(module, lora.LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear)
         if plain and len(module.active_adapters) == 1 and not module.lora_variant:
             module.forward = types.MethodType(_forward, module)
+            found.append(module)
+    seed_dropout(found)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ Compared with peaks on one H200 (8B Llama shape, GiB):
     scoring, rows of 16,384 tokens                             16.8       16.8
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT, METHODS, OPTIMIZERS
 from src.model.shapes import Shape
@@ -78,6 +78,8 @@ class MemoryPlan:
     fits: bool
     dequantised: bool = False
     """For qlora: NF4 weights are converted to bf16 once. The numbers are the same, and no pass has to unpack them."""
+    spare: int = 0
+    """With checkpointing: tokens times layers for whose activations there is room none the less."""
 
 
 def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing: bool) -> Memory:
@@ -190,8 +192,19 @@ def memory_options(
     for kept in optimizers:
         for switch in {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]:
             memory = training_memory(shape, work, kept, switch)
-            found.append(MemoryPlan(kept, switch, memory, free_bytes is None or memory.total <= USABLE * free_bytes))
+            fits = free_bytes is None or memory.total <= USABLE * free_bytes
+            spare = 0
+            if fits and switch and checkpointing == "auto" and free_bytes and work.attention == "tree":
+                spare = spare_activations(shape, work, kept, int(USABLE * free_bytes) - memory.total)
+            found.append(MemoryPlan(kept, switch, memory, fits, spare=spare))
     return found
+
+
+def spare_activations(shape: Shape, work: Workload, optimizer: str, room: int) -> int:
+    """Tokens times layers whose activations fit into `room` bytes beside the inputs that checkpointing keeps."""
+    one = replace(work, tokens=1)
+    each = layer_activations(shape, one, optimizer) - checkpoint_bytes(shape, one, optimizer) // shape.layers
+    return room // each
 
 
 def run_folder_bytes(shape: Shape, method: str, optimizer: str, lora_r: int = 6) -> int:

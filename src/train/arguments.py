@@ -64,6 +64,8 @@ def training_arguments(
         data_seed=recipe.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        # A step's rows are copied while the GPU still computes the step before.
+        accelerator_config={"non_blocking": True},
         disable_tqdm=True,
         report_to="none",
     )

@@ -92,6 +92,7 @@ def fine_tune(
         "dequantised": chosen.memory.dequantised,
         "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
         "rows": _rows_record(trainer, setup, guard),
+        "captured": trainer.capture_record(),
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
         "resumed_from": str(checkpoint.folder) if checkpoint else None,

@@ -115,6 +115,7 @@ class TokenObjective(Objective):
         return _logit_positions([one.tokens - one.answer_start for one in examples], items, ANSWER_TOKENS)
 
     def collate(self, examples: "Sequence[Example]", layout: "Layout") -> "list[Row]":
+        from src.train.fixed_rows import filled
         from src.tree.rows import Term, lay_out
 
         terms = []
@@ -122,7 +123,8 @@ class TokenObjective(Objective):
             weight = 1 / (len(one.ids) - one.answer_start) if self.recipe.loss_per == "item" else 1.0
             supervised = range(one.answer_start, len(one.ids))
             terms += [Term(number, position - 1, one.ids[position], weight) for position in supervised]
-        return list(lay_out([one.ids for one in examples], terms, layout))
+        rows = list(lay_out([one.ids for one in examples], terms, layout))
+        return [filled(row) for row in rows] if layout.lengths else rows
 
     def totals(self, rows: "Sequence[Row]") -> "Tensor":
         from src.tree.rows import totals
@@ -213,8 +215,10 @@ class PairObjective(Objective):
 
     def collate(self, examples: "Sequence[Example]", layout: "Layout") -> "list[Row]":
         from src.train import pair_rows
+        from src.train.fixed_rows import filled
 
-        return pair_rows.collate(examples, layout, self.recipe.loss_per, self.learns_prompt)
+        rows = pair_rows.collate(examples, layout, self.recipe.loss_per, self.learns_prompt)
+        return [filled(row) for row in rows] if layout.lengths else rows
 
     def totals(self, rows: "Sequence[Row]") -> "Tensor":
         from src.tree.rows import totals

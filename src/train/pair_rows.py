@@ -103,7 +103,8 @@ def letter_logprobs(logprobs: torch.Tensor, row: Row) -> dict[int, list[float]]:
     """The log-probability of the first token of each of the row's answers, by the answer's number in the step."""
     first = row["lengths"].cumsum(0) - row["lengths"]
     found = logprobs.detach()[row["term"][first]].tolist()
-    return {number: [value] for number, value in zip(row["numbers"].tolist(), found, strict=True)}
+    # The answer that filling belongs to (src/train/fixed_rows.py) has the number -1.
+    return {number: [value] for number, value in zip(row["numbers"].tolist(), found, strict=True) if number >= 0}
 
 
 def means(

@@ -14,6 +14,7 @@ _n_gpu.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from src.console.cli import UserError
 from src.data import Item
 from src.files import full_disk
 from src.model.adapters import save_adapter
+from src.model.dropout import redraw, seeds_of
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.score.letters import LetterScorer
@@ -37,6 +39,7 @@ from src.train.checkpoints import (
     remove_others,
     settle,
 )
+from src.train.fixed_rows import signature
 from src.train.guard import go_on_one_by_one
 from src.train.keep import (
     KeepBest,
@@ -46,12 +49,15 @@ from src.train.keep import (
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
+from src.train.step_graphs import StepGraphs, obstacle
 from src.tree import compiler, layouts
 from src.tree.compiled import make_ready
 from src.tree.layouts import TrainingLayout
-from src.tree.rows import Layout, Row
+from src.tree.rows import Kind, Layout, Row
 
 T = TypeVar("T")
+SEEN = 512
+"""Steps of the first epoch that show how many kinds of steps there are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,7 @@ def make_trainer(
     arguments = training_arguments(recipe, chosen.memory, network.device, place.checkpoints)
     checkpointing = chosen.memory.checkpointing
     if chosen.layout.lengths:
-        make_ready(network, checkpointing)
+        make_ready(network, checkpointing, chosen.memory.spare)
     elif checkpointing:
         network.gradient_checkpointing_enable(CHECKPOINTING)
     trainer = LetterTrainer(
@@ -112,6 +118,12 @@ class LetterTrainer(Trainer):
         """Why compiling failed; "" if it did not."""
         self.last_loss: torch.Tensor
         """Loss of the last step."""
+        self.graphs: StepGraphs | None = None
+        self.uncaptured: str | None = None
+        """Why steps are not captured as CUDA graphs; "" when they are, None before the first step."""
+        self._norm: torch.Tensor | None = None
+        """Gradient norm of the step, where its graph has clipped the gradient."""
+        self.seeds = seeds_of(network)
         self._trained: list[torch.nn.Parameter] | None = None
         self.best: KeepBest
         self.optimizer_name: str
@@ -157,13 +169,50 @@ class LetterTrainer(Trainer):
         """
         if not model.training:
             model.train()
-        self.last_loss = self._or_standard(lambda: self._accumulate(model, inputs, num_items_in_batch))
+        self.last_loss = self._or_standard(lambda: self._step(model, inputs, num_items_in_batch))
         return self.last_loss
 
-    def _accumulate(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
-        rows = inputs["rows"]
+    def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
+        rows, self._norm = inputs["rows"], None
         if inputs["layout"] != self.layout:
             rows = self.objective.collate(inputs["examples"], self.layout)
+        if self.uncaptured is None:
+            self._begin_capturing(model)
+        if self.graphs is not None:
+            loss = self.graphs.step(rows, num_items_in_batch)
+            if loss is not None:
+                self._norm = self.graphs.norm
+                return loss
+            self._stop_capturing(self.graphs.failed)
+            print(f"steps are not captured as CUDA graphs, which is slower: {self.uncaptured}", flush=True)
+        return self._accumulate(model, rows, num_items_in_batch)
+
+    def _begin_capturing(self, model: Any) -> None:
+        some = epoch_steps(self.examples, self.recipe)[:SEEN]
+        steps = ([self.examples[number] for number in step] for step in some)
+        on_gpu = self.device.type == "cuda"
+        signatures = [signature(self.objective.collate(step, self.layout)) for step in steps] if on_gpu else []
+        self.uncaptured = obstacle(self, signatures)
+        if not self.uncaptured:
+            self.graphs = StepGraphs(self, model)
+
+    def _stop_capturing(self, why: str) -> None:
+        self.graphs, self.uncaptured = None, why
+
+    @property
+    def captured(self) -> str:
+        """ "captured", or why steps are not."""
+        return "captured" if self.graphs else f"not captured: {self.uncaptured or 'no step was trained'}"
+
+    def capture_record(self) -> dict[str, Any]:
+        """The record's entry on captured steps: how many kinds there are, and the first one's check; or why none are
+        captured.
+        """
+        if self.graphs is None:
+            return {"obstacle": self.uncaptured or "no step was trained"}
+        return {"kinds": len(self.graphs.known), **self.graphs.checked}
+
+    def _accumulate(self, model: Any, rows: Sequence[Row], num_items_in_batch: Any) -> torch.Tensor:
         losses = []
         for number, row in enumerate(rows, 1):
             last = number == len(rows)
@@ -183,11 +232,22 @@ class LetterTrainer(Trainer):
         self.fall_back(why)
         return work()
 
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Returns `work()`; if memory is short, once more without the captured steps."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if self.graphs is None:
+                raise
+        self.graphs.release()
+        return work()
+
     def fall_back(self, why: str) -> None:
         """Continues without compiled layers, one item at a time, repeating the current step from its start."""
         steps = epoch_steps(self.examples, self.recipe)
         compiler.give_up(why, layouts.slowdown(self.recipe, self.examples, steps, self.layout.pad_id))
         self.obstacle = why
+        self._stop_capturing(why)
         self.network.zero_grad(set_to_none=True)
         self.network.train()
         go_on_one_by_one(self)
@@ -248,6 +308,8 @@ class LetterTrainer(Trainer):
             raise refuse_foreign(self.checkpoint.folder, error) from error
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        if self._norm is not None:
+            return self._norm
         if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time
             self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
@@ -261,6 +323,8 @@ class LetterTrainer(Trainer):
     def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(the row's part of the step's loss, the objective's outputs that it is computed from)."""
         # Accelerate's own autocast ends with the model's forward; the head of `logprobs_at` comes after it.
+        if self.seeds is not None:
+            redraw(self.seeds)
         with torch.autocast(row["input_ids"].device.type, torch.bfloat16, enabled=self.args.bf16):
             outputs = self.objective.outputs(model, row)
             return self.objective.loss(outputs, row, totals, self.encoder.letter_ids or ()), outputs
@@ -268,15 +332,15 @@ class LetterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        scored = self.scorer.score(self.dev_examples, kind="padded" if self.layout.kind == "padded" else None)
+        kind: Kind | None = "padded" if self.layout.kind == "padded" else None
+        scored = self._with_room(lambda: self.scorer.score(self.dev_examples, kind=kind))
         if self.layout.kind != "padded" and (why := compiler.gave_up()):
             self.fall_back(why)
         found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network = self.accelerator.unwrap_model(self.model)
-            found |= self._or_standard(
-                lambda: self.objective.measure(network, self.dev_answers, self.layout, self.args.bf16)
-            )
+            measure = functools.partial(self.objective.measure, network, self.dev_answers, self.layout, self.args.bf16)
+            found |= self._or_standard(lambda: self._with_room(measure))
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

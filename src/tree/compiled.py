@@ -35,6 +35,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
 from src.model.causal import attention_of, causal_of
+from src.model.dropout import other_dropout
 from src.tree import compiler, prefix
 
 ATTENTION = "tree"
@@ -73,11 +74,12 @@ def is_ready(model: Any) -> bool:
     return bool(causal_of(model).config._attn_implementation == ATTENTION)
 
 
-def make_ready(model: Any, checkpointing: bool = False) -> bool:
+def make_ready(model: Any, checkpointing: bool = False, spare: int = 0) -> bool:
     """Makes `model` compute rows by flex attention in compiled layers if its device is a GPU; returns whether it is.
 
     checkpointing: only the input of a layer is kept for the backward pass. The model's own checkpointing must be off
-    then: it would be compiled with the layer, and the compiler would decide what is kept.
+    then: it would be compiled with the layer, and the compiler would decide what is kept. spare: tokens times layers
+    for whose activations there is room none the less: in a row of n tokens, the last `spare` / n layers keep them.
     """
     causal = causal_of(model)
     if not rows_on_gpu(causal.device):
@@ -88,10 +90,14 @@ def make_ready(model: Any, checkpointing: bool = False) -> bool:
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         causal.set_attn_implementation(ATTENTION)
-        for layer in causal.get_decoder().layers:
+        layers = causal.get_decoder().layers
+        for number, layer in enumerate(layers):
             layer.compile(dynamic=False)
             if checkpointing:
-                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl)
+                # What follows from seeds needs no state of the generator, which cannot be read during a capture.
+                state = other_dropout(layer.modules())
+                most = spare // (len(layers) - number)
+                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl, most, state)
         _hooks[causal] = causal.get_input_embeddings().register_forward_hook(_require_gradients)
     return True
 
@@ -137,11 +143,15 @@ AttentionInterface.register(ATTENTION, _attend)
 AttentionMaskInterface.register(ATTENTION, flex_attention_mask)
 
 
-def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed(*inputs: Any, **keys: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return call(*inputs, **keys)
-        return checkpoint(call, *inputs, use_reentrant=False, **keys)
+def _checkpointed(call: Callable[..., Any], most: int, state: bool) -> Callable[..., Any]:
+    """`call` of a layer, recomputed in the backward pass for rows of more than `most` tokens. state: whether the random
+    numbers of the forward pass are drawn again.
+    """
+
+    def checkpointed(hidden: torch.Tensor, *inputs: Any, **keys: Any) -> Any:
+        if not torch.is_grad_enabled() or hidden.shape[1] <= most:
+            return call(hidden, *inputs, **keys)
+        return checkpoint(call, hidden, *inputs, use_reentrant=False, preserve_rng_state=state, **keys)
 
     return checkpointed
 

@@ -146,7 +146,7 @@ def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
 
     parts = list(zip(hidden.split(at_once), row["target"].split(at_once), strict=True))
     if len(parts) > 1 and torch.is_grad_enabled():
-        return torch.cat([checkpoint(read, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
     return torch.cat([read(*part) for part in parts])
 
 

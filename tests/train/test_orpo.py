@@ -286,7 +286,7 @@ def test_the_head_computes_in_the_dtype_of_the_layers(bf16: bool) -> None:
     seen = []
     network.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     args, letters = SimpleNamespace(bf16=bf16), SimpleNamespace(letter_ids=None)
-    ours: Any = SimpleNamespace(objective=objective, args=args, encoder=letters)
+    ours: Any = SimpleNamespace(objective=objective, args=args, encoder=letters, seeds=None)
     trainer.LetterTrainer.row_loss(ours, network, row, objective.totals([row]))
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
 
