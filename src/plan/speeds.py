@@ -44,7 +44,8 @@ class Step:
     dropout: float
     unpacks: bool
     """Whether NF4 weights are unpacked in every pass, rather than once before training."""
-    checkpointing: bool
+    recomputed: float
+    """Share of the layers that checkpointing recomputes."""
     optimizer: str
     captured: bool
     tokens: float
@@ -111,7 +112,7 @@ def _step(row: Mapping[str, Any], record: Mapping[str, Any]) -> Step:
         objective=row["objective"],
         dropout=row["dropout"],
         unpacks=row["method"] == "qlora" and not row.get("dequantised"),
-        checkpointing=row.get("checkpointing", False),
+        recomputed=round(row.get("recomputed", 0.0), 3),
         optimizer=row.get("optimizer", ""),
         captured=row.get("captured") == CAPTURED,
         tokens=round(row["unique_tokens"] / row["steps"], 1),
