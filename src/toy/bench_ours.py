@@ -144,7 +144,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         memory.optimizer if case.method == "full" else "",
         "dequantised once" if memory.dequantised else "",
         f"checkpointing of {again:.0%} of the layers" if again else "",
-        trainer.captured,
+        trainer.captured if device.type == "cuda" else "",
         "" if guard is None or guard["agree"] else f"guard failed: {guard}",
     ]
     return ", ".join(text for text in notes if text)

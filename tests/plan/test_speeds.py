@@ -69,6 +69,7 @@ def test_a_new_measurement_takes_the_place_of_the_same_step() -> None:
         ({"device": "CPU, one thread"}, "a record of CPU, one thread has no place here"),
         ({"layers": 8}, "8 layers of 64"),
         ({"rows": {"qlora-1": {"failed": "out of memory"}}}, "no row of ours with one item"),
+        ({"rows": record(score_1=RUN | {"guard": {"agree": False}})["rows"]}, "no row of ours with one item"),
     ],
 )
 def test_what_the_plan_cannot_go_by_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -107,7 +107,7 @@ def test_one_item_a_step_is_timed_by_its_tokens(name: str, setting: Setting, mon
         assert seen == mixed[: len(seen)], "a few seconds are of items of mean length"
     expected = {"optimizer": "fp32", "dequantised": False, "recomputed": 0.0}
     assert {key: found[key] for key in expected} == expected
-    assert found["captured"].startswith("not captured: ") and found["note"].endswith(found["captured"])
+    assert found["captured"].startswith("not captured: ") and "captured" not in found["note"], "as ever on a CPU"
 
 
 def test_many_items_a_step_are_not_timed_by_their_tokens(setting: Setting) -> None:
