@@ -44,7 +44,8 @@ class Step:
     dropout: float
     unpacks: bool
     """Whether NF4 weights are unpacked in every pass, rather than once before training."""
-    checkpointing: bool
+    recomputed: float
+    """Share of the layers that checkpointing recomputes."""
     optimizer: str
     captured: bool
     tokens: float
@@ -79,8 +80,8 @@ def measured_with(steps: Sequence[Step]) -> str:
 
 
 def kept(steps: Sequence[Step], record: Mapping[str, Any]) -> list[Step]:
-    """`steps` with those of a record of `run.bench`, in place of entries with the same key. UserError where the record
-    is not of a GPU of known speed, or not of all layers.
+    """`steps` with those of a record of `run.bench`, in place of entries with the same key. Left out are rows that
+    failed, or whose guard did. UserError where the record is not of a GPU of known speed, or not of all layers.
     """
     if peak_tflops(record["device"]) is None:
         raise UserError(f"a record of {record['device']} has no place here: its bf16 peak is not in the table of GPUs.")
@@ -89,7 +90,9 @@ def kept(steps: Sequence[Step], record: Mapping[str, Any]) -> list[Step]:
     new = [
         _step(row, record)
         for row in record["rows"].values()
-        if "failed" not in row and (row["name"] == SCORING_ROW or "fixed_seconds" in row)
+        if "failed" not in row
+        and row.get("guard", {}).get("agree", True)
+        and (row["name"] == SCORING_ROW or "fixed_seconds" in row)
     ]
     if not new:
         raise UserError("the record has no row of ours with one item a step, and no score-1.")
@@ -111,7 +114,7 @@ def _step(row: Mapping[str, Any], record: Mapping[str, Any]) -> Step:
         objective=row["objective"],
         dropout=row["dropout"],
         unpacks=row["method"] == "qlora" and not row.get("dequantised"),
-        checkpointing=row.get("checkpointing", False),
+        recomputed=round(row.get("recomputed", 0.0), 3),
         optimizer=row.get("optimizer", ""),
         captured=row.get("captured") == CAPTURED,
         tokens=round(row["unique_tokens"] / row["steps"], 1),

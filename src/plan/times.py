@@ -14,8 +14,8 @@ from src.model.recipes import Recipe
 from src.model.shapes import Shape, flops
 from src.plan.speeds import SCORING, Step, measured
 
-SCORING_FLOPS = 2
-"""Per linear weight and token."""
+SCORING_FLOPS = RECOMPUTING_FLOPS = 2
+"""Per linear weight and token: a forward pass."""
 
 
 def training_seconds(
@@ -27,13 +27,14 @@ def training_seconds(
     Items of a step are taken to come one after the other: shared tokens are not subtracted.
     """
     full, unpacks = recipe.method == "full", recipe.method == "qlora" and not memory.dequantised
+    again = recomputed(memory, shape, tokens_per_item)
 
     def distance(step: Step) -> tuple[float, ...]:
         return (
             step.objective != recipe.objective,
             not step.captured,
             step.unpacks != unpacks,
-            step.checkpointing != memory.checkpointing,
+            (step.recomputed > 0) != (again > 0),
             (step.dropout > 0) != (recipe.lora_dropout > 0),
             full and step.optimizer != memory.optimizer,
             step.card != card,
@@ -42,7 +43,7 @@ def training_seconds(
 
     alike = [step for step in measured() if step.method != SCORING and (step.method == "full") == full]
     one_step = recipe.batch_size * recipe.gradient_accumulation_steps
-    each = flops(recipe.method, memory.checkpointing)
+    each = flops(recipe.method, checkpointing=False) + RECOMPUTING_FLOPS * again
     seconds = _scaled(min(alike, key=distance), shape, one_step * tokens_per_item, each, card)
     return None if seconds is None else recipe.epoch * math.ceil(items / one_step) * seconds
 
@@ -53,7 +54,12 @@ def scoring_seconds(shape: Shape, items: int, computed_per_item: float, card: st
     return _scaled(step, shape, items * computed_per_item, SCORING_FLOPS, card)
 
 
-def _scaled(step: Step, shape: Shape, tokens: float, each: int, card: str) -> float | None:
+def recomputed(memory: MemoryPlan, shape: Shape, tokens: float) -> float:
+    """The share of the layers that a row of `tokens` tokens recomputes in the backward pass."""
+    return 1 - min(1.0, memory.spare / tokens / shape.layers) if memory.checkpointing else 0.0
+
+
+def _scaled(step: Step, shape: Shape, tokens: float, each: float, card: str) -> float | None:
     """Seconds of a measured step with another model and GPU, for `tokens` tokens of `each` FLOPs a linear weight."""
     speed = relative_speed(card, step.card)
     if speed is None:
@@ -64,8 +70,10 @@ def _scaled(step: Step, shape: Shape, tokens: float, each: int, card: str) -> fl
     return (fixed * weights + (step.seconds - fixed) * work) / speed
 
 
-def _flops(step: Step) -> int:
-    return SCORING_FLOPS if step.method == SCORING else flops(step.method, step.checkpointing)
+def _flops(step: Step) -> float:
+    if step.method == SCORING:
+        return SCORING_FLOPS
+    return flops(step.method, checkpointing=False) + RECOMPUTING_FLOPS * step.recomputed
 
 
 def _linear_parameters(step: Step) -> int:

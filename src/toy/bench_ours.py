@@ -5,7 +5,8 @@ import itertools
 import json
 import tempfile
 import time
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from src import task
 from src.data import parse_items
 from src.model.load import add_adapter
 from src.model.recipes import Recipe, make_recipe
+from src.plan.times import recomputed
 from src.prompt.encode import Example
 from src.score.letters import LetterScorer
 from src.toy import corpus
@@ -26,8 +28,9 @@ from src.toy.bench_inputs import SEED, lengthened, mixed_lengths
 from src.toy.bench_setting import Setting
 from src.train.arguments import has_fp32_masters
 from src.train.checkpoints import Place
+from src.train.fixed_rows import Signature, signature
 from src.train.guard import check_rows_against_single
-from src.train.objectives import make_objective
+from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import layouts
@@ -40,6 +43,8 @@ ROW_ON_CPU = 4096
 """Tokens of its rows on a CPU."""
 MOST_WARM = 60
 """Most steps of warm-up, in case rows of some length never come up."""
+QUIET = 8
+"""Captured steps that the warm-up goes on for after one of a new kind."""
 
 
 def recipe_of(case: Case, setting: Setting) -> Recipe:
@@ -61,12 +66,13 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
 
 class CountedSteps(TrainerCallback):
     """Tells the clock what each of our steps computes, in the order in which they are laid out. The clock warms up
-    until rows of all lengths have come up twice: the first is compiled, and another may be captured.
+    until rows of all lengths have been compiled, and captured steps of `QUIET` in a row were of a kind seen before.
     """
 
     def __init__(self, clock: Clock, trainer: LetterTrainer) -> None:
-        self.clock, self.lengths = clock, Counter(dict.fromkeys(trainer.layout.lengths, 2))
-        self.steps: deque[tuple[int, int, int, set[int]]] = deque()
+        self.clock, self.trainer, self.lengths = clock, trainer, set(trainer.layout.lengths)
+        self.kinds: set[Signature] = set()
+        self.steps: deque[tuple[int, int, int, set[int], Signature]] = deque()
         collate: Any = trainer.data_collator
 
         def watched(examples: list[Example]) -> Any:
@@ -78,18 +84,21 @@ class CountedSteps(TrainerCallback):
             # Where rows begin with one token, the first one's subtree is all of the row but its padding.
             computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
-            self.steps.append((len(pairs) or len(examples), raw, computed, lengths))
+            kind = signature(rows) if trainer.layout.lengths else ()
+            self.steps.append((len(pairs) or len(examples), raw, computed, lengths, kind))
             return batch
 
         trainer.data_collator = watched
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        items, raw, unique, lengths = self.steps.popleft()
-        self.lengths -= Counter(lengths)
-        if self.lengths and self.clock.laps + 1 < MOST_WARM:
-            self.clock.warm = max(self.clock.warm, self.clock.laps + 2)
-        self.clock.count(items, raw, unique)
-        control.should_training_stop = self.clock.lap()
+        items, raw, unique, lengths, kind = self.steps.popleft()
+        clock, fresh = self.clock, self.trainer.graphs is not None and kind not in self.kinds
+        self.lengths -= lengths
+        self.kinds.add(kind)
+        if clock.laps < clock.warm and clock.laps + 1 < MOST_WARM and (self.lengths or fresh):
+            clock.warm = max(clock.warm, clock.laps + 1 + (QUIET if fresh else 1))
+        clock.count(items, raw, unique)
+        control.should_training_stop = clock.lap()
 
 
 def our_training(case: Case, setting: Setting, clock: Clock) -> str:
@@ -97,8 +106,6 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     recipe, device = recipe_of(case, setting), setting.device
     objective = make_objective(recipe)
     examples = objective.examples(setting.encoder, setting.train)
-    if case.items == 1:  # nothing is shared, and what counts is how long the timed items are
-        examples = mixed_lengths(examples)
     steps = epoch_steps(examples, recipe)
     positions = functools.partial(objective.logit_positions, examples)
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
@@ -111,6 +118,8 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     )
     if case.method != "full":
         network = add_adapter(network, recipe)
+    if case.items == 1:  # nothing is shared, and what counts is how long the timed items are
+        examples = one_of_each_kind(examples, objective, chosen.layout) + mixed_lengths(examples)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(network, recipe, Encoded(setting.encoder, examples), Place.at(Path(folder)), chosen)
         for name, value in endless_arguments(device).items():
@@ -120,11 +129,13 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
             trainer.args.train_sampling_strategy = "sequential"
         clock.guard = guard = check_rows_against_single(trainer)
         train_by_clock(trainer, clock, CountedSteps(clock, trainer))
+    tokens = int(clock.counts["unique_tokens"]) / clock.steps if case.items == 1 else trainer.layout.tokens
+    again = recomputed(memory, setting.shape, tokens)
     clock.facts = {
         "optimizer": trainer.optimizer_name,
         "dequantised": memory.dequantised,
-        "checkpointing": trainer.checkpointing,
-        "captured": captured(trainer),
+        "recomputed": again,
+        "captured": trainer.captured,
         # With many items a step, steps are about equally long.
         **(clock.seconds_by_tokens() if case.items == 1 else {}),
     }
@@ -132,16 +143,19 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
         memory.optimizer if case.method == "full" else "",
         "dequantised once" if memory.dequantised else "",
-        "checkpointing" if trainer.checkpointing else "",
-        captured(trainer),
+        f"checkpointing of {again:.0%} of the layers" if again else "",
+        trainer.captured if device.type == "cuda" else "",
         "" if guard is None or guard["agree"] else f"guard failed: {guard}",
     ]
     return ", ".join(text for text in notes if text)
 
 
-def captured(trainer: LetterTrainer) -> str:
-    """`captured` (`speeds.CAPTURED`) where whole steps were captured as CUDA graphs, else words that say why not."""
-    return str(getattr(trainer, "captured", "not captured"))
+def one_of_each_kind(examples: Sequence[Example], objective: Objective, layout: Layout) -> list[Example]:
+    """An example for each kind of step of one item, so that the warm-up has had them all; none on a CPU, where nothing
+    is compiled.
+    """
+    kinds = {signature(objective.collate([one], layout)): one for one in examples} if layout.lengths else {}
+    return list(kinds.values())
 
 
 def our_scoring(case: Case, setting: Setting, clock: Clock) -> str:

@@ -62,7 +62,10 @@ def table(record: dict[str, Any]) -> "RenderableType":
 
     measured = {name: found for name, found in record["rows"].items() if "failed" not in found}
     lines = [f"[bold]{name}[/]: {escape(found['what'])}" for name, found in measured.items()]
-    lines += ["ratio: items/s to the entry's row of the same kind; unique: computed once sharing is done; raw: summed"]
+    lines += [
+        "ratio: items/s to the entry's row of the same kind, or TRL's of pairs; "
+        "unique: computed once sharing is done; raw: summed"
+    ]
     if peaks := [found["matmul_flops"] for found in measured.values()]:
         lines += [
             "share: useful FLOPs of the linear layers (4 a weight and token for adapters, 6 for all weights, 2 for "

@@ -15,7 +15,7 @@ from src.toy.bench_cases import CASES
 
 VERSIONS = {name: "1.0" for name in (*speeds.VERSIONS, "numpy")}
 RUN = {"steps": 10, "unique_tokens": 7004, "seconds": 1.0}
-TRAINED = {**RUN, "optimizer": "fp32", "dequantised": False, "checkpointing": True, "captured": "captured"}
+TRAINED = {**RUN, "optimizer": "fp32", "dequantised": False, "recomputed": 0.25, "captured": "captured"}
 
 
 def record(**rows: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def test_rows_of_a_record_are_kept() -> None:
     one, scoring = steps
     assert (one.tokens, one.seconds, one.fixed_seconds) == (700.4, 0.1, 0.03123)
     assert (one.method, one.objective, one.dropout, one.unpacks) == ("qlora", "answer", 0.05, True)
-    assert one.checkpointing and one.captured and one.cap_gib == 24.0 and "numpy" not in one.versions
+    assert one.recomputed == 0.25 and one.captured and one.cap_gib == 24.0 and "numpy" not in one.versions
     assert (scoring.method, scoring.fixed_seconds, scoring.unpacks) == (speeds.SCORING, None, False)
     once = record(qlora_1=TRAINED | {"fixed_seconds": 0.0, "dequantised": True, "captured": "not captured"})
     (other,) = speeds.kept([], once)
@@ -69,6 +69,7 @@ def test_a_new_measurement_takes_the_place_of_the_same_step() -> None:
         ({"device": "CPU, one thread"}, "a record of CPU, one thread has no place here"),
         ({"layers": 8}, "8 layers of 64"),
         ({"rows": {"qlora-1": {"failed": "out of memory"}}}, "no row of ours with one item"),
+        ({"rows": record(score_1=RUN | {"guard": {"agree": False}})["rows"]}, "no row of ours with one item"),
     ],
 )
 def test_what_the_plan_cannot_go_by_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -26,7 +26,7 @@ LORA = speeds.Step(
     objective="answer",
     dropout=0.0,
     unpacks=False,
-    checkpointing=False,
+    recomputed=0.0,
     optimizer="fp32",
     captured=True,
     tokens=700.0,
@@ -59,7 +59,7 @@ def seconds_of(
 )
 def test_time_gives_back_every_measured_step(step: speeds.Step, monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, step)
-    memory = plan(step.checkpointing, step.optimizer, not step.unpacks)
+    memory = plan(step.recomputed > 0, step.optimizer, not step.unpacks)
     values = {"method": step.method, "objective": step.objective, "lora_dropout": step.dropout}
     assert seconds_of(memory, SHAPES[step.backbone], step.card, step.tokens, **values) == pytest.approx(step.seconds)
 
@@ -70,6 +70,9 @@ def test_only_a_part_of_a_step_grows_with_its_tokens_and_all_of_it_with_the_weig
     put(monkeypatch, LORA)
     assert seconds_of(plan(), tokens=1400) == pytest.approx(0.04 + 2 * 0.06)
     assert seconds_of(plan(checkpointing=True)) == pytest.approx(0.04 + 1.5 * 0.06), "6 FLOPs instead of 4"
+    spare = dataclasses.replace(plan(checkpointing=True), spare=700 * BLLOSSOM.layers // 2)
+    assert seconds_of(spare) == pytest.approx(0.04 + 1.25 * 0.06), "half of the layers keep what they computed"
+    assert seconds_of(dataclasses.replace(spare, spare=10**6)) == pytest.approx(0.1), "and here all of them"
     twice = SHAPES["polar"]
     assert twice.linear_parameters == 2 * BLLOSSOM.linear_parameters
     assert seconds_of(plan(), twice) == pytest.approx(2 * 0.1)
@@ -97,6 +100,11 @@ def test_the_step_that_is_most_alike_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert seconds_of(plan(dequantised=False), method="qlora") == 2.0
     assert seconds_of(plan(dequantised=True), method="qlora", lora_dropout=0.05) == 1.0
     assert seconds_of(plan(), method="full") == 3.0 and seconds_of(plan(), method="orpo") == 4.0
+    masters, again = other(7.0, method="full", optimizer="fp32"), other(8.0, method="full", recomputed=1.0)
+    rounding = other(9.0, method="full", optimizer="bf16-stochastic")
+    put(monkeypatch, rounding, masters, again)
+    assert seconds_of(plan(), method="full") == 7.0 and seconds_of(plan(checkpointing=True), method="full") == 8.0
+    assert seconds_of(plan(optimizer="bf16-stochastic"), method="full") == 9.0
     put(monkeypatch, eager, full)
     assert seconds_of(plan(dequantised=False), method="qlora") == 5.0, "adapters from adapters, captured or not"
     put(monkeypatch, dataclasses.replace(LORA, card=H200, seconds=0.07), LORA)

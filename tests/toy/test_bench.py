@@ -5,18 +5,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from bitsandbytes.nn import Linear4bit
 
 from src.data import Item
 from src.model.backbones import backbones
 from src.model.shapes import Shape
-from src.plan import speeds
+from src.prompt.encode import Example
 from src.score import letters
 from src.toy import bench, bench_inputs, bench_ours
 from src.toy.bench_cases import CASES
+from src.toy.bench_clock import Clock
 from src.toy.bench_inputs import mixed_lengths
 from src.toy.bench_setting import Setting
 from src.toy.bench_table import with_rates
+from src.train.fixed_rows import signature
+from src.train.objectives import make_objective
 from src.tree.rows import Layout
 from tests import toys  # one thread
 
@@ -101,18 +105,51 @@ def test_one_item_a_step_is_timed_by_its_tokens(name: str, setting: Setting, mon
     if name == "lora-1":
         mixed = [one.id for one in mixed_lengths(setting.encoder.for_training(setting.train))]
         assert seen == mixed[: len(seen)], "a few seconds are of items of mean length"
-    expected = {"optimizer": "fp32", "dequantised": False, "checkpointing": False, "captured": "not captured"}
-    assert {key: found[key] for key in expected} == expected and found["note"].endswith("not captured")
+    expected = {"optimizer": "fp32", "dequantised": False, "recomputed": 0.0}
+    assert {key: found[key] for key in expected} == expected
+    assert found["captured"].startswith("not captured: ") and "captured" not in found["note"], "as ever on a CPU"
 
 
 def test_many_items_a_step_are_not_timed_by_their_tokens(setting: Setting) -> None:
     found = bench.measure(dataclasses.replace(CASES["lora-16"], items=2), setting, 0.0)
-    assert "fixed_seconds" not in found and found["captured"] == "not captured"
+    assert "fixed_seconds" not in found and found["captured"].startswith("not captured: ")
 
 
-def test_the_trainer_says_whether_its_steps_were_captured() -> None:
-    trainer: Any = SimpleNamespace(captured="captured")
-    assert bench_ours.captured(trainer) == speeds.CAPTURED
+@pytest.mark.parametrize(
+    ("captured", "timed"),
+    [
+        (False, 4),  # the fourth step has the first row of 512 tokens
+        (True, 4 + bench_ours.QUIET),  # the fourth is of a new kind
+    ],
+)
+def test_the_warm_up_has_all_that_is_compiled_or_captured(captured: bool, timed: int) -> None:
+    def collate(examples: list[Example]) -> dict[str, Any]:
+        return {"rows": [{"input_ids": torch.zeros(1, len(one.ids)), "copies": (1, 1)} for one in examples]}
+
+    layout = Layout("single", 512, 0, (256, 512))
+    trainer: Any = SimpleNamespace(layout=layout, data_collator=collate, graphs=object() if captured else None)
+    clock = Clock(torch.device("cpu"), 0.0, warm=2, least=1)
+    callback = bench_ours.CountedSteps(clock, trainer)
+    clock.begin()
+    stops = []
+    for number, length in enumerate((256, 256, 256, 512, *(256, 512) * 10)):
+        trainer.data_collator([Example(str(number), "012", (0,) * length, 1, 0)])
+        control = SimpleNamespace(should_training_stop=False)
+        callback.on_step_end(None, None, control)
+        stops.append(control.should_training_stop)
+    assert stops.index(True) == timed
+
+
+def test_the_warm_up_begins_with_one_item_of_each_kind_of_step(setting: Setting) -> None:
+    objective = make_objective(bench_ours.recipe_of(CASES["lora-1"], setting))
+    examples = objective.examples(setting.encoder, setting.train)
+    middle = sorted(one.tokens for one in examples)[len(examples) // 2]
+    layout = Layout("single", 1408, setting.encoder.pad_id, (middle, 1408))
+    kinds = [signature(objective.collate([one], layout)) for one in examples]
+    first = bench_ours.one_of_each_kind(examples, objective, layout)
+    assert 1 < len(first) == len(set(kinds)) < len(examples)
+    assert {signature(objective.collate([one], layout)) for one in first} == set(kinds)
+    assert bench_ours.one_of_each_kind(examples, objective, Layout("padded", 2048, 0)) == []
 
 
 @pytest.mark.parametrize("name", ["trl-orpo-full", "orpo-full-1"])
