@@ -231,7 +231,7 @@ def recipe(folder: Path, short: str, **changes: Any) -> Recipe:
 def limits() -> Any:
     """Within, torch's own limits of recompiling, and after it again."""
     return torch._dynamo.config.patch(
-        recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False
+        recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False, specialize_float=False
     )
 
 

@@ -1,13 +1,15 @@
 """Layers that are compiled for rows of a tree, and the way back to the standard layers.
 
 On a GPU, `make_ready` makes a model compute rows by flex attention in compiled layers. Layers are compiled once for
-each length of row, so there are few lengths.
+each length of row, so there are few lengths; or, with `DYNAMIC`, once for all lengths.
 
 Look here after an upgrade of torch, transformers or peft. Beside their documented interfaces, this file relies on
 
-    torch           torch._dynamo.config: recompile_limit, accumulated_recompile_limit, fail_on_recompile_limit_hit
+    torch           torch._dynamo.config: recompile_limit, accumulated_recompile_limit, fail_on_recompile_limit_hit,
+                    specialize_float
                     Module._compiled_call_impl, which Module.compile sets and Module.__call__ takes
                     torch.compiler.set_stance("force_eager") within a model that is compiled
+                    flex attention's option IS_DIVISIBLE, which torch finds out itself for a length that is known
     transformers    config._attn_implementation, and set_attn_implementation on a loaded model
                     the names given to AttentionInterface and AttentionMaskInterface, and what they are called with
                     _supports_flex_attn and _is_stateful of a model's class
@@ -40,6 +42,8 @@ from src.tree import compiler, prefix
 
 ATTENTION = "tree"
 """Our name for flex attention over keys that `prefix.key_copies` repeats."""
+DYNAMIC = False
+"""Whether layers are compiled once for rows of all lengths: what rows are filled up with is less than a tile then."""
 COMPILATIONS = 1024
 """Maximum compilations per process; one more raises."""
 
@@ -89,10 +93,12 @@ def make_ready(model: Any, checkpointing: bool = False, spare: int = 0) -> bool:
         # checkpointing. Layers of all models count together, and a search for prompts has many lengths of rows.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = COMPILATIONS
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        # Scales and softcaps do not change, and flex attention takes no softcap that may.
+        torch._dynamo.config.specialize_float = True
         causal.set_attn_implementation(ATTENTION)
         layers = causal.get_decoder().layers
         for number, layer in enumerate(layers):
-            layer.compile(dynamic=False)
+            layer.compile(dynamic=DYNAMIC)
             if checkpointing:
                 # What follows from seeds needs no state of the generator, which cannot be read during a capture.
                 state = other_dropout(layer.modules())
@@ -134,8 +140,9 @@ def _attend(
     shared, copies = tree_copies
     if copies > 1:
         key, value = (torch.cat([part[:, :, :shared]] * (copies - 1) + [part], 2) for part in (key, value))
+    keys["kernel_options"] = {"IS_DIVISIBLE": True}  # rows are whole tiles, which torch cannot know of any length
     if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == 9:
-        keys["kernel_options"] = {"bwd_num_warps": 8}  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
+        keys["kernel_options"]["bwd_num_warps"] = 8  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
     return flex_attention_forward(module, query, key, value, attention_mask, **keys)
 
 

@@ -14,9 +14,10 @@ from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_op
 from src.model.recipes import OPTIMIZERS, Recipe
 from src.model.shapes import Shape, flops
 from src.prompt.encode import Example
+from src.tree import compiled as layers
 from src.tree.compiler import SPEEDUP
 from src.tree.prefix import BLOCK
-from src.tree.rows import WORTHWHILE, Kind, Layout, lengths_for, sizes
+from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes
 
 CPU_TREE, CPU_BATCH = 1024, 2048
 """Tokens on a CPU of a row of a tree (about a dialogue), and of a padded batch (as much as stays in the caches)."""
@@ -30,6 +31,10 @@ UNPACKING = 1.05
 """About how many times longer a step takes when it unpacks NF4 weights."""
 COMPILING_SECONDS = 12
 """Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
+DYNAMIC_SECONDS = 0.2
+"""Seconds that a length takes when it first comes up in layers that were compiled for all lengths, a guess: torch looks
+for what it may reuse, and memory is divided anew.
+"""
 SEEN = 1024
 """Items of the first steps that the lengths of rows are derived from."""
 GroupedSequences = tuple[Sequence[Sequence[int]], Sequence[int] | None]
@@ -92,21 +97,24 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     worthwhile = tokens_in / sum(map(sum, whole)) >= WORTHWHILE
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and worthwhile)
     kind: Kind = "tree" if shares else "single"
+    # What another length costs, as a share of the first steps in the whole training.
+    steps = max(1, recipe.epoch) * len(training.steps)
+    another = compiling_tokens(shape, recipe.method, device) * len(some) // steps
     found: list[tuple[tuple[float, ...], Layout, MemoryPlan]] = []
     for budget in row_budgets(max(map(max, whole)) if shares else longest, longest):
         rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
+        lengths = lengths_for([*rows, longest], another)
         # Rows are filled evenly, so the longest may be well below what was allowed.
-        tokens = -(-max(*rows, longest) // BLOCK) * BLOCK
+        tokens, computed = lengths[-1], filled_tokens(rows, lengths) + another * len(lengths)
         items = len(training.steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
         for option in row_options(recipe, shape, tokens, training.logit_positions(items), free_bytes(device)):
             slower = UNPACKING if recipe.method == "qlora" and not option.dequantised else 1.0
-            cost = sum(rows) * flops(recipe.method, option.checkpointing) * slower
-            fits = (0, OPTIMIZERS.index(option.optimizer), cost)
-            found.append((fits if option.fits else (1, option.memory.total), Layout(kind, tokens, pad_id), option))
+            cost = computed * flops(recipe.method, option.checkpointing) * slower
+            order = (0, OPTIMIZERS.index(option.optimizer), cost) if option.fits else (1, option.memory.total)
+            found.append((order, Layout(kind, tokens, pad_id, lengths), option))
     _, layout, memory = min(found, key=lambda one: one[0])
-    rows = [size for step in some for size in _sizes(step, layout)]
-    lengths = lengths_for([*rows, longest], compiling_tokens(shape, recipe.method, device) // max(1, recipe.epoch))
-    return TrainingLayout(Layout(kind, lengths[-1], pad_id, lengths), tokens_in / sum(rows), memory)
+    computed = sum(size for step in some for size in _sizes(step, layout))
+    return TrainingLayout(layout, tokens_in / computed, memory)
 
 
 def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], device: torch.device) -> TrainingLayout:
@@ -208,10 +216,11 @@ def scoring_tokens(shape: Shape, free: int) -> int:
 
 
 def compiling_tokens(shape: Shape, method: str, device: torch.device) -> int:
-    """Tokens that are computed in the time that compiling for another length takes, at half the GPU's peak."""
+    """Tokens that are computed in the time that another length takes when it first comes up, at half the GPU's peak."""
     peak = peak_tflops(torch.cuda.get_device_name(device)) or 300
     each = 2 if method == "scoring" else flops(method, False)
-    return int(COMPILING_SECONDS * peak * 1e12 / 2 / (each * shape.linear_parameters))
+    seconds = DYNAMIC_SECONDS if layers.DYNAMIC else COMPILING_SECONDS
+    return int(seconds * peak * 1e12 / 2 / (each * shape.linear_parameters))
 
 
 def row_budgets(largest: int, longest: int) -> list[int]:

@@ -198,6 +198,11 @@ def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
     return best[-1][1]
 
 
+def filled_tokens(found: Sequence[int], lengths: Sequence[int]) -> int:
+    """Tokens of rows of `found` tokens, each filled up to the next of `lengths`, the last of which is the longest."""
+    return int(np.asarray(lengths)[np.searchsorted(lengths, found)].sum())
+
+
 def totals(rows: Sequence[Row], *keys: str) -> torch.Tensor:
     """(keys,): for each key, the sum of its values over all rows."""
     return torch.stack([sum(row[key].sum() for row in rows) for key in keys])

@@ -1,6 +1,8 @@
 """Our LoRA arithmetic against peft's own."""
 
 import copy
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners import lora
+from torch._dynamo.backends.debugging import aot_eager
+from torch.utils.checkpoint import checkpoint
 
 from src.model import adapters
 from src.model.adapters import patch_lora_forward
@@ -33,16 +37,36 @@ class Small(torch.nn.Module):
         return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
-def adapted(packed: bool = False, dtype: torch.dtype = torch.float32, **values: Any) -> Any:
-    """`Small` with adapters that are not zero, in fp32 whatever the base is; peft's forward passes."""
+class Block(torch.nn.Module):
+    """Two groups of linear layers with one input each, as in a decoder layer, and layers with inputs of their own."""
+
+    def __init__(self, packed: bool = False) -> None:
+        super().__init__()
+        kind: Any = Linear4bit if packed else torch.nn.Linear
+        more = {"quant_type": "nf4", "compute_dtype": torch.float32} if packed else {}
+        widths = {"q_proj": 48, "k_proj": 16, "v_proj": 16, "gate_proj": 32, "up_proj": 32}
+        for name, width in widths.items():
+            setattr(self, name, kind(INPUTS, width, bias=name == "k_proj", **more))
+        self.first, self.second = kind(48, INPUTS, bias=False, **more), kind(32, INPUTS, bias=False, **more)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        x = x + self.first(torch.tanh(q) * torch.cat([k, v, k - v], -1))
+        return x + self.second(torch.tanh(self.gate_proj(x)) * self.up_proj(x))
+
+
+def adapted(packed: bool = False, dtype: torch.dtype = torch.float32, kind: Any = Small, **values: Any) -> Any:
+    """`kind` with adapters that are not zero, in fp32 whatever the base is; peft's forward passes."""
     torch.manual_seed(0)
-    base = Small(packed).to(dtype)
+    base = kind(packed).to(dtype)
     if packed:
         base = base.to("cpu")  # which packs
         base.is_loaded_in_4bit = True  # as transformers tells peft
-        for layer in (base.first, base.second):
-            vars(layer)["support_avx512bf16_for_cpu"] = False
-    settings = {"r": 6, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["first", "second"], **values}
+        for layer in base.modules():
+            if isinstance(layer, Linear4bit):
+                vars(layer)["support_avx512bf16_for_cpu"] = False
+    targets = ["first", "second", *itertools.chain(*adapters.TOGETHER)]
+    settings = {"r": 6, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": targets, **values}
     model = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -54,7 +78,7 @@ def pair(**values: Any) -> tuple[Any, Any]:
     """(peft's, ours), equal but for the forward passes."""
     theirs, ours = adapted(**values), adapted(**values)
     patch_lora_forward(ours)
-    assert len(changed(ours)) == 2 and not changed(theirs)
+    assert len(changed(ours)) == (7 if values.get("kind") is Block else 2) and not changed(theirs)
     return theirs, ours
 
 
@@ -82,7 +106,9 @@ def assert_equal(theirs: Any, ours: Any, x: torch.Tensor, rtol: float = 1e-5, se
         torch.manual_seed(seed)
         found.append({"output": model(x).detach(), **gradients(model, x)})
     assert found[0].keys() == found[1].keys()
-    assert sum("lora_A" in name for name in found[0]) == sum("lora_B" in name for name in found[0]) == 2
+    assert (
+        sum("lora_A" in name for name in found[0]) == sum("lora_B" in name for name in found[0]) == len(changed(ours))
+    )
     for name, expected in found[0].items():
         value = found[1][name]
         assert (value.dtype, value.shape) == (expected.dtype, expected.shape), name
@@ -170,11 +196,124 @@ def test_an_aligned_rank_changes_nothing(r: int, padded: int, aligned: list[tupl
     with torch.no_grad():
         aligned.clear()
         ours.base_model.model.first(inputs())
-    assert aligned == [(OUTPUTS, INPUTS), (padded, INPUTS), (OUTPUTS, padded)]
+    assert aligned == [(padded, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS, padded)]
     assert_equal(theirs, ours, inputs())
     for name, parameter in ours.named_parameters():
         if "lora_" in name:
             assert r in parameter.shape and (parameter.grad is None or parameter.grad.shape == parameter.shape)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Notes how many adapters are multiplied by an input at a time."""
+    counts: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if x.shape[-1] in (INPUTS, 48, 32) and len(weight) in (6, 12, 18):
+            counts.append(len(weight) // 6)
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    yield counts
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
+def test_layers_with_one_input_share_a_product(packed: bool, products: list[int]) -> None:
+    theirs, ours = pair(packed=packed, kind=Block)
+    products.clear()
+    with torch.no_grad():
+        ours(inputs())
+    assert products == [3, 1, 2, 1]
+    assert_equal(theirs, ours, inputs(), rtol=1e-4)
+    assert all(group.x is None and not group.products for group in groups(ours)), "nothing is kept"
+
+
+def groups(model: Any) -> list[adapters.Group]:
+    owners = [vars(module)["forward"].__self__ for module in model.modules() if "forward" in vars(module)]
+    return [owner.group for owner in owners if isinstance(owner, adapters.Member)]
+
+
+def test_each_adapter_has_its_own_dropout(products: list[int]) -> None:
+    theirs, ours = pair(kind=Block, lora_dropout=0.4)
+    assert_equal(theirs.train(), ours.train(), inputs())
+    products.clear()
+    ours(inputs())
+    assert products == [1] * 7
+    assert_equal(theirs.eval(), ours.eval(), inputs())
+    products.clear()
+    ours(inputs())
+    assert products == [3, 1, 2, 1]
+
+
+@pytest.mark.usefixtures("aligned")
+def test_joined_products_on_the_grid() -> None:
+    theirs, ours = pair(kind=Block)
+    assert_equal(theirs, ours, inputs())
+
+
+def test_a_copy_of_a_group_has_its_own_layers() -> None:
+    theirs, ours = pair(kind=Block)
+    copied = copy.deepcopy(ours)
+    for parameter in ours.parameters():
+        parameter.data.zero_()
+    with torch.no_grad():
+        torch.testing.assert_close(copied(inputs()), theirs(inputs()), atol=1e-4, rtol=1e-4)
+
+
+def test_a_group_whose_layers_have_different_inputs_after_all() -> None:
+    theirs, ours = pair(kind=Block)
+    one, other = inputs(), inputs() + 1
+    for model in (theirs, ours):
+        block = model.base_model.model
+        block.forward = lambda x, block=block: block.q_proj(x).sum() + block.k_proj(x + 1).sum() + block.v_proj(x).sum()
+    with torch.no_grad():
+        for x in (one, other):
+            torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["disable_adapter", "merged"])
+def test_a_group_without_its_adapters(what: str) -> None:
+    theirs, ours = pair(kind=Block)
+    with torch.no_grad():
+        if what == "merged":
+            for model in (theirs, ours):
+                model.base_model.model.k_proj.merge()
+            torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=1e-5, rtol=1e-5)
+        else:
+            with theirs.disable_adapter(), ours.disable_adapter():
+                torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("short", ["polar", "qwen2", "kogemma"])
+def test_layers_with_groups_are_compiled_once(short: str) -> None:
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def noted(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, example)
+
+    settings = LoraConfig(r=6, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(toys.network(short), settings).train()
+    patch_lora_forward(model)
+    ids = torch.arange(40)[None]
+
+    def learn() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        hidden = model.get_input_embeddings()(ids).requires_grad_()
+        model(inputs_embeds=hidden, use_cache=False).logits.logsumexp(-1).sum().backward()
+        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    expected = learn()
+    for layer in model.base_model.model.model.layers:
+        call = torch.compile(layer._call_impl, backend=noted, fullgraph=True, dynamic=False)
+        layer._compiled_call_impl = functools.partial(checkpoint, call, use_reentrant=False)
+    found = learn()
+    assert len(graphs) == 1
+    assert all(group.x is None for group in groups(model)) and len(groups(model)) == 10
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-7, name
 
 
 def test_disabled_and_merged_adapters() -> None:

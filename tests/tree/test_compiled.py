@@ -94,6 +94,29 @@ def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypa
         assert (got[parameter] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-6, parameter
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("gemma2", True)])
+def test_layers_compiled_for_all_lengths_learn_the_same(
+    name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two compilations of Gemma2's two kinds of layers, and none for the next lengths, with as many copies of the keys.
+    monkeypatch.setattr(compiled, "DYNAMIC", True)
+    monkeypatch.setattr(compiled, "COMPILATIONS", 2 if name == "gemma2" else 1)
+    made = alike()
+    plain, ours = network(name).train(), network(name).train()
+    expected = read(plain, made, Layout("padded", 10**4, PAD), train=True)
+    with toys.compiled_on_a_cpu(monkeypatch):
+        assert make_ready(ours, checkpointing)
+        for length in (384, 512, 640):
+            ours.zero_grad()
+            found = read(ours, made, Layout("tree", 10**4, PAD, (length,)), train=True)
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+            wanted, got = gradients(plain), gradients(ours)
+            assert wanted.keys() == got.keys() and wanted
+            for parameter, value in wanted.items():
+                assert (got[parameter] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-6, parameter
+
+
 def test_one_length_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "COMPILATIONS", 2)
     model, made = network("llama").train(), alike()

@@ -16,7 +16,7 @@ from src.model.shapes import GIB, Shape
 from src.prompt.encode import Example
 from src.train.objectives import make_objective
 from src.train.order import by_dialogue, epoch_steps
-from src.tree import layouts
+from src.tree import compiled, layouts
 from src.tree.layouts import (
     CPU_BATCH,
     CPU_TREE,
@@ -30,7 +30,7 @@ from src.tree.layouts import (
     training_layout,
 )
 from src.tree.prefix import BLOCK
-from src.tree.rows import AT_ONCE, WORTHWHILE, Layout, lay_out, sizes
+from src.tree.rows import AT_ONCE, WORTHWHILE, Layout, filled_tokens, lay_out, lengths_for, sizes
 from tests import toys
 from tests.made_sequences import corpus
 
@@ -91,8 +91,9 @@ def steps_of(one: Recipe, epoch: int = 0, examples: Sequence[Example] = CORPUS) 
 
 def test_a_step_is_one_row_where_it_fits(card: Card) -> None:
     card(141)
-    layout, saved, way = laid_out(recipe())
-    assert [len(sizes(step, layout)) for step in steps_of(recipe())] == [1, 1, 1]
+    long = recipe(epoch=1000)  # in which a length for each row costs next to nothing
+    layout, saved, way = laid_out(long)
+    assert [len(sizes(step, layout)) for step in steps_of(long)] == [1, 1, 1]
     assert (layout.kind, layout.pad_id, way.checkpointing, way.fits, way.dequantised) == (
         "tree",
         PAD,
@@ -104,7 +105,7 @@ def test_a_step_is_one_row_where_it_fits(card: Card) -> None:
     # Of about 1,115 tokens of an item 454 are the system prompt and 450 the dialogue: four share it.
     assert 3 < saved < 3.5
     raw = sum(len(one.ids) for one in CORPUS)
-    assert saved == pytest.approx(raw / sum(sum(sizes(step, layout)) for step in steps_of(recipe())))
+    assert saved == pytest.approx(raw / sum(sum(sizes(step, layout)) for step in steps_of(long)))
 
 
 def test_a_small_card_keeps_nf4_and_computes_again_or_in_short_rows(card: Card) -> None:
@@ -163,7 +164,8 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
     each = 12 * BLLOSSOM.vocab
     supervised = 300
     long = [replace(one, ids=one.ids[: one.answer_start] + (9,) * supervised) for one in CORPUS]
-    assert laid_out(recipe())[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
+    one_row = recipe(epoch=1000)  # see above
+    assert laid_out(one_row)[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
     assert laid_out(recipe(batch_size=32), long)[2].memory.logits >= 32 * supervised * each
     # 64 of these are more than a row holds: half of them at a time.
     assert 32 * supervised * each <= laid_out(recipe(), long)[2].memory.logits < 40 * supervised * each
@@ -186,17 +188,19 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     one = recipe(method=method)
     steps = steps_of(one)
     largest = max(sizes(step, Layout("tree", 32768, PAD))[0] for step in steps)
+    another = int(12 * 989e12 / 2 / ((6 if method == "full" else 4) * BLLOSSOM.linear_parameters)) // one.epoch
     costs = []
     for budget in budgets(largest):
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
-        computed, tokens = sum(rows), -(-max(*rows, LONGEST) // BLOCK) * BLOCK
+        lengths = lengths_for([*rows, LONGEST], another)
+        tokens, computed = lengths[-1], sum(min(one for one in lengths if one >= size) for size in rows)
         places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
         for way in row_options(one, BLLOSSOM, tokens, places, gib * GIB):
             passes = (6 if method == "full" else 4) + 2 * way.checkpointing
             slower = 1.05 if method == "qlora" and not way.dequantised else 1
             order = ("fp32", "fp32-8bit", "bf16-stochastic").index(way.optimizer)
             if way.fits:
-                costs.append((order, computed * passes * slower, tokens, way))
+                costs.append((order, (computed + another * len(lengths)) * passes * slower, tokens, way))
     layout, _, way = laid_out(one)
     if not costs:
         assert not way.fits
@@ -318,6 +322,29 @@ def test_a_longer_run_has_more_lengths(card: Card) -> None:
     assert compiling_tokens(BLLOSSOM, "scoring", GPU) == int(12 * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters)
     card(141, "a card of tomorrow")
     assert compiling_tokens(BLLOSSOM, "full", GPU) == int(12 * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters)
+
+
+def test_layers_compiled_for_all_lengths_leave_little_to_fill(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filling(one: Recipe) -> float:
+        layout, _, _ = laid_out(one)
+        rows = [size for step in steps_of(one) for size in sizes(step, layout)]
+        return filled_tokens(rows, layout.lengths) / sum(rows) - 1
+
+    card(80)
+    one = recipe(batch_size=16, epoch=8)
+    assert filling(one) > 0.1
+    monkeypatch.setattr(compiled, "DYNAMIC", True)
+    assert filling(one) < 0.04
+    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(0.2 * 989e12 / 2 / 4 / BLLOSSOM.linear_parameters)
+
+
+def test_a_length_costs_little_where_there_is_much_to_learn(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first steps stand for all of them.
+    card(141)
+    monkeypatch.setattr(layouts, "SEEN", 16)
+    few = laid_out(recipe(batch_size=8, epoch=1))[0]
+    many = laid_out(recipe(batch_size=8, epoch=1), [*CORPUS] * 400)[0]
+    assert len(few.lengths) == 1 and len(many.lengths) > 1
 
 
 # On a CPU, or a GPU without a compiler

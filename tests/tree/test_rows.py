@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from src.tree import prefix, rows
 from src.tree.prefix import BLOCK
-from src.tree.rows import Kind, Layout, Row, Term, assign, lay_out, lengths_for, sizes, to_device
+from src.tree.rows import Kind, Layout, Row, Term, assign, filled_tokens, lay_out, lengths_for, sizes, to_device
 from tests.made_sequences import NETWORKS, PAD, alike, contexts, network, read
 
 CPU = torch.device("cpu")
@@ -208,6 +208,11 @@ def test_lengths_by_hand() -> None:
     assert lengths_for(found, 1000) == (1024, 4096)
     assert lengths_for(found, 10**6) == (4096,)
     assert lengths_for([1], 10**6) == (128,) and lengths_for([129], 0) == (256,)
+
+
+def test_what_rows_hold_when_they_are_filled_up() -> None:
+    assert filled_tokens([1, 128, 129, 1000, 1024], (128, 512, 1024)) == 128 + 128 + 512 + 1024 + 1024
+    assert filled_tokens([], (128,)) == 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)
