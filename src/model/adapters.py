@@ -11,7 +11,6 @@ gradient is written once instead of being added up. With dropout each adapter ha
 
 import dataclasses
 import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ GRID = 8
 """The rank is padded to a multiple of this."""
 JOINED = True
 """Whether layers with one input share one product with their A."""
-JOINED_WEIGHTS = False
-"""Whether frozen weights of such layers lie in one tensor, by which their outputs' gradients are multiplied as one."""
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that the modules of all common architectures call with one input, in this order."""
 
@@ -34,57 +31,29 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Group:
     """Layers with one input, in the order in which they are called.
 
-    The first one computes what all have in common; each of the others takes its own, and after the last one nothing is
-    left here.
-
-    weight: the layers' weights, of which theirs are parts; None where they are apart
+    The first one computes the products of all with the input; each of the others takes its own, and after the last one
+    nothing is left here.
     """
 
     layers: list[Any]
-    weight: torch.nn.Parameter | None = None
     x: torch.Tensor | None = None
-    waiting: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
+    products: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
-    def take(self, place: int, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(the base's output, x · Aᵀ) of the layer at `place`; None for what it has to compute by itself."""
+    def forward_of(self, place: int) -> Any:
+        return types.MethodType(_forward_in_group, Member(self, place))
+
+    def down(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """x · Aᵀ of the layer at `place`."""
         if place == 0:
-            self.x, self.waiting = x, list(zip(self._bases(x), self._products(x), strict=True))
+            parts = [_down(layer, x) for layer in self.layers]
+            joined = torch.nn.functional.linear(x, torch.cat(parts))
+            self.x, self.products = x, list(joined.split([len(part) for part in parts], -1))
         elif self.x is not x:  # whatever calls it, it is not the module that called the first one
-            return None, None
-        found = self.waiting[place]
+            return torch.nn.functional.linear(x, _down(self.layers[place], x))
+        found = self.products[place]
         if place == len(self.layers) - 1:
-            self.x, self.waiting = None, []
+            self.x, self.products = None, []
         return found
-
-    def _bases(self, x: torch.Tensor) -> Sequence[Any]:
-        bases = [layer.get_base_layer() for layer in self.layers]
-        if self.weight is None or self.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
-            return [None] * len(bases)
-        outputs = _SameInput.apply(x, self.weight, tuple(base.out_features for base in bases))
-        pairs = zip(outputs, bases, strict=True)
-        return [output if base.bias is None else output + base.bias for output, base in pairs]
-
-    def _products(self, x: torch.Tensor) -> Sequence[Any]:
-        if any(map(_drops, self.layers)):
-            return [None] * len(self.layers)
-        parts = [_down(layer, x) for layer in self.layers]
-        return torch.nn.functional.linear(x, torch.cat(parts)).split([len(part) for part in parts], -1)
-
-
-class _SameInput(torch.autograd.Function):
-    """x · Wᵀ for each of the parts of `weight` that have `sizes` outputs. The gradient of x is one product; autograd
-    would add up one for each part. The outputs stay apart, so that none keeps the memory of the others.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(weight)
-        return tuple(torch.nn.functional.linear(x, part) for part in weight.split(sizes))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        return torch.cat(gradients, -1) @ weight, None, None
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,22 +78,9 @@ def patch_lora_forward(model: Any) -> None:
         for names in TOGETHER:
             layers: list[Any] = [getattr(parent, name, None) for name in names]
             if all(map(_is_plain, layers)) and len({layer.in_features for layer in layers}) == 1:
-                group = Group(layers, _one_weight(layers) if JOINED_WEIGHTS else None)
+                group = Group(layers)
                 for place, layer in enumerate(layers):
-                    layer.forward = types.MethodType(_forward_in_group, Member(group, place))
-
-
-def _one_weight(layers: Sequence[Any]) -> torch.nn.Parameter | None:
-    """One tensor of the layers' base weights, which become parts of it; None where they are packed or trained."""
-    bases = [layer.get_base_layer() for layer in layers]
-    weights = [base.weight for base in bases]
-    frozen = all(type(base) is torch.nn.Linear and not base.weight.requires_grad for base in bases)
-    if not frozen or len({(one.dtype, one.device) for one in weights}) > 1 or weights[0].is_meta:
-        return None
-    joined = torch.cat([one.data for one in weights])
-    for base, part in zip(bases, joined.split([len(one) for one in weights]), strict=True):
-        base.weight.data = part
-    return torch.nn.Parameter(joined, requires_grad=False)
+                    layer.forward = group.forward_of(place)
 
 
 def _is_plain(module: Any) -> bool:
@@ -151,27 +107,22 @@ def save_adapter(model: Any, folder: Path) -> None:
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     if layer.disable_adapters or layer.merged:
         return type(layer).forward(layer, x)
-    return _with_update(layer, x)
+    dropped = layer.lora_dropout[layer.active_adapters[0]](x)
+    return _with_update(layer, x, torch.nn.functional.linear(dropped, _down(layer, x)))
 
 
 def _forward_in_group(member: Member, x: torch.Tensor) -> torch.Tensor:
-    layer, layers = member.group.layers[member.place], member.group.layers
-    if any(one.disable_adapters or one.merged for one in layers):
+    layer, group = member.group.layers[member.place], member.group
+    if any(map(_differs, group.layers)):
         return _forward(layer, x)
-    return _with_update(layer, x, *member.group.take(member.place, x))
+    return _with_update(layer, x, group.down(member.place, x))
 
 
-def _with_update(
-    layer: Any, x: torch.Tensor, base: torch.Tensor | None = None, product: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The layer's output, where `base` (the base layer's) and `product` (x · Aᵀ) may be known."""
-    name = layer.active_adapters[0]
-    if product is None:
-        product = torch.nn.functional.linear(layer.lora_dropout[name](x), _down(layer, x))
-    up = (layer.lora_B[name].weight * layer.scaling[name]).to(x.dtype)
-    if missing := product.shape[-1] - up.shape[-1]:
-        up = torch.nn.functional.pad(up, (0, missing))
-    return (layer.base_layer(x) if base is None else base) + torch.nn.functional.linear(product, up)
+def _differs(layer: Any) -> bool:
+    """Whether the input of the layer's A is not the layer's input, or unused."""
+    dropout = layer.lora_dropout[layer.active_adapters[0]]
+    drops = layer.training and not isinstance(dropout, torch.nn.Identity)
+    return drops or layer.disable_adapters or layer.merged
 
 
 def _down(layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -181,6 +132,10 @@ def _down(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(down, (0, 0, 0, missing)) if missing else down
 
 
-def _drops(layer: Any) -> bool:
-    """Whether the adapter's input is not the layer's."""
-    return layer.training and not isinstance(layer.lora_dropout[layer.active_adapters[0]], torch.nn.Identity)
+def _with_update(layer: Any, x: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+    """The layer's output, given `product` of its A and `x`."""
+    name = layer.active_adapters[0]
+    up = (layer.lora_B[name].weight * layer.scaling[name]).to(x.dtype)
+    if missing := product.shape[-1] - up.shape[-1]:
+        up = torch.nn.functional.pad(up, (0, missing))
+    return layer.base_layer(x) + torch.nn.functional.linear(product, up)

@@ -31,7 +31,7 @@ from src.tree.rows import Layout, Row
 
 LONGEST = 4096
 """Tokens of a row up to which steps are captured: longer rows keep the GPU busy without it, and take more memory."""
-MOST = 16
+MOST = 32
 """Graphs at most. Steps of more kinds than this are not captured."""
 RARE = 0.02
 """Share of the steps that may be of further kinds; each is captured when it comes."""

@@ -42,8 +42,17 @@ from src.tree import compiler, prefix
 
 ATTENTION = "tree"
 """Our name for flex attention over keys that `prefix.key_copies` repeats."""
-DYNAMIC = False
-"""Whether layers are compiled once for rows of all lengths: what rows are filled up with is less than a tile then."""
+DYNAMIC = True
+"""Whether layers are compiled once for rows of all lengths, of which there can be more then. One H100, 64 items a step:
+for one length, 10 % of each row is filling and a step takes 932 ms; for six, 2 % and 876 ms.
+"""
+REPEATED = 128
+"""Head size with which a Hopper GPU reads keys and values that are repeated for all heads that share them. One H100, a
+row of 7,552 tokens, 32 heads of 8: the backward pass takes 1.22 ms instead of 1.64, the forward pass 0.46 instead of
+0.42.
+"""
+HOPPER = 9
+"""Compute capability of the H100 and the H200."""
 COMPILATIONS = 1024
 """Maximum compilations per process; one more raises."""
 
@@ -140,8 +149,10 @@ def _attend(
     shared, copies = tree_copies
     if copies > 1:
         key, value = (torch.cat([part[:, :, :shared]] * (copies - 1) + [part], 2) for part in (key, value))
+    if query.shape[-1] == REPEATED and torch.cuda.get_device_capability()[0] == HOPPER:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
     keys["kernel_options"] = {"IS_DIVISIBLE": True}  # rows are whole tiles, which torch cannot know of any length
-    if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == 9:
+    if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == HOPPER:
         keys["kernel_options"]["bwd_num_warps"] = 8  # Gemma2's heads on an H200: 15.3 ms → 12.7 ms
     return flex_attention_forward(module, query, key, value, attention_mask, **keys)
 

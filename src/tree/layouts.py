@@ -31,9 +31,9 @@ UNPACKING = 1.05
 """About how many times longer a step takes when it unpacks NF4 weights."""
 COMPILING_SECONDS = 12
 """Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
-DYNAMIC_SECONDS = 0.2
-"""Seconds that a length takes when it first comes up in layers that were compiled for all lengths, a guess: torch looks
-for what it may reuse, and memory is divided anew.
+DYNAMIC_SECONDS = 3
+"""Seconds that a further length takes in layers that are compiled for all lengths, roughly: with two steps, 3.8 s were
+seen on the host of an H100; the capture of a step takes 0.5 to 3.8 s.
 """
 SEEN = 1024
 """Items of the first steps that the lengths of rows are derived from."""

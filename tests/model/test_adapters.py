@@ -203,12 +203,6 @@ def test_an_aligned_rank_changes_nothing(r: int, padded: int, aligned: list[tupl
             assert r in parameter.shape and (parameter.grad is None or parameter.grad.shape == parameter.shape)
 
 
-@pytest.fixture(params=[False, True], ids=["apart", "one weight"])
-def one_weight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(adapters, "JOINED_WEIGHTS", request.param)
-    return bool(request.param)
-
-
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Notes how many adapters are multiplied by an input at a time."""
@@ -224,7 +218,6 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield counts
 
 
-@pytest.mark.usefixtures("one_weight")
 @pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
 def test_layers_with_one_input_share_a_product(packed: bool, products: list[int]) -> None:
     theirs, ours = pair(packed=packed, kind=Block)
@@ -233,7 +226,7 @@ def test_layers_with_one_input_share_a_product(packed: bool, products: list[int]
         ours(inputs())
     assert products == [3, 1, 2, 1]
     assert_equal(theirs, ours, inputs(), rtol=1e-4)
-    assert all(group.x is None and not group.waiting for group in groups(ours)), "nothing is kept"
+    assert all(group.x is None and not group.products for group in groups(ours)), "nothing is kept"
 
 
 def groups(model: Any) -> list[adapters.Group]:
@@ -241,7 +234,6 @@ def groups(model: Any) -> list[adapters.Group]:
     return [owner.group for owner in owners if isinstance(owner, adapters.Member)]
 
 
-@pytest.mark.usefixtures("one_weight")
 def test_each_adapter_has_its_own_dropout(products: list[int]) -> None:
     theirs, ours = pair(kind=Block, lora_dropout=0.4)
     assert_equal(theirs.train(), ours.train(), inputs())
@@ -260,7 +252,6 @@ def test_joined_products_on_the_grid() -> None:
     assert_equal(theirs, ours, inputs())
 
 
-@pytest.mark.usefixtures("one_weight")
 def test_a_copy_of_a_group_has_its_own_layers() -> None:
     theirs, ours = pair(kind=Block)
     copied = copy.deepcopy(ours)
@@ -270,7 +261,6 @@ def test_a_copy_of_a_group_has_its_own_layers() -> None:
         torch.testing.assert_close(copied(inputs()), theirs(inputs()), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("one_weight")
 def test_a_group_whose_layers_have_different_inputs_after_all() -> None:
     theirs, ours = pair(kind=Block)
     one, other = inputs(), inputs() + 1
@@ -282,7 +272,6 @@ def test_a_group_whose_layers_have_different_inputs_after_all() -> None:
             torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("one_weight")
 @pytest.mark.parametrize("what", ["disable_adapter", "merged"])
 def test_a_group_without_its_adapters(what: str) -> None:
     theirs, ours = pair(kind=Block)
@@ -296,7 +285,6 @@ def test_a_group_without_its_adapters(what: str) -> None:
                 torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=0, rtol=0)
 
 
-@pytest.mark.usefixtures("one_weight")
 @pytest.mark.parametrize("short", ["polar", "qwen2", "kogemma"])
 def test_layers_with_groups_are_compiled_once(short: str) -> None:
     torch._dynamo.reset()
@@ -326,51 +314,6 @@ def test_layers_with_groups_are_compiled_once(short: str) -> None:
     assert all(group.x is None for group in groups(model)) and len(groups(model)) == 10
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max() + 1e-7, name
-
-
-def test_weights_in_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs, ours = adapted(kind=Block), adapted(kind=Block)
-    before = {name: value.clone() for name, value in ours.state_dict().items()}
-    monkeypatch.setattr(adapters, "JOINED_WEIGHTS", True)
-    patch_lora_forward(ours)
-    block = ours.base_model.model
-    for names in adapters.TOGETHER:
-        weights = [getattr(block, name).get_base_layer().weight for name in names]
-        assert len({one.untyped_storage().data_ptr() for one in weights}) == 1
-    after = ours.state_dict()
-    assert [*before] == [*after] and all(torch.equal(before[name], after[name]) for name in before)
-    assert [*dict(ours.named_parameters())] == [*dict(theirs.named_parameters())]
-    expected = ours(inputs()).detach()
-    for model in (theirs, ours):
-        model.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=0, rtol=0)
-    for model in (theirs, ours):
-        model.unmerge_adapter()
-    torch.testing.assert_close(ours(inputs()), expected, atol=1e-4, rtol=1e-4)
-    assert_equal(theirs, ours, inputs(), rtol=1e-4)
-    plain = ours.merge_and_unload(safe_merge=True)
-    torch.testing.assert_close(plain(inputs()), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("what", ["packed", "trained", "meta"])
-def test_weights_that_stay_apart(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "JOINED_WEIGHTS", True)
-    model = adapted(packed=what == "packed", kind=Block)
-    if what == "trained":
-        model.base_model.model.k_proj.get_base_layer().weight.requires_grad_()
-    patch_lora_forward(model.to("meta") if what == "meta" else model)
-    found = [group.weight is None for group in groups(model)]
-    assert found == ([True] * 3 + [False] * 2 if what == "trained" else [True] * 5)
-
-
-def test_autocast_has_its_own_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, apart = pair(kind=Block)
-    monkeypatch.setattr(adapters, "JOINED_WEIGHTS", True)
-    _, ours = pair(kind=Block)
-    with torch.autocast("cpu", torch.bfloat16):
-        wanted, found = gradients(apart, inputs()), gradients(ours, inputs())
-    for name, value in found.items():
-        torch.testing.assert_close(value, wanted[name], atol=0, rtol=0)
 
 
 def test_disabled_and_merged_adapters() -> None:

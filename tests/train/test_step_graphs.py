@@ -173,7 +173,7 @@ def test_items_of_one_length_are_one_kind_of_step() -> None:
         ({"network": torch.nn.Dropout(0.1)}, [], "dropout of its own"),
         ({"network": SeededDropout(0.1, torch.zeros(1, 4, dtype=torch.int32), 0)}, [], ""),
         ({}, [((number,),) for number in range(step_graphs.MOST)], ""),
-        ({}, [((number,),) for number in range(step_graphs.MOST + 1)], "17 kinds"),
+        ({}, [((number,),) for number in range(step_graphs.MOST + 1)], f"{step_graphs.MOST + 1} kinds"),
         ({}, [((0,),)] * 100 + [((number,),) for number in range(step_graphs.MOST + 1)], ""),
     ],
 )

@@ -119,6 +119,7 @@ def test_layers_compiled_for_all_lengths_learn_the_same(
 
 def test_one_length_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "COMPILATIONS", 2)
+    monkeypatch.setattr(compiled, "DYNAMIC", False)
     model, made = network("llama").train(), alike()
     with toys.compiled_on_a_cpu(monkeypatch):
         make_ready(model)

@@ -167,8 +167,8 @@ def test_all_places_whose_logits_are_made_are_counted(card: Card) -> None:
     one_row = recipe(epoch=1000)  # see above
     assert laid_out(one_row)[2].memory.logits >= 64 * memory.ANSWER_TOKENS * each
     assert laid_out(recipe(batch_size=32), long)[2].memory.logits >= 32 * supervised * each
-    # 64 of these are more than a row holds: half of them at a time.
-    assert 32 * supervised * each <= laid_out(recipe(), long)[2].memory.logits < 40 * supervised * each
+    # 64 of these are more than a row holds: a quarter to a half of them at a time.
+    assert 16 * supervised * each <= laid_out(recipe(), long)[2].memory.logits < 40 * supervised * each
     # A row of one item may be that of the longest.
     longer = [*long[1:], replace(long[0], ids=long[0].ids + (9,) * 200)]
     assert laid_out(recipe(batch_size=1), longer)[2].memory.logits == 500 * each
@@ -188,7 +188,10 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     one = recipe(method=method)
     steps = steps_of(one)
     largest = max(sizes(step, Layout("tree", 32768, PAD))[0] for step in steps)
-    another = int(12 * 989e12 / 2 / ((6 if method == "full" else 4) * BLLOSSOM.linear_parameters)) // one.epoch
+    another = (
+        int(layouts.DYNAMIC_SECONDS * 989e12 / 2 / ((6 if method == "full" else 4) * BLLOSSOM.linear_parameters))
+        // one.epoch
+    )
     costs = []
     for budget in budgets(largest):
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
@@ -318,10 +321,16 @@ def test_a_longer_run_has_more_lengths(card: Card) -> None:
     assert found == sorted(found) and found[0] == 1 and found[-1] > 4
     # A slower GPU computes less in the time that a compilation takes.
     card(141, "NVIDIA A100-SXM4-80GB")
-    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(12 * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters)
-    assert compiling_tokens(BLLOSSOM, "scoring", GPU) == int(12 * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters)
+    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(
+        layouts.DYNAMIC_SECONDS * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters
+    )
+    assert compiling_tokens(BLLOSSOM, "scoring", GPU) == int(
+        layouts.DYNAMIC_SECONDS * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters
+    )
     card(141, "a card of tomorrow")
-    assert compiling_tokens(BLLOSSOM, "full", GPU) == int(12 * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters)
+    assert compiling_tokens(BLLOSSOM, "full", GPU) == int(
+        layouts.DYNAMIC_SECONDS * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters
+    )
 
 
 def test_layers_compiled_for_all_lengths_leave_little_to_fill(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,11 +340,11 @@ def test_layers_compiled_for_all_lengths_leave_little_to_fill(card: Card, monkey
         return filled_tokens(rows, layout.lengths) / sum(rows) - 1
 
     card(80)
-    one = recipe(batch_size=16, epoch=8)
-    assert filling(one) > 0.1
-    monkeypatch.setattr(compiled, "DYNAMIC", True)
-    assert filling(one) < 0.04
-    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(0.2 * 989e12 / 2 / 4 / BLLOSSOM.linear_parameters)
+    one = recipe(batch_size=16, epoch=20)
+    little = filling(one)
+    monkeypatch.setattr(compiled, "DYNAMIC", False)
+    assert little < 0.05 < 0.1 < filling(one)
+    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(12 * 989e12 / 2 / 4 / BLLOSSOM.linear_parameters)
 
 
 def test_a_length_costs_little_where_there_is_much_to_learn(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
