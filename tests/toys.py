@@ -257,6 +257,7 @@ def compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Monkey
             patch.setattr(room, "rows_on_gpu", lambda device: True)
         patch.setattr(layouts, "free_bytes", lambda device: 2**37)
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         patch.setattr(flex, "_validate_device", lambda query, key, value: None)
         patch.setattr(hf_flex, "compile_friendly_flex_attention", attend)
         patch.setattr(torch.nn.Module, "compile", compile_layer)

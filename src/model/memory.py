@@ -41,6 +41,10 @@ class Workload:
     sequences         how many there are, taken to be equally long
     attention         "sdpa", "eager", or "tree" in compiled layers; None for the standard one of the model's family
     dropout           whether the adapters have any
+    selective         in compiled layers: whether the backward pass computes again what takes little time (outputs of
+                      norms, activation functions and dropout), and only outputs of products and of attention are
+                      kept. It has its name from Korthikanti et al. 2022 (arXiv 2205.05198), who recompute attention
+    repeated          in compiled layers: whether keys and values are repeated for all heads that share them
     logit_positions   positions whose logits are in memory at once; None for `ANSWER_TOKENS` of each sequence
     """
 
@@ -51,6 +55,8 @@ class Workload:
     attention: str | None = None
     dropout: bool = True
     logit_positions: int | None = None
+    selective: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class MemoryPlan:
     fits: bool
     dequantised: bool = False
     """For qlora: NF4 weights are converted to bf16 once. The numbers are the same, and no pass has to unpack them."""
+    selective: bool = False
+    """As in `Workload`."""
     spare: int = 0
     """With checkpointing: tokens times layers for whose activations there is room none the less."""
 
@@ -128,14 +136,19 @@ def layer_activations(shape: Shape, work: Workload, optimizer: str) -> int:
     adapters    for each linear layer its input 2 and the dropout mask 1 a value: under autocast they share none
     full        the input of `down` 2i, that of `o` 2q unless it is sdpa's output; autocast casts the input of the
                 other five for each of them 2h, while in bf16 the norm's output serves them all
-    Compiled ("tree"), all methods keep the same, and norms and casts are recomputed: the residual stream twice, both
-    norms' outputs, attention's output 2h each, q, k and v, and 2i each of gate, up and their product.
+    Compiled ("tree"), all methods keep the same, and casts are recomputed: the residual stream twice, the norms'
+    outputs, attention's output 2h each, q, k and v, and 2i each of gate, up and their product. Selective recomputation
+    keeps the residual stream twice, attention's output, the inputs of norms behind products, q, k and v, gate and up.
     """
     attention = work.attention or shape.family.attention
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
     norms, full = shape.family.norms, work.method == "full"
     if attention == "tree":
-        each = (norms + 3) * h * (4 if in_fp32(work.method, optimizer) else 2) + 2 * (q + 2 * kv + 3 * i)
+        wide = 4 if in_fp32(work.method, optimizer) else 2
+        kv = q if work.repeated else kv
+        if work.selective:
+            return ((norms + 1) * h * wide + 2 * (q + 2 * kv + 2 * i)) * work.tokens
+        each = (norms + 3) * h * wide + 2 * (q + 2 * kv + 3 * i)
         each += int(COMPILED_DROPOUT_BYTES * (5 * h + q + i)) if not full and work.dropout else 0
         return each * work.tokens
     each = 6 * i
@@ -181,22 +194,31 @@ def memory_options(
 ) -> list[MemoryPlan]:
     """All memory plans that are possible with the recipe's `optimizer` and `checkpointing`.
 
-    "auto" stands for fp32, fp32-8bit and bf16-stochastic in this order, each without and then with checkpointing. Only
-    method full has a choice of optimizer. free_bytes: None on a CPU, where everything fits.
+    "auto" stands for fp32, fp32-8bit and bf16-stochastic in this order, each without recomputation, in compiled layers
+    with a selective one, and then with checkpointing. Only method full has a choice of optimizer. free_bytes: None on a
+    CPU, where everything fits.
     """
     assert optimizer in ("auto", *OPTIMIZERS) and checkpointing in ("auto", "on", "off"), (optimizer, checkpointing)
     optimizers: tuple[str, ...] = (FP32,)
     if work.method == "full":
         optimizers = OPTIMIZERS if optimizer == "auto" else (optimizer,)
+    switches = {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]
+    # (checkpointing, selective recomputation)
+    ways = [(switch, selective) for switch in switches for selective in (False, True)]
+    if work.attention != "tree":
+        ways = [(switch, False) for switch in switches]
+    elif checkpointing == "auto":
+        ways.remove((True, False))
     found = []
     for kept in optimizers:
-        for switch in {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]:
-            memory = training_memory(shape, work, kept, switch)
+        for switch, selective in ways:
+            done = replace(work, selective=selective)
+            memory = training_memory(shape, done, kept, switch)
             fits = free_bytes is None or memory.total <= USABLE * free_bytes
             spare = 0
             if fits and switch and checkpointing == "auto" and free_bytes and work.attention == "tree":
-                spare = spare_activations(shape, work, kept, int(USABLE * free_bytes) - memory.total)
-            found.append(MemoryPlan(kept, switch, memory, fits, spare=spare))
+                spare = spare_activations(shape, done, kept, int(USABLE * free_bytes) - memory.total)
+            found.append(MemoryPlan(kept, switch, memory, fits, selective=selective, spare=spare))
     return found
 
 
@@ -205,6 +227,11 @@ def spare_activations(shape: Shape, work: Workload, optimizer: str, room: int) -
     one = replace(work, tokens=1)
     each = layer_activations(shape, one, optimizer) - checkpoint_bytes(shape, one, optimizer) // shape.layers
     return room // each
+
+
+def recomputed(plan: MemoryPlan, shape: Shape, tokens: float) -> float:
+    """The share of the layers that checkpointing computes again in a row of `tokens` tokens."""
+    return max(0.0, 1 - (plan.spare // tokens) / shape.layers) if plan.checkpointing else 0.0
 
 
 def run_folder_bytes(shape: Shape, method: str, optimizer: str, lora_r: int = 6) -> int:

@@ -9,7 +9,7 @@ import math
 
 from src.model.backbones import backbones
 from src.model.devices import relative_speed
-from src.model.memory import MemoryPlan
+from src.model.memory import MemoryPlan, recomputed
 from src.model.recipes import Recipe
 from src.model.shapes import Shape, flops
 from src.plan.speeds import SCORING, Step, measured
@@ -52,11 +52,6 @@ def scoring_seconds(shape: Shape, items: int, computed_per_item: float, card: st
     """Estimate of scoring `items` items in one order. computed_per_item: tokens of an item that no other one shares."""
     step = min((one for one in measured() if one.method == SCORING), key=lambda one: one.card != card)
     return _scaled(step, shape, items * computed_per_item, SCORING_FLOPS, card)
-
-
-def recomputed(memory: MemoryPlan, shape: Shape, tokens: float) -> float:
-    """The share of the layers that a row of `tokens` tokens recomputes in the backward pass."""
-    return 1 - min(1.0, memory.spare / tokens / shape.layers) if memory.checkpointing else 0.0
 
 
 def _scaled(step: Step, shape: Shape, tokens: float, each: float, card: str) -> float | None:

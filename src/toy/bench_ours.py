@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 from src import task
 from src.data import parse_items
 from src.model.load import add_adapter
+from src.model.memory import recomputed
 from src.model.recipes import Recipe, make_recipe
-from src.plan.times import recomputed
 from src.prompt.encode import Example
 from src.score.letters import LetterScorer
 from src.toy import corpus
@@ -130,7 +130,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         clock.guard = guard = check_rows_against_single(trainer)
         train_by_clock(trainer, clock, CountedSteps(clock, trainer))
     tokens = int(clock.counts["unique_tokens"]) / clock.steps if case.items == 1 else trainer.layout.tokens
-    again = recomputed(memory, setting.shape, tokens)
+    again = recomputed(trainer.memory or memory, setting.shape, tokens)
     clock.facts = {
         "optimizer": trainer.optimizer_name,
         "dequantised": memory.dequantised,

@@ -88,7 +88,8 @@ def fine_tune(
     assert history, "Trainer evaluates after its last step"
     training: dict[str, Any] = {
         "optimizer": optimizer_name(recipe, chosen.memory),
-        "gradient_checkpointing": chosen.memory.checkpointing or network.is_gradient_checkpointing,
+        "gradient_checkpointing": trainer.checkpointing or network.is_gradient_checkpointing,
+        "selective_recomputation": chosen.memory.selective,
         "dequantised": chosen.memory.dequantised,
         "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
         "rows": _rows_record(trainer, setup, guard),

@@ -33,13 +33,16 @@ class GuardedTrainer(Protocol):
     examples: list[Example]
     layout: Layout
     network: Any
-    checkpointing: bool
-    """Whether memory asks for gradient checkpointing."""
+
+    @property
+    def checkpointing(self) -> bool: ...
 
     @property
     def device(self) -> torch.device: ...
 
     def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def less_memory(self) -> bool: ...
 
     def fall_back(self, why: str) -> None: ...
 
@@ -121,6 +124,8 @@ def _fitting(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe:
     """`probe` in the trainer's rows, which become shorter until they fit into memory."""
     while (ours := _in_rows(trainer, probes)) is None:
         shorter = layouts.shorter(trainer.layout, max(one.tokens for one in trainer.examples))
+        if shorter is None and trainer.less_memory():
+            continue
         if shorter is None:
             raise UserError(
                 f"not even rows of {trainer.layout.tokens:,} tokens fit into the GPU's memory. "

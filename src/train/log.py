@@ -53,7 +53,9 @@ def show_computation(recipe: Recipe, chosen: TrainingLayout, parameters: tuple[i
         f"training {trainable:,} of {total:,} parameters, {recipe.method}"
         f"{' with ' + memory.optimizer if recipe.method == 'full' else ''}"
         f"{' dequantised once' if memory.dequantised else ''}, {device}, "
-        f"gradient checkpointing {'on' if memory.checkpointing else 'off'}; "
+        f"gradient checkpointing {'on' if memory.checkpointing else 'off'}"
+        f"{' where memory asks for it' if memory.spare else ''}"
+        f"{', cheap activations computed again' if memory.selective else ''}; "
         f"{layout_words(chosen.layout, chosen.sharing_factor)}"
     )
 

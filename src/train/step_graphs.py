@@ -123,12 +123,13 @@ class StepGraphs:
     """The captured steps of a training.
 
     failed   why capturing failed, or gave other numbers; "" while it has not
+    full     whether it failed for lack of memory
     checked  (loss, gradient norm) of the first captured step, replayed and computed without a graph
     """
 
     def __init__(self, trainer: CapturedTrainer, model: Any) -> None:
         self.trainer, self.model = trainer, model
-        self.failed = ""
+        self.failed, self.full = "", False
         self.checked: dict[str, list[float]] = {}
         device = trainer.device
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -186,6 +187,7 @@ class StepGraphs:
                 return True
             except torch.OutOfMemoryError as error:
                 again = bool(self.graphs)
+                self.full = not again
                 self.failed = f"the GPU's memory does not hold them ({str(error).partition('. ')[0]})"
             except RuntimeError as error:  # torch's own kinds of errors, CUDA's too, are of this class
                 if compiler.failure(error):

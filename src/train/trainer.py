@@ -26,7 +26,9 @@ from src.console.cli import UserError
 from src.data import Item
 from src.files import full_disk
 from src.model.adapters import save_adapter
+from src.model.causal import causal_of
 from src.model.dropout import redraw, seeds_of
+from src.model.memory import MemoryPlan
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.score.letters import LetterScorer
@@ -51,7 +53,7 @@ from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
 from src.train.step_graphs import StepGraphs, SteppedInGraph, obstacle
 from src.tree import compiler, layouts
-from src.tree.compiled import make_ready
+from src.tree.compiled import make_ready, restore_standard_layers
 from src.tree.layouts import TrainingLayout
 from src.tree.rows import Kind, Layout, Row
 
@@ -83,11 +85,11 @@ def make_trainer(
     arguments = training_arguments(recipe, chosen.memory, network.device, place.checkpoints)
     checkpointing = chosen.memory.checkpointing
     if chosen.layout.lengths:
-        make_ready(network, checkpointing, chosen.memory.spare)
+        make_ready(network, checkpointing, chosen.memory.spare, chosen.memory.selective)
     elif checkpointing:
         network.gradient_checkpointing_enable(CHECKPOINTING)
     trainer = LetterTrainer(
-        network, arguments, recipe=recipe, encoded=encoded, layout=chosen.layout, checkpointing=checkpointing
+        network, arguments, recipe=recipe, encoded=encoded, layout=chosen.layout, memory=chosen.memory
     )
     trainer.best = KeepBest(place, recipe, network, encoded.encoder.tokenizer, len(encoded.dev))
     trainer.optimizer_name = optimizer_name(recipe, chosen.memory)
@@ -105,13 +107,13 @@ class LetterTrainer(Trainer):
         recipe: Recipe,
         encoded: Encoded,
         layout: Layout,
-        checkpointing: bool = False,
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.recipe, self.encoder, self.dev = recipe, encoded.encoder, encoded.dev
         self.dev_examples, self.dev_answers = encoded.dev_prompts, list(encoded.dev_answers)
         self.objective: Objective = make_objective(recipe)
         self.network, self.layout, self.examples = network, layout, list(encoded.train)
-        self.checkpointing = checkpointing
+        self.memory = memory
         encoder = encoded.encoder
         self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
         self.obstacle = ""
@@ -142,6 +144,26 @@ class LetterTrainer(Trainer):
     @property
     def device(self) -> torch.device:
         return self.args.device
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether memory asks for gradient checkpointing."""
+        return self.memory is not None and self.memory.checkpointing
+
+    def less_memory(self) -> bool:
+        """Keeps fewer activations of compiled layers from here on, and says so; returns whether there was a choice."""
+        memory = self.memory
+        if memory is None or not self.layout.lengths or self.recipe.gradient_checkpointing == "off":
+            return False
+        if memory.checkpointing and not memory.spare:
+            return False
+        layers = len(causal_of(self.network).get_decoder().layers)
+        spare = 0 if memory.checkpointing else layers * self.layout.lengths[-1] // 2
+        self.memory = dataclasses.replace(memory, checkpointing=True, spare=spare)
+        restore_standard_layers(self.network)
+        make_ready(self.network, True, spare, memory.selective)
+        print(f"memory is short: gradient checkpointing of {'half of the' if spare else 'all'} layers", flush=True)
+        return True
 
     def _collate(self, step: list[Example]) -> dict[str, Any]:
         """A batch is a whole optimizer step. Steps are laid out ahead of time, and again if compiling fails in the
@@ -183,7 +205,10 @@ class LetterTrainer(Trainer):
         if self.uncaptured is None:
             self._begin_capturing(model)
         if self.graphs is not None:
-            loss = self.graphs.step(rows, num_items_in_batch)
+            while (loss := self.graphs.step(rows, num_items_in_batch)) is None and self.graphs.full:
+                if not self.less_memory():
+                    break
+                self.graphs = StepGraphs(self, model)
             if loss is not None:
                 self._norm = self.graphs.norm
                 return loss

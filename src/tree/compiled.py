@@ -7,6 +7,7 @@ Look here after an upgrade of torch, transformers or peft. Beside their document
 
     torch           torch._dynamo.config: recompile_limit, accumulated_recompile_limit, fail_on_recompile_limit_hit,
                     specialize_float
+                    torch._functorch.config: the settings in `CHEAP`
                     Module._compiled_call_impl, which Module.compile sets and Module.__call__ takes
                     torch.compiler.set_stance("force_eager") within a model that is compiled
                     flex attention's option IS_DIVISIBLE, which torch finds out itself for a length that is known
@@ -53,6 +54,12 @@ row of 7,552 tokens, 32 heads of 8: the backward pass takes 1.22 ms instead of 1
 """
 HOPPER = 9
 """Compute capability of the H100 and the H200."""
+CHEAP = (
+    "ban_recompute_materialized_backward",
+    "ban_recompute_used_far_apart",
+    "ban_recompute_long_fusible_chains",
+)
+"""Settings of torch._functorch.config that selective recomputation switches off."""
 COMPILATIONS = 1024
 """Maximum compilations per process; one more raises."""
 
@@ -82,17 +89,23 @@ def obstacle(model_class: Any, config: Any, device: torch.device) -> str:
     return prefix.obstacle(config)
 
 
+def repeats_keys(device: torch.device, head_dim: int) -> bool:
+    """Whether compiled layers repeat keys and values for all heads that share them."""
+    return head_dim == REPEATED and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
 def is_ready(model: Any) -> bool:
     """Whether `make_ready` has changed `model`."""
     return bool(causal_of(model).config._attn_implementation == ATTENTION)
 
 
-def make_ready(model: Any, checkpointing: bool = False, spare: int = 0) -> bool:
+def make_ready(model: Any, checkpointing: bool = False, spare: int = 0, selective: bool = False) -> bool:
     """Makes `model` compute rows by flex attention in compiled layers if its device is a GPU; returns whether it is.
 
     checkpointing: only the input of a layer is kept for the backward pass. The model's own checkpointing must be off
     then: it would be compiled with the layer, and the compiler would decide what is kept. spare: tokens times layers
     for whose activations there is room none the less: in a row of n tokens, the last `spare` / n layers keep them.
+    selective: see `Workload` in src/model/memory.py.
     """
     causal = causal_of(model)
     if not rows_on_gpu(causal.device):
@@ -104,6 +117,9 @@ def make_ready(model: Any, checkpointing: bool = False, spare: int = 0) -> bool:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         # Scales and softcaps do not change, and flex attention takes no softcap that may.
         torch._dynamo.config.specialize_float = True
+        # What torch would rather keep than compute again, though products and attention are never computed again.
+        for name in CHEAP:
+            setattr(torch._functorch.config, name, not selective)
         causal.set_attn_implementation(ATTENTION)
         layers = causal.get_decoder().layers
         for number, layer in enumerate(layers):
@@ -149,7 +165,7 @@ def _attend(
     shared, copies = tree_copies
     if copies > 1:
         key, value = (torch.cat([part[:, :, :shared]] * (copies - 1) + [part], 2) for part in (key, value))
-    if query.shape[-1] == REPEATED and torch.cuda.get_device_capability()[0] == HOPPER:
+    if repeats_keys(query.device, query.shape[-1]):
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
     keys["kernel_options"] = {"IS_DIVISIBLE": True}  # rows are whole tiles, which torch cannot know of any length
     if query.shape[-1] == 256 and torch.cuda.get_device_capability()[0] == HOPPER:

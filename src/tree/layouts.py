@@ -5,12 +5,13 @@ best there, and small models are faster with padded batches.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
 
 from src.model.devices import free_bytes, peak_tflops
-from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_options, scoring_memory
+from src.model.memory import MemoryPlan, Workload, choose_memory_plan, memory_options, recomputed, scoring_memory
 from src.model.recipes import OPTIMIZERS, Recipe
 from src.model.shapes import Shape, flops
 from src.prompt.encode import Example
@@ -29,6 +30,8 @@ ROOM = 0.6
 """Share of the free memory that a run may take with NF4 weights dequantised; on a fuller card they stay as they are."""
 UNPACKING = 1.05
 """About how many times longer a step takes when it unpacks NF4 weights."""
+SELECTIVE = 1.03
+"""About how many times longer a step takes with selective recomputation, by the bytes that it moves."""
 COMPILING_SECONDS = 12
 """Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
 DYNAMIC_SECONDS = 3
@@ -107,9 +110,12 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
         # Rows are filled evenly, so the longest may be well below what was allowed.
         tokens, computed = lengths[-1], filled_tokens(rows, lengths) + another * len(lengths)
         items = len(training.steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
-        for option in row_options(recipe, shape, tokens, training.logit_positions(items), free_bytes(device)):
+        places, repeated = training.logit_positions(items), layers.repeats_keys(device, shape.head_dim)
+        for option in row_options(recipe, shape, tokens, places, free_bytes(device), repeated):
             slower = UNPACKING if recipe.method == "qlora" and not option.dequantised else 1.0
-            cost = computed * flops(recipe.method, option.checkpointing) * slower
+            slower *= SELECTIVE if option.selective else 1.0
+            again = statistics.fmean(recomputed(option, shape, size) for size in rows)
+            cost = computed * (flops(recipe.method, False) + 2 * again) * slower
             order = (0, OPTIMIZERS.index(option.optimizer), cost) if option.fits else (1, option.memory.total)
             found.append((order, Layout(kind, tokens, pad_id, lengths), option))
     _, layout, memory = min(found, key=lambda one: one[0])
@@ -162,12 +168,14 @@ def _slowdown(factor: float) -> float:
     return SPEEDUP * (factor if factor >= WORTHWHILE else 1)
 
 
-def row_options(recipe: Recipe, shape: Shape, tokens: int, logit_positions: int, free: int | None) -> list[MemoryPlan]:
-    """The ways to train in rows of `tokens` tokens, each with its memory and whether it fits into `free` bytes."""
+def row_options(
+    recipe: Recipe, shape: Shape, tokens: int, logit_positions: int, free: int | None, repeated: bool = False
+) -> list[MemoryPlan]:
+    """The ways to train in rows of `tokens` tokens, each with its memory and whether it fits into `free` bytes.
+    repeated: whether keys are repeated for all heads (`compiled.repeats_keys`).
+    """
     dropout, switches = recipe.lora_dropout > 0, (recipe.optimizer, recipe.gradient_checkpointing)
-    work = Workload(
-        recipe.method, recipe.lora_r, tokens, attention="tree", dropout=dropout, logit_positions=logit_positions
-    )
+    work = Workload(recipe.method, recipe.lora_r, tokens, 1, "tree", dropout, logit_positions, repeated=repeated)
     found = memory_options(shape, work, *switches, free)
     if recipe.method == "qlora":
         for option in memory_options(shape, dataclasses.replace(work, method="lora"), *switches, free):

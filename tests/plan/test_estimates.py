@@ -108,7 +108,6 @@ def test_hours_elsewhere_are_of_the_cards_that_a_run_fits_on() -> None:
     assert list(polar.elsewhere) == list(plan.USUAL) and set(bllossom.elsewhere) == {"A100", "H100"}
     assert bllossom.elsewhere["A100"] == pytest.approx(bllossom.elsewhere["H100"] * 989 / 312)
     assert polar.elsewhere["RTX 3090"] / polar.elsewhere["RTX 4090"] == pytest.approx(165 / 71)
-    assert polar.elsewhere["RTX A6000"] < polar.elsewhere["RTX 4090"], "which recomputes"
     assert all(devices.peak_tflops(name) for name in plan.USUAL)
 
 
