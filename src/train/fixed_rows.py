@@ -11,8 +11,8 @@ import torch
 
 from src.tree.rows import Row
 
-LEAST, STEPS = 64, 256
-"""Numbers of terms are 64, 128, or multiples of 256: most answers have fewer than 64 tokens."""
+LEAST, STEPS = 128, 256
+"""Numbers of terms are 128, or multiples of 256: hardly an answer has more than 128 tokens."""
 FILLING = {"source": 0, "target": 0, "weight": 0.0, "term": 0}
 """Values of the terms that are added; `sequence` repeats its last one, `answer` has an answer of its own."""
 Signature = tuple[tuple[Any, ...], ...]
@@ -20,7 +20,7 @@ Signature = tuple[tuple[Any, ...], ...]
 
 def filled_size(count: int) -> int:
     """The number of terms that `count` terms are filled up to."""
-    return next((size for size in (LEAST, 2 * LEAST) if count <= size), -(-count // STEPS) * STEPS)
+    return LEAST if count <= LEAST else -(-count // STEPS) * STEPS
 
 
 def filled(row: Row) -> Row:

@@ -27,10 +27,9 @@ from src.model.dropout import other_dropout
 from src.train.fixed_rows import Signature, signature
 from src.tree import compiler
 from src.tree.compare import SHARE
+from src.tree.layouts import CAPTURED_ROW
 from src.tree.rows import Layout, Row
 
-LONGEST = 4096
-"""Tokens of a row up to which steps are captured: longer rows keep the GPU busy without it, and take more memory."""
 MOST = 32
 """Graphs at most. Steps of more kinds than this are not captured."""
 RARE = 0.02
@@ -56,7 +55,7 @@ def obstacle(trainer: CapturedTrainer, signatures: Sequence[Signature]) -> str:
     """Why the steps of a training are not captured; "" when they are. signatures: those of some of its steps."""
     if trainer.device.type != "cuda" or not trainer.layout.lengths:
         return "layers are not compiled for fixed lengths"
-    if trainer.layout.lengths[-1] > LONGEST:
+    if trainer.layout.lengths[-1] > CAPTURED_ROW:
         return f"rows of {trainer.layout.lengths[-1]:,} tokens keep the GPU busy without it"
     if trainer.args.world_size > 1:
         return "several processes train together"
@@ -229,7 +228,7 @@ class StepGraphs:
     def _usual(self, graph: _Graph, state: torch.Tensor) -> tuple[float, float]:
         """(loss, gradient norm) without a graph. Beforehand everything is compiled that has not been."""
         device = self.trainer.device
-        for _ in range(2):
+        for _ in range(1 if self.known else 2):  # the first pass of all also prepares libraries
             torch.cuda.set_rng_state(state, device)
             self._passes(graph)
         found = self.loss.item(), self.norm.item()

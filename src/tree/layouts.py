@@ -36,7 +36,13 @@ COMPILING_SECONDS = 12
 """Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
 DYNAMIC_SECONDS = 3
 """Seconds that a further length takes in layers that are compiled for all lengths, roughly: with two steps, 3.8 s were
-seen on the host of an H100; the capture of a step takes 0.5 to 3.8 s.
+seen on the host of an H100.
+"""
+CAPTURED_ROW = 4096
+"""Tokens of a row up to which steps are captured as CUDA graphs: longer rows keep a GPU busy without it."""
+CAPTURING_SECONDS = 0.07
+"""Seconds for each layer that the capture of one more kind of step takes, with the step that it is compared with: 0.5 s
+for 32 layers and 3.8 s for 64 in NF4 were seen on one H100 for the capture alone.
 """
 SEEN = 1024
 """Items of the first steps that the lengths of rows are derived from."""
@@ -101,11 +107,11 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     shares = recipe.share_prefixes == "on" or (recipe.share_prefixes == "auto" and worthwhile)
     kind: Kind = "tree" if shares else "single"
     # What another length costs, as a share of the first steps in the whole training.
-    steps = max(1, recipe.epoch) * len(training.steps)
-    another = compiling_tokens(shape, recipe.method, device) * len(some) // steps
+    part = len(some) / max(1, recipe.epoch) / len(training.steps)
     found: list[tuple[tuple[float, ...], Layout, MemoryPlan]] = []
     for budget in row_budgets(max(map(max, whole)) if shares else longest, longest):
         rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
+        another = int(part * compiling_tokens(shape, recipe.method, device, max(*rows, longest) <= CAPTURED_ROW))
         lengths = lengths_for([*rows, longest], another)
         # Rows are filled evenly, so the longest may be well below what was allowed.
         tokens, computed = lengths[-1], filled_tokens(rows, lengths) + another * len(lengths)
@@ -223,11 +229,14 @@ def scoring_tokens(shape: Shape, free: int) -> int:
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
 
-def compiling_tokens(shape: Shape, method: str, device: torch.device) -> int:
-    """Tokens that are computed in the time that another length takes when it first comes up, at half the GPU's peak."""
+def compiling_tokens(shape: Shape, method: str, device: torch.device, captured: bool = False) -> int:
+    """Tokens that are computed in the time that another length takes when it first comes up, at half the GPU's peak.
+    captured: whether steps are captured for each length.
+    """
     peak = peak_tflops(torch.cuda.get_device_name(device)) or 300
     each = 2 if method == "scoring" else flops(method, False)
-    seconds = DYNAMIC_SECONDS if layers.DYNAMIC else COMPILING_SECONDS
+    seconds: float = DYNAMIC_SECONDS if layers.DYNAMIC else COMPILING_SECONDS
+    seconds += CAPTURING_SECONDS * shape.layers if captured else 0
     return int(seconds * peak * 1e12 / 2 / (each * shape.linear_parameters))
 
 

@@ -190,13 +190,12 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     one = recipe(method=method)
     steps = steps_of(one)
     largest = max(sizes(step, Layout("tree", 32768, PAD))[0] for step in steps)
-    another = (
-        int(layouts.DYNAMIC_SECONDS * 989e12 / 2 / ((6 if method == "full" else 4) * BLLOSSOM.linear_parameters))
-        // one.epoch
-    )
     costs = []
     for budget in budgets(largest):
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
+        seconds = layouts.DYNAMIC_SECONDS + (32 * layouts.CAPTURING_SECONDS if max(*rows, LONGEST) <= 4096 else 0)
+        each = 6 if method == "full" else 4
+        another = int(int(seconds * 989e12 / 2 / (each * BLLOSSOM.linear_parameters)) / one.epoch)
         lengths = lengths_for([*rows, LONGEST], another)
         tokens, computed = lengths[-1], sum(min(one for one in lengths if one >= size) for size in rows)
         places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
