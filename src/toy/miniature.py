@@ -26,7 +26,7 @@ from src.console.start import ours
 from src.model.backbones import backbones
 from src.model.recipe_files import RECIPES
 from src.toy.miniature_models import inherit, make_model
-from src.toy.miniature_tokenizers import make_tokenizer
+from src.toy.miniature_tokenizers import make_tokenizer, texts_of
 from src.toy.miniature_training import ChatForm, pretrain
 
 VALUES = ours("resource/miniature/miniature.yaml")
@@ -57,10 +57,17 @@ def make_backbone(
         torch.manual_seed(seed)
         network = make_model(spec["model"], tokenizer, values["initialisation"])
         if parent:
-            inherit(network, tokenizer, *parent)
+            kinds = (one["tokenizer"]["kind"] for one in (spec, values["backbones"][spec["parent"]]))
+            mine, theirs = (texts_of(*one) for one in zip((tokenizer, parent[1]), kinds, strict=True))
+            inherit(network, mine, parent[0], theirs, values["initialisation"]["branches"])
         form = ChatForm(tokenizer, tokenizer.chat_template or backbones()[short].chat_template)
-        accuracy = pretrain(network, form, values["pretraining"], seed, update)
+        accuracy = pretrain(network, form, pretraining(spec, values), seed, update)
     return network, tokenizer, accuracy
+
+
+def pretraining(spec: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, float]:
+    """The values that a backbone of `spec` is pre-trained with."""
+    return {**values["pretraining"], **(values["child"] if "parent" in spec else {}), **spec.get("pretraining", {})}
 
 
 def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, str]:
