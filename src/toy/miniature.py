@@ -1,18 +1,21 @@
-"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in seconds.
+"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in a minute.
 
-A frozen random base cannot be tuned with adapters, so each backbone is pre-trained for a few seconds on dialogues that
-`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. Three things
-make a few seconds enough:
+A frozen random base cannot be tuned with adapters, so the backbones are pre-trained for some seconds on dialogues that
+`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. Four things
+make seconds enough:
 
 - attention starts where trained models end up, on near tokens and on equal tokens further back: mimetic
   initialisation (Trockman & Kolter 2023, arXiv:2305.09828), in src/toy/miniature_models.py;
 - two probes on middle layers, thrown away afterwards, ask for the steps on the way: is this word in the dialogue, is
   this option right (src/toy/miniature_training.py);
-- the questions of a dialogue share its tokens: each sees the dialogue and itself.
+- the questions of a dialogue share its tokens: each sees the dialogue and itself;
+- one backbone learns from nothing. Every other one starts with the weights of its `parent`, and with its embeddings of
+  the tokens that stand for the same text, and gets used to its own tokens and chat form.
 
-A backbone may start with the weights of another one, its `parent`, and with its embeddings of the tokens that both
-know. Numbers of these models show that the code works, and say nothing about the backbones. They are always labelled as
-the miniature's.
+Pre-training ends by accuracy, so that other machines, which round otherwise, end with backbones as good. What is left
+for a run to learn: pre-training asks in a short form, and its answers come behind a lead; the prompts' form is longer,
+and the letter is the first token of the answer. Numbers of these models show that the code works, and say nothing about
+the backbones. They are always labelled as the miniature's.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -109,19 +109,22 @@ def _copy_attention(mine: Any, theirs: Any, pairs: Sequence[int]) -> None:
     """Copies attention weights so that heads see distances as the parent's do. A pair that is taken twice counts half;
     what larger heads have more of their values starts without effect.
     """
-    half, old_half, hidden = len(pairs), theirs.head_dim // 2, theirs.q_proj.weight.shape[1]
-    for name in ("q_proj", "k_proj"):
-        new = getattr(mine, name).weight.view(-1, 2, half, hidden)
-        old = getattr(theirs, name).weight.view(-1, 2, old_half, hidden)
-        for place, pair in enumerate(pairs):
-            new[:, :, place] = old[:, :, pair] / math.sqrt(pairs.count(pair))
-    mine.q_proj.weight *= theirs.scaling / mine.scaling
-    mine.v_proj.weight.view(-1, 2 * half, hidden)[:, : 2 * old_half] = theirs.v_proj.weight.view(
-        -1, 2 * old_half, hidden
-    )
-    output = mine.o_proj.weight.view(hidden, -1, 2 * half)
-    output[:, :, 2 * old_half :] = 0
-    output[:, :, : 2 * old_half] = theirs.o_proj.weight.view(hidden, -1, 2 * old_half)
+    half, old_half = len(pairs), theirs.head_dim // 2
+    shares = torch.tensor([pairs.count(pair) for pair in pairs]).sqrt()[:, None]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        old = dict(getattr(theirs, name).named_parameters())
+        for kind in old:  # a parent may lack biases, but has none that its child lacks
+            before = old[kind].view(-1, 2, old_half, old[kind].numel() // len(old[kind]))
+            after = getattr(mine, name).get_parameter(kind).view(-1, 2, half, before.shape[-1])
+            if name == "v_proj":
+                after.flatten(1, 2)[:, : 2 * old_half] = before.flatten(1, 2)
+                continue
+            after[:] = before[:, :, pairs] / shares
+            if name == "q_proj":
+                after *= theirs.scaling / mine.scaling
+    output, before = (one.o_proj.weight.view(one.o_proj.out_features, -1, one.head_dim) for one in (mine, theirs))
+    output[:] = 0
+    output[:, :, : theirs.head_dim] = before
 
 
 def _copy_mlp(mine: Any, theirs: Any) -> None:

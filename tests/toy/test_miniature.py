@@ -1,5 +1,6 @@
 """The eight toy backbones: each is what its family is, loads as the real one, and starts where it learns quickly."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,17 @@ def test_child_of_another_kind_starts_like_its_parent(
         two = child.model(torch.tensor([[mine[text] for text in common]])).last_hidden_state
     assert len(common) == 120
     assert (one - two).norm() < share * one.norm()
+
+
+def test_child_has_its_parents_biases(made: dict[str, tuple[Any, Any]]) -> None:
+    values = small_values()
+    values["child"]["at_most"] = 0
+    parent, tokenizer = copy.deepcopy(made["qwen2"][0]).float(), made["qwen2"][1]
+    biases = [name for name, _ in parent.named_parameters() if name.endswith("bias")]
+    for name in biases:
+        torch.nn.init.normal_(parent.get_parameter(name))
+    child, *_ = miniature.make_backbone("qwen2it", values, tokenizer_texts(values), (parent, tokenizer))
+    assert biases and all(torch.equal(parent.get_parameter(name), child.get_parameter(name)) for name in biases)
 
 
 def test_tokens_of_equal_text(made: dict[str, tuple[Any, Any]]) -> None:
