@@ -25,24 +25,38 @@ use_environment() {
     local stamp
     stamp="$here/.installed-$(cat "$@" | cksum | cut -d ' ' -f 1)"
     if [ ! -e "$stamp" ]; then
-        echo "installing $* into $here: some minutes, and gigabytes where nothing is there yet"
+        echo "installing $* into $here: one to three minutes, and gigabytes where nothing is there yet"
         install_packages "$@"
         touch "$stamp"
     fi
 }
 
-# pip with a line for each download, and every twenty seconds the time: a large one takes minutes.
+# pip with a line for each download, and every twenty seconds what is being done and how far it is: a large one takes minutes.
 install_packages() {
-    local started=$SECONDS failed=0 clock
-    (while sleep 20 && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s"; done) &
+    local started=$SECONDS failed=0 clock seen
+    seen="$(mktemp)"
+    (while sleep 20 && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
     clock=$!
     # shellcheck disable=SC2064
-    trap "kill $clock 2>/dev/null" EXIT
-    python -m pip install --disable-pip-version-check "${@/#/--requirement=}" |
+    trap "kill $clock 2>/dev/null; rm -f '$seen'" EXIT
+    python -m pip install --disable-pip-version-check "${@/#/--requirement=}" | tee "$seen" |
         { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Successfully)' || true; } || failed=$?
     kill $clock 2>/dev/null || true
+    rm -f "$seen"
     trap - EXIT
     [ "$failed" = 0 ] || exit "$failed"
+}
+
+# `install_progress FILE`: what pip, whose output so far is in FILE, is doing.
+install_progress() {
+    local fetched all
+    if grep -q '^Installing collected' "$1"; then
+        all="$(grep '^Installing collected' "$1" | tr -cd , | wc -c)"
+        echo "writing $((all + 1)) packages, $(du -sm "${VIRTUAL_ENV:-${CONDA_PREFIX:-.}}" 2>/dev/null | cut -f 1) MB so far"
+    else
+        fetched="$(grep -cE '^ *(Downloading|Using cached) [^ ]*\.(whl|tar\.gz) ' "$1" || true)"
+        echo "fetching, $fetched files so far"
+    fi
 }
 
 # `answer_help FILE …`: with --help among the arguments, the comment at FILE's head, and no more.

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -67,33 +67,48 @@ def make_all(out: Path, values: dict[str, Any], names: list[str]) -> Path:
     if all(split_path(data, split).is_file() for split in SPLITS):
         print(f"{data}: complete")
     else:
-        splits = make_corpus()
+        splits = make_corpus(sizes=values["corpus"])
         write_texts({split_path(data, split): dump_items(items) for split, items in splits.items()}, all_or_none=True)
         print(f"{data}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " items")
     recipes = out / "recipes"
     for name, text in miniature.recipes(values, folder).items():
         write_text(recipes / f"{name}.yaml", text)
 
-    families = by_family(values["backbones"], names)
-    # Each process computes with its share of the cores: two small models side by side are quicker than one on both.
-    with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1), get_context("spawn")) as pool:
-        list(pool.map(make_family, families, [folder] * len(families)))
+    make_backbones(with_parents(values["backbones"], names), values["backbones"], folder)
     return recipes
 
 
-def by_family(backbones: dict[str, Any], names: list[str]) -> list[list[str]]:
-    """`names` and the backbones that they start from, in families that share no parent; parents come first."""
-    families: dict[str, list[str]] = {}
+def with_parents(backbones: dict[str, Any], names: list[str]) -> list[str]:
+    """`names` and the backbones that they start from; parents come first."""
+    found: list[str] = []
     for name in names:
         chain = [name]
         while parent := backbones[chain[0]].get("parent"):
             chain.insert(0, parent)
-        family = families.setdefault(chain[0], [])
-        family += [one for one in chain if one not in family]
-    return list(families.values())
+        found += [one for one in chain if one not in found]
+    return found
 
 
-def make_family(names: list[str], folder: Path) -> None:
+def make_backbones(names: list[str], backbones: dict[str, Any], folder: Path) -> None:
+    """Makes each backbone as soon as its parent is there. `names`: parents first."""
+    # Each process computes with its share of the cores: two small models side by side are quicker than one on both.
+    with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1), get_context("spawn")) as pool:
+        waiting, running = list(names), dict[Future[None], str]()
+        while waiting or running:
+            for name in [one for one in waiting if backbones[one].get("parent") not in (*waiting, *running.values())]:
+                waiting.remove(name)
+                running[pool.submit(make_one, name, folder)] = name
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[done]
+                done.result()
+
+
+def make_one(short: str, folder: Path) -> None:
+    """Makes one backbone in a process of `make_backbones`, unless it is complete."""
+    if (folder / short).is_dir():
+        print(f"{folder / short}: complete", flush=True)
+        return
+
     import torch
     import transformers
 
@@ -103,13 +118,7 @@ def make_family(names: list[str], folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     values = load_values()
-    texts: list[str] = []
-    for short in names:
-        if (folder / short).is_dir():
-            print(f"{folder / short}: complete", flush=True)
-            continue
-        texts = texts or tokenizer_texts(values)
-        make(short, folder, values, texts)
+    make(short, folder, values, tokenizer_texts(values))
 
 
 def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> None:
@@ -118,7 +127,7 @@ def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from src.console import progress
-    from src.toy.miniature import make_backbone
+    from src.toy.miniature import make_backbone, pretraining
 
     started = time.monotonic()
     spec = values["backbones"][short]
@@ -129,7 +138,7 @@ def make(short: str, folder: Path, values: dict[str, Any], texts: list[str]) -> 
             AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
             AutoTokenizer.from_pretrained(source),
         )
-    with progress.stage(short, values["pretraining"]["at_most"]) as bar:
+    with progress.stage(short, int(pretraining(spec, values)["at_most"])) as bar:
         network, tokenizer, accuracy = make_backbone(short, values, texts, parent, bar.update)
     part = folder / f"{short}.part"
     shutil.rmtree(part, ignore_errors=True)

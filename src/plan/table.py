@@ -1,6 +1,7 @@
 """The plan as a table to print: what each run needs, and what its base model is."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.model.devices import REFERENCE
@@ -21,20 +22,22 @@ SHORT = {FP32: "fp32", FP32_8BIT: "8-bit", BF16_STOCHASTIC: "bf16"}
 
 
 def plan_table(estimates: Sequence[Estimate]) -> "RenderableType":
-    """The table, with a line about each base model below it. A question mark stands for what cannot be known. For
-    miniatures on a machine without a GPU, the table is for this machine.
+    """The table, with a line about each base model below it. A question mark stands for what cannot be known. That of
+    miniatures alone is short: neither GPU memory nor hours matter for them.
     """
     from rich.console import Group
+    from rich.markup import escape
 
     from src.console.tables import Fitted
 
+    if estimates and all(one.miniature for one in estimates):
+        place = ", ".join(sorted({str(Path(one.model_id).parent) for one in estimates}))
+        told = f"toy models from {place}: nothing to download, and one to three minutes each on a CPU core"
+        return Group(Fitted(_toy_table(estimates)), "", escape(told))
     cards = next((list(one.cards) for one in estimates if one.cards), [])
     by_size = cards == [str(size) for size in CARDS]
-    if by_size and all(one.miniature for one in estimates):
-        table, lines = _toy_table(estimates), ["miniatures: nothing to download, and minutes on a CPU"]
-    else:
-        table, lines = _gpu_table(estimates, cards, by_size)
-        lines += _elsewhere(estimates) if by_size else []
+    table, lines = _gpu_table(estimates, cards, by_size)
+    lines += _elsewhere(estimates) if by_size else []
     return Group(Fitted(table), "", "\n".join([*lines, *map(_facts_line, estimates)]))
 
 
@@ -94,7 +97,7 @@ def _elsewhere(estimates: Sequence[Estimate]) -> list[str]:
 def _toy_table(estimates: Sequence[Estimate]) -> "Table":
     from rich.markup import escape
 
-    table = _titled("Plan for a CPU, estimated")
+    table = _titled("Plan for toy models, estimated")
     table.min_width = len(str(table.title))
     for name in ("base\nMB", "disk\nMB"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -102,7 +102,7 @@ def _obstacles(
     if found and len(found) == recipes:
         raise UserError(
             f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "
-            "The plan for other machines: --dry_run; a try-out in a minute: "
+            "The plan for other machines: --dry_run; a try-out in some minutes: "
             "--recipes resource/miniature/recipes --data resource/miniature/data"
         )
     able = [estimate for recipe, estimate in left if recipe.name not in found]

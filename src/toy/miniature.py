@@ -1,18 +1,21 @@
-"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in seconds.
+"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in a minute.
 
-A frozen random base cannot be tuned with adapters, so each backbone is pre-trained for a few seconds on dialogues that
-`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. Three things
-make a few seconds enough:
+A frozen random base cannot be tuned with adapters, so the backbones are pre-trained for some seconds on dialogues that
+`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. Four things
+make seconds enough:
 
 - attention starts where trained models end up, on near tokens and on equal tokens further back: mimetic
   initialisation (Trockman & Kolter 2023, arXiv:2305.09828), in src/toy/miniature_models.py;
 - two probes on middle layers, thrown away afterwards, ask for the steps on the way: is this word in the dialogue, is
   this option right (src/toy/miniature_training.py);
-- the questions of a dialogue share its tokens: each sees the dialogue and itself.
+- the questions of a dialogue share its tokens: each sees the dialogue and itself;
+- one backbone learns from nothing. Every other one starts with the weights of its `parent`, and with its embeddings of
+  the tokens that stand for the same text, and gets used to its own tokens and chat form.
 
-A backbone may start with the weights of another one, its `parent`, and with its embeddings of the tokens that both
-know. Numbers of these models show that the code works, and say nothing about the backbones. They are always labelled as
-the miniature's.
+Pre-training ends by accuracy, so that other machines, which round otherwise, end with backbones as good. What is left
+for a run to learn: pre-training asks in a short form, and its answers come behind a lead; the prompts' form is longer,
+and the letter is the first token of the answer. Numbers of these models show that the code works, and say nothing about
+the backbones. They are always labelled as the miniature's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +29,7 @@ from src.console.start import ours
 from src.model.backbones import backbones
 from src.model.recipe_files import RECIPES
 from src.toy.miniature_models import inherit, make_model
-from src.toy.miniature_tokenizers import make_tokenizer
+from src.toy.miniature_tokenizers import make_tokenizer, texts_of
 from src.toy.miniature_training import ChatForm, pretrain
 
 VALUES = ours("resource/miniature/miniature.yaml")
@@ -57,10 +60,17 @@ def make_backbone(
         torch.manual_seed(seed)
         network = make_model(spec["model"], tokenizer, values["initialisation"])
         if parent:
-            inherit(network, tokenizer, *parent)
+            kinds = (one["tokenizer"]["kind"] for one in (spec, values["backbones"][spec["parent"]]))
+            mine, theirs = (texts_of(*one) for one in zip((tokenizer, parent[1]), kinds, strict=True))
+            inherit(network, mine, parent[0], theirs, values["initialisation"]["branches"])
         form = ChatForm(tokenizer, tokenizer.chat_template or backbones()[short].chat_template)
-        accuracy = pretrain(network, form, values["pretraining"], seed, update)
+        accuracy = pretrain(network, form, pretraining(spec, values), seed, update)
     return network, tokenizer, accuracy
+
+
+def pretraining(spec: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, float]:
+    """The values that a backbone of `spec` is pre-trained with."""
+    return {**values["pretraining"], **(values["child"] if "parent" in spec else {}), **spec.get("pretraining", {})}
 
 
 def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, str]:

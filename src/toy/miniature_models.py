@@ -1,7 +1,7 @@
 """The models of the miniature: real architectures, with attention that starts where trained models end up."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from src.model.shapes import Shape
 
 SLOW = 0.014
 """Radians a token. Pairs of features that turn more slowly can compare tokens a dialogue apart."""
+
+GELU = 1.702
+"""GELU(x) is about x / (1 + exp(-1.702 x)) (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
 
 
 def make_model(spec: Mapping[str, Any], tokenizer: Any, initialisation: Mapping[str, float]) -> Any:
@@ -63,7 +66,7 @@ def _point_heads(attention: Any, config: Any, values: Mapping[str, float]) -> No
     hidden, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or hidden // heads
     half = dim // 2
-    angles = [config.rope_parameters["rope_theta"] ** (-pair / half) for pair in range(half)]
+    angles = _angles(config)
     slow = [pair for pair in range(half) if angles[pair] < SLOW]
     fast = [pair for pair in range(half) if pair not in slow]
     near, constant, distance = values["near"], values["constant"], values["distance"]
@@ -90,29 +93,98 @@ def _point_heads(attention: Any, config: Any, values: Mapping[str, float]) -> No
                     query[group, head, pair + half, 0] = -near * math.sin(angles[pair] * back)
 
 
+def _angles(config: Any) -> list[float]:
+    """Radians a token that each pair of a head's features turns by."""
+    half = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) // 2
+    return [config.rope_parameters["rope_theta"] ** (-pair / half) for pair in range(half)]
+
+
+def _pairs_of(config: Any, parent: Any) -> list[int]:
+    """For each pair of a head's features, the parent's pair that turns about as fast."""
+    theirs = [math.log(angle) for angle in _angles(parent)]
+    return [min(range(len(theirs)), key=lambda pair: abs(theirs[pair] - math.log(angle))) for angle in _angles(config)]
+
+
+def _copy_attention(mine: Any, theirs: Any, pairs: Sequence[int]) -> None:
+    """Copies attention weights so that heads see distances as the parent's do. A pair that is taken twice counts half;
+    what larger heads have more of their values starts without effect.
+    """
+    half, old_half = len(pairs), theirs.head_dim // 2
+    shares = torch.tensor([pairs.count(pair) for pair in pairs]).sqrt()[:, None]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        old = dict(getattr(theirs, name).named_parameters())
+        for kind in old:  # a parent may lack biases, but has none that its child lacks
+            before = old[kind].view(-1, 2, old_half, old[kind].numel() // len(old[kind]))
+            after = getattr(mine, name).get_parameter(kind).view(-1, 2, half, before.shape[-1])
+            if name == "v_proj":
+                after.flatten(1, 2)[:, : 2 * old_half] = before.flatten(1, 2)
+                continue
+            after[:] = before[:, :, pairs] / shares
+            if name == "q_proj":
+                after *= theirs.scaling / mine.scaling
+    output, before = (one.o_proj.weight.view(one.o_proj.out_features, -1, one.head_dim) for one in (mine, theirs))
+    output[:] = 0
+    output[:, :, : theirs.head_dim] = before
+
+
+def _copy_mlp(mine: Any, theirs: Any) -> None:
+    """What a larger one has more starts without effect."""
+    mine.down_proj.weight.zero_()
+    for name, old in theirs.named_parameters():
+        mine.get_parameter(name)[tuple(map(slice, old.shape))] = old
+
+
+def _copy_norms(layer: Any, source: Any, branches: Sequence[float]) -> None:
+    """Norm weights, to Gemma2 from an architecture with two norms a layer. Gemma2's scale by one plus their weight, and
+    it has two more behind what attention and MLP add, which get the sizes that these have in the parent: `branches`.
+
+    Its GELU of x is about SiLU of 1.7 x, divided by 1.7.
+    """
+    if not hasattr(layer, "pre_feedforward_layernorm"):
+        layer.input_layernorm.load_state_dict(source.input_layernorm.state_dict())
+        layer.post_attention_layernorm.load_state_dict(source.post_attention_layernorm.state_dict())
+        return
+    layer.input_layernorm.weight.copy_(source.input_layernorm.weight - 1)
+    layer.pre_feedforward_layernorm.weight.copy_(source.post_attention_layernorm.weight - 1)
+    layer.post_attention_layernorm.weight.fill_(branches[0] - 1)
+    layer.post_feedforward_layernorm.weight.fill_(branches[1] - 1)
+    layer.mlp.gate_proj.weight /= GELU
+
+
 @torch.no_grad()
-def inherit(network: Any, tokenizer: Any, parent: Any, parent_tokenizer: Any) -> None:
-    """Gives `network` the weights of `parent`, and its embeddings of the tokens that both vocabularies have.
+def inherit(
+    network: Any,
+    texts: Mapping[str, int],
+    parent: Any,
+    parent_texts: Mapping[str, int],
+    branches: Sequence[Sequence[float]],
+) -> None:
+    """Gives `network` the weights of `parent`, and its embeddings of the tokens that stand for the same text.
+
+    texts: text of a token → its id, from `texts_of`. branches: for each layer of the parent, the sizes of
+    what attention and MLP add.
 
     A deeper network repeats the parent's last layer but one, with a tenth of its output (SOLAR was made deeper
     likewise).
     """
     layers, old = network.model.layers, parent.model.layers
+    turns = _pairs_of(network.config, parent.config)
     extra = len(layers) - len(old)
     assert extra >= 0, "a parent has no more layers than its child"
     order = [*range(len(old) - 1), *[len(old) - 2] * extra, len(old) - 1]
+    gemma2 = network.config.model_type == "gemma2"
     for place, (layer, source) in enumerate(zip(layers, order, strict=True)):
-        for name, theirs in old[source].named_parameters():  # the child's may be larger, and may have biases too
-            layer.get_parameter(name)[tuple(map(slice, theirs.shape))] = theirs
+        _copy_attention(layer.self_attn, old[source].self_attn, turns)
+        _copy_mlp(layer.mlp, old[source].mlp)
+        _copy_norms(layer, old[source], branches[source])
         if len(old) - 1 <= place < len(layers) - 1:
             layer.self_attn.o_proj.weight *= 0.1
             layer.mlp.down_proj.weight *= 0.1
-    network.model.norm.load_state_dict(parent.model.norm.state_dict())
-    known = parent_tokenizer.get_vocab()
-    shared = [(id, known[token]) for token, id in tokenizer.get_vocab().items() if token in known]
+    network.model.norm.weight.copy_(parent.model.norm.weight - (1 if gemma2 else 0))
+    shared = [(id, parent_texts[text]) for text, id in texts.items() if text in parent_texts]
     mine, theirs = (torch.tensor(column) for column in zip(*shared, strict=True))
-    for new, other in (
-        (network.get_input_embeddings(), parent.get_input_embeddings()),
-        (network.get_output_embeddings(), parent.get_output_embeddings()),
-    ):
-        new.weight[mine] = other.weight[theirs]
+    network.get_input_embeddings().weight[mine] = parent.get_input_embeddings().weight[theirs] / (
+        math.sqrt(network.config.hidden_size) if gemma2 else 1
+    )
+    if not network.config.tie_word_embeddings:
+        network.get_output_embeddings().weight[mine] = parent.get_output_embeddings().weight[theirs]

@@ -1,6 +1,7 @@
 """The tokenizers of the miniature: small vocabularies, and the quirks of the eight backbones' own tokenizers."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,16 +28,16 @@ def dialogue_text(item: RawItem) -> str:
     return "\n".join(f"화자{turn['speaker']}: {turn['utterance']}" for turn in item["input"]["conversation"])
 
 
-def option_lines(item: RawItem) -> list[str]:
-    words = corpus.load_words()
-    return [f"{letter}. {item['input'][key]}" for letter, key in zip(words.letters, words.options, strict=True)]
+def option_lines(item: RawItem, marks: Sequence[str]) -> list[str]:
+    """The options, each behind its mark and a dot."""
+    return [f"{mark}. {item['input'][key]}" for mark, key in zip(marks, corpus.load_words().options, strict=True)]
 
 
 def tokenizer_texts(values: Mapping[str, Any]) -> list[str]:
     """The training texts of the eight tokenizers: invented dialogues and options, and the prompts that frame them."""
     items = corpus.make_dialogues(values["tokenizer"]["dialogues"], values["seed"])
     texts = [dialogue_text(item) for item in items[:: len(corpus.load_words().categories)]]
-    texts += ["\n".join(option_lines(item)) for item in items]
+    texts += ["\n".join(option_lines(item, corpus.load_words().letters)) for item in items]
     for words in PROMPT_WORDS.read_text(encoding="utf-8").split(f"\n{BETWEEN}\n"):
         texts += [words.removesuffix("\n")] * values["tokenizer"]["prompt_repeats"]
     return texts
@@ -64,6 +65,23 @@ def make_tokenizer(spec: Mapping[str, Any], texts: Sequence[str]) -> PreTrainedT
     )
     fast.chat_template = spec.get("chat_template")
     return fast
+
+
+def texts_of(tokenizer: Any, kind: str) -> dict[str, int]:
+    """The text of each token of a tokenizer of `kind` → its id. Parts of characters are left out. Where tokenizers name
+    their first and last token differently, these count as equal texts.
+    """
+    found, bytes_alone = {}, {}
+    for token, id in tokenizer.get_vocab().items():
+        if byte := re.fullmatch(r"<0x([0-7][0-9A-F])>", token):
+            bytes_alone[chr(int(byte[1], 16))] = id
+            continue
+        text = decoders.ByteLevel().decode([token]) if kind in BYTE_SPLITS else token.replace("▁", " ")
+        if "\ufffd" not in text:
+            found[text] = id
+    found = bytes_alone | found  # a text has its byte's token only where it has no other
+    roles = {"first": tokenizer.bos_token_id, "last": tokenizer.eos_token_id}
+    return found | {f"<{role}>": id for role, id in roles.items() if id is not None}
 
 
 def _byte_level(spec: Mapping[str, Any], texts: Sequence[str]) -> Tokenizer:

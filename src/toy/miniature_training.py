@@ -14,6 +14,8 @@ from src.toy.corpus import RawItem
 from src.toy.miniature_tokenizers import dialogue_text, option_lines
 from src.tree import prefix
 
+LEAD = "정답:\n"
+"""What stands before an answer in pre-training. Runs answer without it, which is left for them to learn."""
 Marks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Positions in a batch: (dialogue, token, truth), each of shape (positions,)."""
 
@@ -30,8 +32,8 @@ class ChatForm:
         self.before, self.after = whole.split(mark)
         plain = tokenizer("x")["input_ids"]
         self.bos = [plain[0]] if plain[0] == tokenizer.bos_token_id else []
-        prompt = self.ids("x")[0]
-        answers = [self.ids("x", letter)[0][len(prompt) :] for letter in corpus.load_words().letters]
+        prompt = self.ids("x", LEAD)[0]
+        answers = [self.ids("x", LEAD + letter)[0][len(prompt) :] for letter in corpus.load_words().letters]
         assert all(len(ids) == 1 for ids in answers), f"letters are not single tokens: {answers}"
         self.letter_ids = torch.tensor([ids[0] for ids in answers])
 
@@ -55,7 +57,7 @@ class Batch:
     ids, depth, end    (dialogues, tokens), see src/tree/prefix.py
     letters, text      marks whose truth is the next token
     tokens             marks whose truth is 1.0 where a token of an option also comes before the options
-    options            marks whose truth is 1.0 at the end of the right option
+    options            marks whose truth is 1.0 in the right option, from the token on that tells the options apart
     """
 
     ids: torch.Tensor
@@ -105,9 +107,9 @@ def pretrain(
     dialogues = _by_dialogue(corpus.make_dialogues(at_most * size, seed))
     probes = Probes(network.config.hidden_size)
     weights = [*network.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=values["lr"], betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=values["lr"], betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     last_step = at_most - 1
-    recent: deque[float] = deque(maxlen=10)
+    recent: deque[float] = deque(maxlen=20)
     network.train()
     for step in range(at_most):
         for group in optimizer.param_groups:
@@ -144,8 +146,9 @@ def make_batch(dialogues: Sequence[Sequence[RawItem]], form: ChatForm) -> Batch:
             marks["letters"].append((row, path[answer - 1], ids[answer]))
             marks["text"] += [(row, path[position], ids[position + 1]) for position in range(answer, len(ids) - 1)]
             said = set(ids[: question.options[0][0]])
+            told = _told_from(question)
             for index, option in enumerate(question.options):
-                marks["options"].append((row, path[option[-1]], float(index == question.right)))
+                marks["options"] += [(row, path[place], float(index == question.right)) for place in option[told:]]
                 marks["tokens"] += [(row, path[position], float(ids[position] in said)) for position in option]
     padded = [prefix.pad(laid, max(map(len, rows)), 0) for laid in rows]
     arrays = (torch.from_numpy(np.stack([getattr(laid, name) for laid in padded])) for name in ("ids", "depth", "end"))
@@ -154,6 +157,14 @@ def make_batch(dialogues: Sequence[Sequence[RawItem]], form: ChatForm) -> Batch:
         for name, positions in marks.items()
     }
     return Batch(*arrays, **columns)  # type: ignore[arg-type]
+
+
+def _told_from(question: Question) -> int:
+    """How many tokens of each option come before those at which it can be told from the others."""
+    texts = [[question.ids[place] for place in option] for option in question.options]
+    least = min(map(len, texts)) - 1
+    differing = (place for place in range(1, least) if len({text[place] for text in texts}) > 1)  # behind the number
+    return min(next(differing, least) + 1, least)
 
 
 def batch_loss(
@@ -201,7 +212,7 @@ def hidden_states(network: Any, batch: Batch) -> torch.Tensor:
 
 
 def encode_question(item: RawItem, form: ChatForm) -> Question:
-    lines = option_lines(item)
+    lines = option_lines(item, corpus.load_words().letters)
     right = corpus.load_words().options.index(item["output"])
     user = f"{dialogue_text(item)}\n\n{item['input']['category']}\n"
     spans = []
@@ -209,8 +220,8 @@ def encode_question(item: RawItem, form: ChatForm) -> Question:
         spans.append((len(user), len(user) + len(line)))
         user += line + "\n"
     user = user.rstrip("\n")
-    ids, token_spans = form.ids(user, lines[right])
-    answer_start = sum(start < len(user) + len(form.after) for start, _ in token_spans)
+    ids, token_spans = form.ids(user, LEAD + lines[right])
+    answer_start = sum(start < len(user) + len(form.after) + len(LEAD) for start, _ in token_spans)
     options = [
         [position for position, (first, last) in enumerate(token_spans) if first < end and last > start]
         for start, end in spans

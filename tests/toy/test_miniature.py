@@ -1,5 +1,6 @@
 """The eight toy backbones: each is what its family is, loads as the real one, and starts where it learns quickly."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from run.make_miniature import by_family, make
+from run.make_miniature import make, with_parents
 from src.model.recipe_files import load_recipe
 from src.toy import corpus, miniature
 from src.toy.miniature_models import make_model
-from src.toy.miniature_tokenizers import make_tokenizer, tokenizer_texts
-from src.toy.miniature_training import ChatForm, encode_question, hidden_states, make_batch
+from src.toy.miniature_tokenizers import make_tokenizer, texts_of, tokenizer_texts
+from src.toy.miniature_training import LEAD, ChatForm, encode_question, hidden_states, make_batch
 
 NAMES = ("bllossom", "polar", "kogemma", "solarko", "eeve", "qwen2", "qwen2it", "spow12")
 USER = [{"role": "user", "content": "probe-user"}]
@@ -25,6 +26,9 @@ def small_values() -> dict[str, Any]:
     values = miniature.load_values()
     values["tokenizer"]["dialogues"] = 60
     values["pretraining"] |= {"at_most": 2, "dialogues_per_step": 1}
+    values["child"]["at_most"] = 2
+    for spec in values["backbones"].values():
+        spec.pop("pretraining", None)
     return values
 
 
@@ -32,11 +36,10 @@ def small_values() -> dict[str, Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
     """(model, tokenizer) of each backbone without pre-training, loaded from its folder."""
     values, folder = small_values(), tmp_path_factory.mktemp("backbones")
-    values["pretraining"]["at_most"] = 0
+    values["pretraining"]["at_most"] = values["child"]["at_most"] = 0
     texts = tokenizer_texts(values)
-    for family in by_family(values["backbones"], list(values["backbones"])):
-        for short in family:
-            make(short, folder, values, texts)
+    for short in with_parents(values["backbones"], list(values["backbones"])):
+        make(short, folder, values, texts)
     return {
         short: (AutoModelForCausalLM.from_pretrained(folder / short), AutoTokenizer.from_pretrained(folder / short))
         for short in values["backbones"]
@@ -193,7 +196,8 @@ def test_heads_start_on_near_and_on_equal_tokens(short: str) -> None:
 def test_child_starts_as_its_parent() -> None:
     """Same weights and same tokens give the same logits; repeated layers change them little."""
     values = small_values()
-    values["pretraining"]["at_most"] = 0
+    values["pretraining"]["at_most"] = values["child"]["at_most"] = 0
+    del values["backbones"]["solarko"]["parent"]
     values["backbones"]["polar"]["tokenizer"] = values["backbones"]["solarko"]["tokenizer"]
     texts = tokenizer_texts(values)
     parent, tokenizer, accuracy = miniature.make_backbone("solarko", values, texts)
@@ -201,8 +205,70 @@ def test_child_starts_as_its_parent() -> None:
     child, *_ = miniature.make_backbone("polar", values, texts, (parent, tokenizer))
     ids = torch.arange(300, 340)[None]
     with torch.no_grad():
-        one, two = parent(ids).logits, child(ids).logits
+        one, two = (network(ids).logits[..., 300:] for network in (parent, child))  # in front: bytes that have a letter
     assert (one - two).norm() < 0.1 * one.norm()
+
+
+def sizes_of_branches(network: Any, ids: torch.Tensor) -> list[list[float]]:
+    """Root mean squares of what attention and MLP of each layer add."""
+    sizes: list[list[float]] = [[] for _ in network.model.layers]
+
+    def note(number: int, out: torch.Tensor) -> None:
+        sizes[number].append(out.square().mean().sqrt().item())
+
+    hooks = [
+        part.register_forward_hook(lambda module, inputs, out, number=number: note(number, out))
+        for number, layer in enumerate(network.model.layers)
+        for part in (layer.self_attn.o_proj, layer.mlp.down_proj)
+    ]
+    with torch.no_grad():
+        network.model(ids)
+    for hook in hooks:
+        hook.remove()
+    return sizes
+
+
+@pytest.mark.parametrize(("short", "share"), [("qwen2", 0.001), ("solarko", 0.35), ("kogemma", 0.7)])
+def test_child_of_another_kind_starts_like_its_parent(
+    short: str, share: float, made: dict[str, tuple[Any, Any]]
+) -> None:
+    """A child reads a text as its parent does: exactly with the same split and rotary base, roughly with others."""
+    values = small_values()
+    values["child"]["at_most"] = 0
+    parent, tokenizer = made["bllossom"][0].float(), made["bllossom"][1]
+    values["backbones"]["qwen2"]["model"]["rope_theta"] = values["backbones"]["bllossom"]["model"]["rope_theta"]
+    text = torch.randint(300, 3000, (1, 200), generator=torch.Generator().manual_seed(0))
+    values["initialisation"]["branches"] = sizes_of_branches(parent, text)
+    child, words, _ = miniature.make_backbone(short, values, tokenizer_texts(values), (parent, tokenizer))
+    kinds = [values["backbones"][name]["tokenizer"]["kind"] for name in ("bllossom", short)]
+    theirs, mine = (texts_of(*one) for one in zip((tokenizer, words), kinds, strict=True))
+    common = [text for text in sorted(theirs) if text in mine and len(text) > 1][:120]
+    with torch.no_grad():
+        one = parent.model(torch.tensor([[theirs[text] for text in common]])).last_hidden_state
+        two = child.model(torch.tensor([[mine[text] for text in common]])).last_hidden_state
+    assert len(common) == 120
+    assert (one - two).norm() < share * one.norm()
+
+
+def test_child_has_its_parents_biases(made: dict[str, tuple[Any, Any]]) -> None:
+    values = small_values()
+    values["child"]["at_most"] = 0
+    parent, tokenizer = copy.deepcopy(made["qwen2"][0]).float(), made["qwen2"][1]
+    biases = [name for name, _ in parent.named_parameters() if name.endswith("bias")]
+    for name in biases:
+        torch.nn.init.normal_(parent.get_parameter(name))
+    child, *_ = miniature.make_backbone("qwen2it", values, tokenizer_texts(values), (parent, tokenizer))
+    assert biases and all(torch.equal(parent.get_parameter(name), child.get_parameter(name)) for name in biases)
+
+
+def test_tokens_of_equal_text(made: dict[str, tuple[Any, Any]]) -> None:
+    """A text is found under its own token, not under that of its byte; first and last tokens count as equal."""
+    pieces, whole = made["solarko"][1], made["bllossom"][1]
+    theirs, mine = texts_of(pieces, "sentencepiece"), texts_of(whole, "bytes-llama3")
+    assert pieces.convert_ids_to_tokens([theirs["A"], theirs["\n"], theirs[" A"]]) == ["A", "<0x0A>", "▁A"]
+    assert whole.convert_ids_to_tokens([mine["A"], mine["\n"]]) == ["A", "Ċ"]
+    assert (theirs["<first>"], mine["<last>"]) == (pieces.bos_token_id, whole.eos_token_id)
+    assert not any("\ufffd" in text for text in mine)
 
 
 @pytest.mark.parametrize("short", ["kogemma", "qwen2"])
@@ -224,14 +290,21 @@ def test_questions_side_by_side_are_questions_alone(short: str, made: dict[str, 
 
 
 def test_marks_of_a_batch(made: dict[str, tuple[Any, Any]]) -> None:
-    """Each question is marked with its right letter, and one of its three options as right."""
-    form = ChatForm(made["qwen2"][1], made["qwen2"][1].chat_template)
+    """Each question is marked with its right letter, behind the lead that runs go without, and one of its three options
+    as right, from where it can be told from the others.
+    """
+    tokenizer = made["qwen2"][1]
+    form = ChatForm(tokenizer, tokenizer.chat_template)
     items = corpus.make_dialogues(2, 5)
     batch = make_batch([items[:5], items[5:]], form)
     right = [int(item["output"][-1]) - 1 for item in items]
     assert batch.letters[2].tolist() == form.letter_ids[right].tolist()
-    assert batch.options[2].reshape(-1, 3).argmax(1).tolist() == right
-    assert batch.options[2].sum() == len(items)
+    before = tokenizer.decode(batch.ids[0, : batch.letters[1][0] + 1])
+    assert before.endswith(f"assistant\n{LEAD}")
+    rows, places, truths = batch.options
+    said = tokenizer.decode(batch.ids[rows, places][truths == 1])
+    assert all(item["input"][item["output"]].split()[-1] in said for item in items)
+    assert 0.2 < truths.mean() < 0.5
     assert 0.3 < batch.tokens[2].mean() < 1
 
 
@@ -252,9 +325,8 @@ def test_recipes(tmp_path: Path) -> None:
 
 def test_parents_come_first() -> None:
     backbones = miniature.load_values()["backbones"]
-    assert by_family(backbones, ["spow12"])[0][-2:] == ["qwen2it", "spow12"]
-    families = by_family(backbones, list(backbones))
-    assert sorted(name for family in families for name in family) == sorted(NAMES)
-    for family in families:
-        for place, name in enumerate(family):
-            assert (backbones[name].get("parent") in family[:place]) == bool(place)
+    assert with_parents(backbones, ["spow12"]) == ["bllossom", "qwen2", "qwen2it", "spow12"]
+    names = with_parents(backbones, list(reversed(backbones)))
+    assert sorted(names) == sorted(NAMES)
+    for place, name in enumerate(names):
+        assert backbones[name].get("parent") in [None, *names[:place]]
