@@ -109,7 +109,7 @@ def _step(row: Mapping[str, Any], record: Mapping[str, Any]) -> Step:
         backbone=record["backbone"],
         cap_gib=record["cap_gib"],
         card=record["device"],
-        versions={name: record["versions"][name] for name in VERSIONS},
+        versions={name: record["versions"].get(name, "unknown") for name in VERSIONS},
         method=SCORING if scores else row["method"],
         objective=row["objective"],
         dropout=row["dropout"],
