@@ -20,7 +20,7 @@ from src.train.objectives import make_objective
 from src.tree import layouts
 from src.tree.rows import Layout, Row
 from tests import toys
-from tests.made_trainings import DEV, TRAIN, Folder, Killed, encoder, weights
+from tests.made_trainings import DEV, TRAIN, Folder, Killed, encoder, equal, weights
 
 GPU = torch.device("cuda", 0)
 ITEMS = [
@@ -59,7 +59,7 @@ def many_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_captured_steps_learn_what_uncaptured_ones_do(
     kind: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, but for a learning rate in fp32 instead of fp64."""
+    """Bit for bit."""
     folder, changes = backbone_folder("qwen2"), KINDS[kind]
     captured = learn(folder, tmp_path / "captured", **changes)
     assert captured.training["captured"]["kinds"] > 1, captured.training["captured"]
@@ -69,8 +69,7 @@ def test_captured_steps_learn_what_uncaptured_ones_do(
     assert usual.training["captured"] == {"obstacle": "not wanted"}
     kept = "model" if changes["method"] == "full" else "adapter"
     ours, theirs = (weights(tmp_path / name / kept) for name in ("captured", "usual"))
-    apart = max((ours[name].double() - theirs[name].double()).abs().max().item() for name in ours)
-    print(kind, captured.training["captured"], captured.training["loss"], usual.training["loss"], "apart", apart)
+    assert equal(ours, theirs)
     assert dict(captured.training["loss"]) == pytest.approx(dict(usual.training["loss"]), rel=1e-3)
 
 
@@ -133,7 +132,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     assert outcome.training["resumed_from"] and outcome.training["captured"]["kinds"] >= 1
     (last,) = (tmp_path / "whole" / "checkpoints").iterdir()
     ours, theirs = (weights(tmp_path / name / "checkpoints" / last.name) for name in ("stopped", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert equal(ours, theirs)
 
 
 # What decides, on any machine
