@@ -219,8 +219,8 @@ class LetterTrainer(Trainer):
     def _begin_capturing(self, model: Any) -> None:
         some = epoch_steps(self.examples, self.recipe)[:SEEN]
         steps = ([self.examples[number] for number in step] for step in some)
-        on_gpu = self.device.type == "cuda"
-        signatures = [signature(self.objective.collate(step, self.layout)) for step in steps] if on_gpu else []
+        fixed = bool(self.layout.lengths)
+        signatures = [signature(self.objective.collate(step, self.layout)) for step in steps] if fixed else []
         self.uncaptured = obstacle(self, signatures)
         if not self.uncaptured:
             self.graphs = StepGraphs(self, model)
