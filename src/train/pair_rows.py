@@ -101,10 +101,12 @@ def own_loss(logprobs: torch.Tensor, row: Row) -> torch.Tensor:
 
 def letter_logprobs(logprobs: torch.Tensor, row: Row) -> dict[int, list[float]]:
     """The log-probability of the first token of each of the row's answers, by the answer's number in the step."""
-    first = row["lengths"].cumsum(0) - row["lengths"]
+    # The answer that filling belongs to (src/train/fixed_rows.py) has the number -1. Where nothing was filled up, no
+    # token is its first one.
+    real = row["numbers"] >= 0
+    first = (row["lengths"].cumsum(0) - row["lengths"])[real]
     found = logprobs.detach()[row["term"][first]].tolist()
-    # The answer that filling belongs to (src/train/fixed_rows.py) has the number -1.
-    return {number: [value] for number, value in zip(row["numbers"].tolist(), found, strict=True) if number >= 0}
+    return {number: [value] for number, value in zip(row["numbers"][real].tolist(), found, strict=True)}
 
 
 def means(

@@ -9,6 +9,7 @@ import torch
 from src.model.recipes import Recipe
 from src.prompt.encode import Example
 from src.train import pair_rows
+from src.train.fixed_rows import filled
 from src.train.objectives import make_objective
 from src.tree.rows import Layout
 from tests import toys
@@ -47,3 +48,15 @@ def test_a_row_by_hand() -> None:
     assert pair_rows.pair_logprobs(logprobs, row).shape == (3, 2)
     letters = pair_rows.letter_logprobs(logprobs, row)
     assert letters == {0: [found[6, 7]], 1: [found[6, 9]], 2: [found[6, 1]], 3: [found[5, 4]], 4: [found[5, 3]]}
+
+
+def test_answers_that_need_no_filling_have_letters_too() -> None:
+    """128 tokens of answers are a size of their own, so the answer that filling belongs to has no token."""
+    right, wrong = (tuple(range(first, first + 64)) for first in (10, 100))
+    (row,) = make_objective(recipe()).collate(
+        [Example("a", "012", (5, *right), 1, 0, "", ((5, *wrong),))], Layout("tree", 200, 0)
+    )
+    longer = filled(row)
+    assert len(longer["answer"]) == 128 and longer["numbers"].tolist() == [0, 1, -1]
+    logprobs = -torch.arange(1.0, len(longer["target"]) + 1)
+    assert pair_rows.letter_logprobs(logprobs, longer) == pair_rows.letter_logprobs(logprobs[: len(row["target"])], row)
