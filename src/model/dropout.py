@@ -69,9 +69,12 @@ def seeds_of(model: Any) -> torch.Tensor | None:
 
 
 def other_dropout(modules: Iterator[Any]) -> bool:
-    """Whether any of the modules takes its masks from the generator."""
+    """Whether any of the modules takes its masks from the generator: dropout itself, or a module that calls its
+    function and holds the probability as a number (`residual_dropout` of StarCoder2, `dropout` of OPT).
+    """
     return any(
-        isinstance(one, torch.nn.modules.dropout._DropoutNd) and not isinstance(one, SeededDropout) and one.p > 0
+        (isinstance(one, torch.nn.modules.dropout._DropoutNd) and not isinstance(one, SeededDropout) and one.p > 0)
+        or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in vars(one).items())
         for one in modules
     )
 

@@ -67,3 +67,11 @@ def test_a_model_on_the_cpu_keeps_torch_s_own() -> None:
     assert seeds_of(network) is None and other_dropout(network.modules())
     assert seeds_of(torch.nn.Sequential(*seeded())) is not None
     assert not other_dropout(torch.nn.Sequential(*seeded(), torch.nn.Dropout(0.0)).modules())
+
+
+def test_a_module_that_calls_the_function_has_dropout_of_its_own() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.residual_dropout = 0.0
+    assert not other_dropout(torch.nn.Sequential(layer).modules())
+    layer.residual_dropout = 0.1
+    assert other_dropout(torch.nn.Sequential(layer).modules())
