@@ -170,9 +170,10 @@ class Letters(Letter):
     name = "letters"
 
     def choices(self, logits: "Tensor", targets: "Tensor", letter_ids: Sequence[int]) -> "tuple[Tensor, Tensor]":
-        from torch import tensor
+        from torch import stack
 
-        letters = tensor(list(letter_ids), device=targets.device)
+        # Filled on the device: a step that is captured as a graph cannot copy a list from the host.
+        letters = stack([targets.new_full((), one) for one in letter_ids])
         return logits[:, letters], (targets[:, None] == letters).int().argmax(1)
 
 

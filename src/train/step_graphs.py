@@ -190,15 +190,20 @@ class StepGraphs:
                 self.failed = f"the GPU's memory does not hold them ({str(error).partition('. ')[0]})"
             except RuntimeError as error:  # torch's own kinds of errors, CUDA's too, are of this class
                 if compiler.failure(error):
+                    self._clear(state)  # the standard layers draw from the generator
                     raise
                 self.failed = " ".join(str(error).split())[:200]
-            self.release()
-            _mend_generator(device)
-            torch.cuda.set_rng_state(state, device)
+            self._clear(state)
             if not again:
                 self.gradients = []
                 return False
             self.failed = ""
+
+    def _clear(self, state: torch.Tensor) -> None:
+        """Frees all graphs after a failed capture, and puts the generator back to `state`."""
+        self.release()
+        _mend_generator(self.trainer.device)
+        torch.cuda.set_rng_state(state, self.trainer.device)
 
     def _captured(self, key: Signature, rows: Sequence[Row], totals: torch.Tensor, state: torch.Tensor) -> _Graph:
         """The step, captured; the first time also compared with the one that is not. Neither updates the weights."""
@@ -306,8 +311,8 @@ class StepGraphs:
                 group.update(values)
 
     def _compile_update(self) -> None:
-        """Lets an optimizer that compiles its steps do so, for one parameter of each shape: a step with the learning
-        rate 0, after which its state is put back.
+        """Lets an optimizer that compiles its steps do so, for one parameter of each group and shape: a step with the
+        learning rate 0, after which its state is put back. Groups differ in their weight decay, which is compiled in.
         """
         inner = self.optimizer.optimizer
         if type(inner).__module__.startswith("torch.optim"):
@@ -315,16 +320,19 @@ class StepGraphs:
         self._forget_gradients()
         for rate in self.rates:
             rate.zero_()
-        one_of_each = {(tuple(one.shape), one.dtype): one for one in self.trained}
+        groups = enumerate(inner.param_groups)
+        one_of_each = {(number, one.shape, one.dtype): one for number, group in groups for one in group["params"]}
         for parameter in one_of_each.values():
             states = [part for value in inner.state[parameter].values() for part in _parts(value)]
             kept = [part.clone() for part in states]
             parameter.grad = torch.zeros_like(parameter)
-            with self._reading():
-                inner.step()
-            parameter.grad = None
-            for part, value in zip(states, kept, strict=True):
-                part.copy_(value)
+            try:
+                with self._reading():
+                    inner.step()
+            finally:
+                parameter.grad = None
+                for part, value in zip(states, kept, strict=True):
+                    part.copy_(value)
 
 
 def _parts(value: torch.Tensor) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from src.train.checkpoints import Place
 from src.train.fine_tuning import Outcome, fine_tune
 from src.train.fixed_rows import signature
 from src.train.keep import KeepBest
-from src.train.objectives import make_objective
+from src.train.objectives import OBJECTIVES, make_objective
 from src.tree import layouts
 from src.tree.rows import Layout, Row
 from tests import toys
@@ -220,3 +220,49 @@ def test_trainer_steps_once() -> None:
     assert weight.tolist() == [1, 1]
     optimizer.step()
     assert weight.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_loss_copies_nothing_from_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a graph is captured, no list of numbers can become a tensor on the GPU."""
+    one, network = encoder("qwen2"), toys.network("qwen2")
+    objective = make_objective(toys.recipe("none", "qwen2", objective=name))
+    rows = objective.collate(objective.examples(one, TRAIN)[:2], Layout("tree", 512, one.pad_id, (512,)))
+    outputs, totals = objective.outputs(network, rows[0]), objective.totals(rows)
+
+    def refuse(*given: Any, **keys: Any) -> None:
+        raise AssertionError("a tensor is made from numbers of the host")
+
+    for maker in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, maker, refuse)
+    assert objective.loss(outputs, rows[0], totals, one.letter_ids or ()).isfinite()
+
+
+def test_an_optimizer_compiles_its_step_for_each_group_and_keeps_its_state() -> None:
+    """A group's weight decay is compiled in. What is compiled during a capture would fail."""
+    parameters = [torch.nn.Parameter(torch.randn(16)) for _ in range(3)]
+    groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
+    optimizer = torchao.optim.AdamW8bit(groups, lr=1e-3)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    before = [(parameter.clone(), optimizer.state[parameter]["exp_avg"].clone()) for parameter in parameters]
+    stepped: list[int] = []
+    step = optimizer.step
+
+    def recorded() -> None:
+        stepped.extend(number for number, one in enumerate(parameters) if one.grad is not None)
+        step()
+        if len(stepped) == 2:
+            raise RuntimeError("compiling failed")
+
+    optimizer.step = recorded  # type: ignore[method-assign]
+    graphs = object.__new__(step_graphs.StepGraphs)
+    graphs.optimizer = SimpleNamespace(optimizer=optimizer)
+    graphs.trained, graphs.rates = parameters, [torch.zeros(()) for _ in groups]
+    with pytest.raises(RuntimeError, match="compiling failed"):
+        graphs._compile_update()
+    assert stepped == [1, 2], "one of each group"
+    for parameter, (weight, moment) in zip(parameters, before, strict=True):
+        state = optimizer.state[parameter]
+        assert torch.equal(parameter, weight) and torch.equal(state["exp_avg"], moment) and state["step"] == 1
