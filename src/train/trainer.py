@@ -7,9 +7,9 @@ Every evaluation measures item accuracy on dev, computed as in scoring. The weig
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from in `checkpoints/`. Nothing else is kept.
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
-create_optimizer, _get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, floating_point_ops,
-evaluate, _save, _save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler, _load_rng_state. It also uses
-the arguments' _n_gpu.
+create_optimizer, _get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, _get_grad_norm,
+floating_point_ops, evaluate, _save, _save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler,
+_load_rng_state. It also uses the arguments' _n_gpu.
 """
 
 import contextlib
@@ -88,6 +88,7 @@ def make_trainer(
         make_ready(network, checkpointing, chosen.memory.spare, chosen.memory.selective)
     elif checkpointing:
         network.gradient_checkpointing_enable(CHECKPOINTING)
+    network.train()  # peft's wrapper says that it is in training mode when the model within is not
     trainer = LetterTrainer(
         network, arguments, recipe=recipe, encoded=encoded, layout=chosen.layout, memory=chosen.memory
     )
@@ -342,6 +343,10 @@ class LetterTrainer(Trainer):
         if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time
             self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Without clipping, Trainer would measure gradients that a captured step has used up.
+        return super()._get_grad_norm(model, self._norm if grad_norm is None else grad_norm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         loss, outputs = self.row_loss(model, inputs, num_items_in_batch)

@@ -1,6 +1,7 @@
 """A training as a whole: its gradients in any layout, its weights, its seeds, and what the record says of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,3 +249,27 @@ def test_a_loss_that_is_no_number(backbone_folder: Folder, tmp_path: Path) -> No
     with pytest.raises(UserError, match="diverged in training"):
         train(recipe.replace(eval_steps=4), tmp_path / "evaluated")
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "evaluated" / "adapter").exists()
+
+
+def test_the_first_step_is_in_training_mode_throughout(
+    backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loaded model is in evaluation mode, in which its layers do not checkpoint; peft's wrapper around it is not."""
+    modes: list[bool] = []
+    compute = trainer.LetterTrainer.row_loss
+
+    def noted(one: trainer.LetterTrainer, *given: Any) -> Any:
+        modes.append(all(module.training for module in one.network.modules()))
+        return compute(one, *given)
+
+    monkeypatch.setattr(trainer.LetterTrainer, "row_loss", noted)
+    train(toys.recipe(backbone_folder("qwen2"), "qwen2", share_prefixes="off", epoch=1), tmp_path)
+    assert modes and all(modes)
+
+
+def test_the_norm_of_a_captured_step_is_logged_where_nothing_is_clipped() -> None:
+    one = object.__new__(trainer.LetterTrainer)
+    one._norm, one.accelerator = torch.tensor(3.0), SimpleNamespace(distributed_type="NO")
+    weight = torch.nn.Linear(1, 1)  # without gradients: the optimizer has used them
+    assert one._get_grad_norm(weight) == 3
+    assert one._get_grad_norm(weight, torch.tensor(2.0)) == 2
