@@ -31,7 +31,7 @@ from src.tree.layouts import CAPTURED_ROW
 from src.tree.rows import Layout, Row
 
 MOST = 32
-"""Graphs at most. Steps of more kinds than this are not captured."""
+"""Kinds of steps at most: with more, steps are not captured. Later ones are; at twice as many, all begin anew."""
 RARE = 0.02
 """Share of the steps that may be of further kinds; each is captured when it comes."""
 
@@ -177,6 +177,8 @@ class StepGraphs:
     def _add(self, key: Signature, rows: Sequence[Row], totals: torch.Tensor) -> bool:
         """Captures a step; returns whether that worked. Where memory is short, the other graphs have to go."""
         device = self.trainer.device
+        if len(self.graphs) >= 2 * MOST:
+            self.release()
         state = torch.cuda.get_rng_state(device)
         while True:
             again = False
@@ -184,15 +186,15 @@ class StepGraphs:
                 self.graphs[key] = self._captured(key, rows, totals, state)
                 torch.cuda.set_rng_state(state, device)
                 return True
-            except torch.OutOfMemoryError as error:
-                again = bool(self.graphs)
-                self.full = not again
-                self.failed = f"the GPU's memory does not hold them ({str(error).partition('. ')[0]})"
             except RuntimeError as error:  # torch's own kinds of errors, CUDA's too, are of this class
                 if compiler.failure(error):
                     self._clear(state)  # the standard layers draw from the generator
                     raise
                 self.failed = " ".join(str(error).split())[:200]
+                if _short_of_memory(error):
+                    again = bool(self.graphs)
+                    self.full = not again
+                    self.failed = "the GPU's memory does not hold them"
             self._clear(state)
             if not again:
                 self.gradients = []
@@ -341,6 +343,15 @@ def _parts(value: torch.Tensor) -> list[torch.Tensor]:
         return [value]
     names, _ = value.__tensor_flatten__()
     return [getattr(value, name) for name in names]
+
+
+def _short_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was short, also where the end of the capture then failed in another way."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__context__
+    return False
 
 
 def _mend_generator(device: torch.device) -> None:

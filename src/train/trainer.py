@@ -183,7 +183,8 @@ class LetterTrainer(Trainer):
         return self.accelerator.gather(total.to(device)[None]).sum(0)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        self.optimizer = SteppedInGraph(super().create_optimizer(model))
+        optimizer = super().create_optimizer(model)
+        self.optimizer = optimizer if isinstance(optimizer, SteppedInGraph) else SteppedInGraph(optimizer)
         return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -36,6 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "full-8bit": {"method": "full", "optimizer": "fp32-8bit"},
     "full-fp32": {"method": "full", "optimizer": "fp32"},
     "orpo": {"method": "lora", "objective": "orpo", "lora_dropout": 0.05},
+    "letters": {"method": "lora", "objective": "letters", "lora_dropout": 0.05},
+    "ranking": {"method": "lora", "objective": "ranking", "lora_dropout": 0.05},
     "two-rows": {"method": "lora", "lora_dropout": 0.05, "batch_size": 2, "share_prefixes": "off"},
 }
 
@@ -207,6 +209,17 @@ def test_a_parameter_begins_with_the_state_that_the_optimizer_itself_gives_it(na
 def test_bitsandbytes_counts_its_steps_in_python() -> None:
     optimizer = bitsandbytes.optim.AdamW8bit([torch.nn.Parameter(torch.zeros(4))])
     assert not any(type(optimizer).__module__.startswith(package) for package in step_graphs.FRESH)
+
+
+def test_a_lack_of_memory_is_known_by_what_led_to_an_error() -> None:
+    try:
+        try:
+            raise torch.OutOfMemoryError("no room")
+        finally:
+            raise RuntimeError("the capture ended badly")
+    except RuntimeError as error:
+        assert step_graphs._short_of_memory(error)
+    assert not step_graphs._short_of_memory(RuntimeError("something else"))
 
 
 def test_trainer_steps_once() -> None:
