@@ -74,7 +74,12 @@ def make_all(out: Path, values: dict[str, Any], names: list[str]) -> Path:
     for name, text in miniature.recipes(values, folder).items():
         write_text(recipes / f"{name}.yaml", text)
 
-    make_backbones(with_parents(values["backbones"], names), values["backbones"], folder)
+    wanted = with_parents(values["backbones"], names)
+    missing = [name for name in wanted if not (folder / name).is_dir()]
+    if complete := [name for name in wanted if name not in missing]:
+        print(f"{folder}: {', '.join(complete)} complete")
+    if missing:
+        make_backbones(missing, values["backbones"], folder)
     return recipes
 
 
@@ -104,11 +109,7 @@ def make_backbones(names: list[str], backbones: dict[str, Any], folder: Path) ->
 
 
 def make_one(short: str, folder: Path) -> None:
-    """Makes one backbone in a process of `make_backbones`, unless it is complete."""
-    if (folder / short).is_dir():
-        print(f"{folder / short}: complete", flush=True)
-        return
-
+    """Makes one backbone in a process of `make_backbones`."""
     import torch
     import transformers
 

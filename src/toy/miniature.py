@@ -16,21 +16,19 @@ Pre-training ends by accuracy, so that other machines, which round otherwise, en
 for a run to learn: pre-training asks in a short form, and its answers come behind a lead; the prompts' form is longer,
 and the letter is the first token of the answer. Numbers of these models show that the code works, and say nothing about
 the backbones. They are always labelled as the miniature's.
+
+Imports torch only where a backbone is made: a quickstart that has them all does not wait for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from src.console.start import ours
 from src.model.backbones import backbones
 from src.model.recipe_files import RECIPES
-from src.toy.miniature_models import inherit, make_model
-from src.toy.miniature_tokenizers import make_tokenizer, texts_of
-from src.toy.miniature_training import ChatForm, pretrain
 
 VALUES = ours("resource/miniature/miniature.yaml")
 
@@ -52,6 +50,12 @@ def make_backbone(
     texts: from `tokenizer_texts`; parent: model and tokenizer it starts from; `update` gets the number of steps done.
     Equal arguments give equal weights on one machine.
     """
+    import torch
+
+    from src.toy.miniature_models import inherit, make_model
+    from src.toy.miniature_tokenizers import make_tokenizer, texts_of
+    from src.toy.miniature_training import ChatForm, pretrain
+
     spec = values["backbones"][short]
     assert ("parent" in spec) == (parent is not None), f"{short}: parent is {spec.get('parent')}"
     seed = values["seed"] + list(values["backbones"]).index(short)
