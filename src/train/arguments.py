@@ -65,7 +65,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         # A step's rows are copied while the GPU still computes the step before.
-        accelerator_config={"non_blocking": True},
+        accelerator_config={"non_blocking": device.type == "cuda"},
         disable_tqdm=True,
         report_to="none",
     )

@@ -218,12 +218,15 @@ class LetterTrainer(Trainer):
             print(f"steps are not captured as CUDA graphs, which is slower: {self.uncaptured}", flush=True)
         return self._accumulate(model, rows, num_items_in_batch)
 
-    def _begin_capturing(self, model: Any) -> None:
+    def _why_uncaptured(self) -> str:
         some = epoch_steps(self.examples, self.recipe)[:SEEN]
         steps = ([self.examples[number] for number in step] for step in some)
         fixed = bool(self.layout.lengths)
         signatures = [signature(self.objective.collate(step, self.layout)) for step in steps] if fixed else []
-        self.uncaptured = obstacle(self, signatures)
+        return obstacle(self, signatures)
+
+    def _begin_capturing(self, model: Any) -> None:
+        self.uncaptured = self._why_uncaptured()
         if not self.uncaptured:
             self.graphs = StepGraphs(self, model)
 
@@ -240,7 +243,7 @@ class LetterTrainer(Trainer):
         captured.
         """
         if self.graphs is None:
-            return {"obstacle": self.uncaptured or "no step was trained"}
+            return {"obstacle": self.uncaptured or self._why_uncaptured() or "no step was trained"}
         return {"kinds": len(self.graphs.known), **self.graphs.checked}
 
     def _accumulate(self, model: Any, rows: Sequence[Row], num_items_in_batch: Any) -> torch.Tensor:

@@ -176,7 +176,7 @@ def house(tmp_path: Path) -> Path:
     script = (ROOT / "orpo" / "run_orpo.bash").read_text(encoding="utf-8")
     (tmp_path / "orpo" / "run_orpo.bash").write_text(script, encoding="utf-8")
     (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "tokenizers.yaml", "task.yaml", "prompts", "recipes"):
+    for name in ("backbones.yaml", "tokenizers.yaml", "speeds.yaml", "task.yaml", "prompts", "recipes"):
         (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
     return tmp_path
 
