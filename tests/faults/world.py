@@ -21,7 +21,7 @@ from tests.faults.shim import Call, Plan, calls, compile_shim, fired
 
 ROOT = Path(__file__).parents[2]
 LINKED = ("src", "run", "orpo", "tests")
-FILES = ("backbones.yaml", "tokenizers.yaml", "task.yaml", "prompts", "recipes", "miniature")
+FILES = ("backbones.yaml", "tokenizers.yaml", "speeds.yaml", "task.yaml", "prompts", "recipes", "miniature")
 LIMIT_SECONDS = 120
 ITEMS = {"train": 16, "dev": 9, "test": 9}
 

@@ -39,7 +39,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("run", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "tokenizers.yaml", "task.yaml", "prompts"):
+    for name in ("backbones.yaml", "tokenizers.yaml", "speeds.yaml", "task.yaml", "prompts"):
         (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
     for split, count in (("train", 6), ("dev", 6), ("test", 9)):
         make_split(tmp_path / "data", split, count, labelled=split != "test")
