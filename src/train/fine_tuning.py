@@ -149,14 +149,14 @@ def _set_up(objective: Objective, encoded: Encoded, checkpoint: Checkpoint | Non
 def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: int, device: torch.device) -> str:
     """Why no prefixes can be shared; "" when they can. It is printed, or refused where sharing was asked for."""
     machine = compiler.obstacle(device)
-    on_gpu = device.type != "cpu"
-    if not machine and recipe.method == "full" and recipe.optimizer in (BF16_STOCHASTIC, "auto" if on_gpu else ""):
+    if (
+        not machine
+        and device.type != "cpu"
+        and recipe.method == "full"
+        and recipe.optimizer in (BF16_STOCHASTIC, "auto")
+    ):
         # This optimizer compiles its steps, and a step that failed half-way could not be repeated.
-        failed = compiler.try_out(device)
-        machine = failed if on_gpu else ""
-        if failed and not on_gpu:
-            print(f"the optimizer is not compiled: {failed}")
-            compiler.stay_eager()
+        machine = compiler.try_out(device)
     why = obstacle(load.class_of(config), config, device)
     if (why or machine) and recipe.share_prefixes == "on":
         raise UserError(f"{recipe.name}: share_prefixes is on, but {why or machine}. Leave it at auto.")

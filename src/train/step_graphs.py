@@ -24,6 +24,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from src.model.dropout import other_dropout
+from src.train.adamw8bit import clip_gradient
 from src.train.fixed_rows import Signature, signature
 from src.tree import compiler
 from src.tree.compare import SHARE
@@ -91,7 +92,7 @@ def _adamw_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, tor
     }
 
 
-def _torchao_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+def _eight_bit_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     return {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         "exp_avg": optimizer._new_buffer(parameter, True),
@@ -101,7 +102,7 @@ def _torchao_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, t
 
 FRESH: Mapping[str, Callable[[Any, torch.nn.Parameter], dict[str, torch.Tensor]]] = {
     "torch.optim": _adamw_state,
-    "torchao.optim": _torchao_state,
+    "src.train.adamw8bit": _eight_bit_state,
 }
 """Package of an optimizer whose step can be captured → the state that it begins a parameter with. Others (bitsandbytes
 counts steps in Python) step outside of the graphs.
@@ -256,11 +257,7 @@ class StepGraphs:
             loss.backward()
             losses.append(loss.detach())
         self.loss.copy_(torch.stack(losses).sum())
-        limit = self.trainer.args.max_grad_norm
-        if limit > 0:
-            self.norm.copy_(torch.nn.utils.clip_grad_norm_(self.trained, limit))
-        else:
-            self.norm.copy_(torch.nn.utils.get_total_norm([one.grad for one in self.trained if one.grad is not None]))
+        self.norm.copy_(clip_gradient(self.optimizer, self.trained, self.trainer.args.max_grad_norm))
 
     def _compare(self, usual: tuple[float, float]) -> None:
         replayed = self.loss.item(), self.norm.item()
@@ -313,8 +310,8 @@ class StepGraphs:
                 group.update(values)
 
     def _compile_update(self) -> None:
-        """Lets an optimizer that compiles its steps do so, for one parameter of each group and shape: a step with the
-        learning rate 0, after which its state is put back. Groups differ in their weight decay, which is compiled in.
+        """Lets an optimizer that compiles its steps do so, for one parameter of each shape: a step with the learning
+        rate 0, after which its state is put back.
         """
         inner = self.optimizer.optimizer
         if type(inner).__module__.startswith("torch.optim"):
@@ -322,8 +319,7 @@ class StepGraphs:
         self._forget_gradients()
         for rate in self.rates:
             rate.zero_()
-        groups = enumerate(inner.param_groups)
-        one_of_each = {(number, one.shape, one.dtype): one for number, group in groups for one in group["params"]}
+        one_of_each = {(one.shape, one.dtype): one for group in inner.param_groups for one in group["params"]}
         for parameter in one_of_each.values():
             states = [part for value in inner.state[parameter].values() for part in _parts(value)]
             kept = [part.clone() for part in states]

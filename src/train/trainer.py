@@ -7,9 +7,9 @@ Every evaluation measures item accuracy on dev, computed as in scoring. The weig
 log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from in `checkpoints/`. Nothing else is kept.
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
-create_optimizer, _get_train_sampler, _get_num_items_in_batch, training_step, _clip_grad_norm, _get_grad_norm,
-floating_point_ops, evaluate, _save, _save_checkpoint, _load_from_checkpoint, _load_optimizer_and_scheduler,
-_load_rng_state. It also uses the arguments' _n_gpu.
+create_optimizer, get_optimizer_cls_and_kwargs, _get_train_sampler, _get_num_items_in_batch, training_step,
+_clip_grad_norm, _get_grad_norm, floating_point_ops, evaluate, _save, _save_checkpoint, _load_from_checkpoint,
+_load_optimizer_and_scheduler, _load_rng_state. It also uses the arguments' _n_gpu.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ from src.model.adapters import save_adapter
 from src.model.causal import causal_of
 from src.model.dropout import redraw, seeds_of
 from src.model.memory import MemoryPlan
-from src.model.recipes import Recipe
+from src.model.recipes import BF16_STOCHASTIC, Recipe
 from src.prompt.encode import Encoder, Example
 from src.score.letters import LetterScorer
-from src.train.arguments import CHECKPOINTING, optimizer_name, training_arguments
+from src.train.adamw8bit import AdamW8bit, clip_gradient
+from src.train.arguments import CHECKPOINTING, OPTIMIZERS, optimizer_name, training_arguments
 from src.train.checkpoints import (
     Checkpoint,
     Place,
@@ -181,6 +182,11 @@ class LetterTrainer(Trainer):
         """The objective's totals of the whole optimizer step, over all devices."""
         total = self.objective.totals([row for batch in batch_samples for row in batch["rows"]])
         return self.accelerator.gather(total.to(device)[None]).sum(0)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        made, keys = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return (AdamW8bit if args.optim == OPTIMIZERS[BF16_STOCHASTIC][0] else made), keys
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model)
@@ -346,7 +352,7 @@ class LetterTrainer(Trainer):
             return self._norm
         if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time
             self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+        return clip_gradient(self.optimizer, self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Without clipping, Trainer would measure gradients that a captured step has used up.
