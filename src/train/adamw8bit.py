@@ -30,6 +30,23 @@ COMPILATIONS = 64
 Edge = tuple[float, float, float]
 
 
+def _edges(signed: bool) -> tuple[Edge, ...]:
+    """For each decade: (the least number whose nearest value lies in it, steps for each unit, number of values). The
+    last one holds only the 1.
+    """
+    found: list[Edge] = []
+    last = 0.0
+    for number, decade in enumerate(DECADES):
+        count, end = 2.0 ** (number + (not signed)), 10.0**decade
+        half_step = 0.45 * end / count
+        found.append(((last + 0.1 * end + half_step) / 2, count / (0.9 * end), count))
+        last = end - half_step
+    return *found, ((last + 1) / 2, 0.0, 2 * found[-1][2])
+
+
+EDGES = {signed: _edges(signed) for signed in (True, False)}
+
+
 class AdamW8bit(TorchaoAdamW8bit):
     """Takes the gradient's norm to clip it by (`clip`), and scales the gradient as it is read: clipping costs nothing
     but the norm.
@@ -185,7 +202,7 @@ def codes_of(values: torch.Tensor, signed: bool) -> torch.Tensor:
     """
     size = values.abs()
     steps, many = torch.zeros_like(size), torch.zeros_like(size)
-    for least, per_unit, count in edges(signed):
+    for least, per_unit, count in EDGES[signed]:
         above = size >= least
         steps, many = torch.where(above, per_unit, steps), torch.where(above, count, many)
     # A decade begins at a tenth of its end, which is n / 9 steps above 0.
@@ -193,21 +210,6 @@ def codes_of(values: torch.Tensor, signed: bool) -> torch.Tensor:
     if signed:  # 127 stands for 0, and there is a 1, but no -1
         return torch.where(values < 0, 127 - place.clamp(max=127), 127 + place).to(torch.uint8)
     return (place.clamp(min=1) - 1).to(torch.uint8)  # the first decade has two values
-
-
-@cache
-def edges(signed: bool) -> tuple[Edge, ...]:
-    """For each decade: (the least number whose nearest value lies in it, steps for each unit, number of values). The
-    last one holds only the 1.
-    """
-    found: list[Edge] = []
-    last = 0.0
-    for number, decade in enumerate(DECADES):
-        count, end = 2.0 ** (number + (not signed)), 10.0**decade
-        half_step = 0.45 * end / count
-        found.append(((last + 0.1 * end + half_step) / 2, count / (0.9 * end), count))
-        last = end - half_step
-    return *found, ((last + 1) / 2, 0.0, 2 * found[-1][2])
 
 
 def _rounded(values: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
