@@ -3,10 +3,12 @@
     python -m run.make_miniature
     python -m run.make_miniature --only qwen2 solarko
     python -m run.make_miniature --out /tmp/miniature
+    python -m run.make_miniature --out /tmp/miniature --anew
 
 Writes data/data_{train,dev,test}.json, backbones/<short>/ and recipes/mini-<short>.yaml. Complete files and folders are
-left as they are; remove a folder to have it made again. Everything is invented, and all numbers from it are the
-miniature's.
+left as they are; remove a folder to have it made again. The backbones are those of resource/miniature/pretrained; with
+--anew, or with other values in resource/miniature/miniature.yaml, they are pre-trained here, which takes some minutes.
+Everything is invented, and all numbers from it are the miniature's.
 """
 
 import os
@@ -37,6 +39,10 @@ def make_parser() -> Parser:
         help="folder (default: %(default)s)",
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these backbones, and those they start from")
+    parser.add_argument("--anew", action="store_true", help="pre-train the backbones that are missing")
+    parser.add_argument(
+        "--keep", action="store_true", help="with --anew: put all backbones into resource/miniature/pretrained"
+    )
     return parser
 
 
@@ -52,15 +58,23 @@ def main(argv: list[str] | None = None) -> None:
         if name not in known:
             raise UserError(f"--only: there is no backbone {name!r}. Known: {', '.join(known)}.{nearest(name, known)}")
 
+    if arguments.keep and (arguments.only or not arguments.anew):
+        raise UserError("--keep needs --anew, and no --only: it replaces all backbones that come with the repository.")
+
     with lock_folder(arguments.out):
-        recipes = make_all(arguments.out, values, arguments.only or list(known))
+        recipes = make_all(arguments.out, values, arguments.only or list(known), arguments.anew)
+        if arguments.keep:
+            from src.toy import pretrained
+
+            pretrained.keep(arguments.out / "backbones", values)
+            print(f"{pretrained.PRETRAINED}: {', '.join(known)} kept")
     again = f"python -m run.reproduce --recipes {recipes} --data {arguments.out / 'data'}"
     print(f"{time.monotonic() - started:.0f} s. Next: {again}")
 
 
-def make_all(out: Path, values: dict[str, Any], names: list[str]) -> Path:
-    """Makes what is missing in `out`, and returns the folder of the recipes."""
-    from src.toy import miniature
+def make_all(out: Path, values: dict[str, Any], names: list[str], anew: bool = False) -> Path:
+    """Makes what is missing in `out`, and returns the folder of the recipes. anew: as the flag."""
+    from src.toy import miniature, pretrained
     from src.toy.corpus import make_corpus
 
     data, folder = out / "data", out / "backbones"
@@ -78,7 +92,10 @@ def make_all(out: Path, values: dict[str, Any], names: list[str]) -> Path:
     missing = [name for name in wanted if not (folder / name).is_dir()]
     if complete := [name for name in wanted if name not in missing]:
         print(f"{folder}: {', '.join(complete)} complete")
-    if missing:
+    if missing and not anew and pretrained.fit(values):
+        pretrained.copy(missing, folder)
+        print(f"{folder}: {', '.join(missing)} as they come with the repository")
+    elif missing:
         make_backbones(missing, values["backbones"], folder)
     return recipes
 

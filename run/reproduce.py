@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+IMPORTED = ("src.runs.training", "src.runs.scoring", "src.train.fine_tuning")
+"""What run.train takes longest to import."""
+
+
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.reproduce")
     parser.add_argument(
@@ -98,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # The runs
     left = [recipe for recipe in recipes.values() if recipe.name in {job.name for job in jobs}]
-    failures |= run_jobs(jobs, arguments.jobs or max(1, len(gpus)), len(gpus), console, hub.handed_on(left))
+    at_once = arguments.jobs or max(1, len(gpus))
+    failures |= run_jobs(jobs, at_once, len(gpus), console, hub.handed_on(left), IMPORTED)
 
     # The vote
     names = [recipe.name for recipe in recipes.values()]

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 PARENT = "CCI_PARENT"
 """Environment variable with the process id of whoever started the command and wants it to end with itself."""
@@ -28,6 +28,16 @@ _groups: set[int] = set()
 """The groups of the children that run now."""
 
 
+class Child(Protocol):
+    """The part of `subprocess.Popen` that is used here."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int | None: ...
+
+
 @contextlib.contextmanager
 def started(command: Sequence[str], environment: dict[str, str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
     """Within the block, `command` runs as a child with its guardian. At the end of the block its whole group is ended.
@@ -36,6 +46,13 @@ def started(command: Sequence[str], environment: dict[str, str], **options: Any)
     """
     environment = {**environment, PARENT: str(os.getpid())}
     child = subprocess.Popen(command, env=environment, process_group=0, **options)
+    with guarded(child):
+        yield child
+
+
+@contextlib.contextmanager
+def guarded(child: Child) -> Iterator[None]:
+    """Within the block, a child that leads a group has its guardian. At the end its whole group is ended."""
     _groups.add(child.pid)
     nowhere = subprocess.DEVNULL
     guardian = subprocess.Popen(
@@ -47,7 +64,7 @@ def started(command: Sequence[str], environment: dict[str, str], **options: Any)
     )
     assert guardian.stdin is not None
     try:
-        yield child
+        yield
     finally:
         if child.poll() is None:
             _signal(child.pid, signal.SIGTERM)

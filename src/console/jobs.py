@@ -7,17 +7,19 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.console.children import pausing, started
 from src.console.cli import INTERRUPTED
+from src.console.fork_server import ForkServer
 from src.console.progress import PIPE
 from src.console.start import ROOT
 
@@ -41,10 +43,15 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], at_once: int, gpus: int, console: "Console", environment: Mapping[str, str] | None = None
+    jobs: Sequence[Job],
+    at_once: int,
+    gpus: int,
+    console: "Console",
+    environment: Mapping[str, str] | None = None,
+    modules: Sequence[str] = (),
 ) -> dict[str, str]:
     """Runs the jobs, `at_once` at a time, and returns name → why it failed. Where there are several GPUs, each job has
-    its own. environment: variables that all of them get.
+    its own. environment: variables that all of them get. modules: imported once for all, where there is no GPU.
     """
     failures: dict[str, str] = {}
     stop = threading.Event()
@@ -53,14 +60,20 @@ def run_jobs(
         slots.put(slot)
     shared = dict(environment or {})
     shared |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
-    with _bars(jobs, console) as bars, pausing(), ThreadPoolExecutor(at_once) as pool:
+    forks = ForkServer.importing(modules, _environment(shared)) if modules and not gpus and len(jobs) > 1 else None
+    with (
+        _bars(jobs, console) as bars,
+        pausing(),
+        forks or nullcontext(None) as server,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
 
         def work(job: Job) -> None:
             slot = slots.get()
             gpu = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
             started = time.monotonic()
             with bars.of(job) as update:
-                reason = run_job(job.command, job.log, {**shared, **gpu}, update, stop)
+                reason = run_job(job.command, job.log, {**shared, **gpu}, update, stop, server)
             slots.put(slot)
             if reason:
                 failures[job.name] = reason
@@ -125,17 +138,15 @@ def run_job(
     environment: Mapping[str, str],
     update: Callable[[dict[str, Any]], None],
     stop: threading.Event,
+    server: ForkServer | None = None,
 ) -> str:
     """Runs `command` to its end, or until `stop` is set, and returns why it failed, or "".
 
-    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is its own process. So its memory is
-    always freed, and if it is killed, nothing else dies. It ends with this process, with all that it has started.
+    `update` gets {"stage", "done", "total", "note"} while it runs. Each command is its own process, a fork of `server`
+    if there is one. So its memory is always freed, and if it is killed, nothing else dies. It ends with this process,
+    with all that it has started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    # `python -m run.train` must find the repository from any folder, and no module of the folder it is started in.
-    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    # A log is UTF-8, whatever the terminal's encoding is.
-    found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     try:
         output = open(log, "a", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115  # closed below
     except OSError as error:
@@ -144,8 +155,7 @@ def run_job(
     with output:
         output.write(f"{COMMAND}{' '.join(command)}\n")
         output.flush()
-        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "pass_fds": (writing,)}
-        with started(command, {**os.environ, **found, PIPE: str(writing), **environment}, **options) as child:
+        with _begun(command, _environment(environment), output.fileno(), writing, server) as child:
             os.close(writing)
             reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)
             reader.start()
@@ -155,6 +165,31 @@ def run_job(
     if child.returncode == 0:
         return ""
     return INTERRUPTED_WORD if stop.is_set() else _reason(log, child.returncode)
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `more`, for a command of this repository."""
+    # `python -m run.train` must find the repository from any folder, and no module of the folder it is started in.
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    # A log is UTF-8, whatever the terminal's encoding is.
+    found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return {**os.environ, **found, **more}
+
+
+@contextmanager
+def _begun(
+    command: Sequence[str], environment: dict[str, str], output: int, pipe: int, server: ForkServer | None
+) -> Iterator[Any]:
+    """Within, the command's process, by `server` if it is `python -m`, or by itself where that is gone."""
+    python, module = [*command, "", ""][:2], [*command, "", "", ""][2]
+    if server is not None and python == [sys.executable, "-m"]:
+        with server.run(module, command[3:], environment, output, pipe, PIPE) as child:
+            if child is not None:
+                yield child
+                return
+    options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "pass_fds": (pipe,)}
+    with started(command, {**environment, PIPE: str(pipe)}, **options) as child:
+        yield child
 
 
 def _open_no_link(name: str, flags: int) -> int:

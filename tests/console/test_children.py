@@ -39,6 +39,12 @@ def main():
 sys.exit(run_main(main))
 """
 
+FORKING = COMMAND.replace("-c", "-m").replace(
+    '[Job("one", command, Path(sys.argv[3]), 1.0)], 1, 0, make_console()',
+    '[Job(name, command, Path(sys.argv[3]), 1.0) for name in "ab"], 1, 0, make_console(), None, ("json",)',
+)
+"""The command is a module, and a fork."""
+
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
@@ -93,6 +99,22 @@ def test_whatever_ends_a_command_ends_its_children(begun: Callable[..., tuple], 
     time.sleep(0.5)  # in the middle of its work
     made.send_signal(getattr(signal, name))
     assert wait_for(lambda: not any(map(is_alive, pids)), 2.0), f"{pids} after {name}"
+    made.wait(10)
+    assert "Traceback" not in log.read_text() + (tmp_path / "output").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_forks_end_as_children_do(
+    begun: Callable[..., tuple], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forked.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    made, pids, log = begun(FORKING, "forked", str(tmp_path / "pids"), str(tmp_path / "log"), start_new_session=True)
+    server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    assert server != made.pid and is_alive(server)
+    made.send_signal(getattr(signal, name))
+    assert wait_for(lambda: not any(map(is_alive, [*pids, server])), 2.0), f"{pids}, {server} after {name}"
     made.wait(10)
     assert "Traceback" not in log.read_text() + (tmp_path / "output").read_text()
 

@@ -125,7 +125,7 @@ def test_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     used: dict[str, str] = {}
     both = threading.Barrier(2, timeout=20)
 
-    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], update: Any, stop: Any) -> str:
+    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], *rest: Any) -> str:
         used[command[0]] = environment["CUDA_VISIBLE_DEVICES"]
         both.wait()
         return ""
