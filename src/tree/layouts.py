@@ -24,7 +24,8 @@ CPU_TREE, CPU_BATCH = 512, 2048
 """Tokens on a CPU of a row of a tree (about a dialogue), and of a padded batch (as much as stays in the caches)."""
 CPU_MASKED = 1.5
 """How many times longer a CPU takes for attention with a mask than for causal attention: 1.1 at 351 tokens, 1.3 to 1.5
-at 640 and 1,024 (torch 2.13, one core). At the miniature's size a dialogue a row took 22 to 36 % less time than batches.
+at 640 and 1,024 (torch 2.13, one core). At the miniature's size a row for each dialogue took 22 to 36 % less time than
+batches.
 """
 GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU: more than enough to keep it busy."""

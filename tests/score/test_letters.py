@@ -288,7 +288,7 @@ def test_a_scorer_compares_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(room, "lay_out", noted)
     one, examples = scorer(toys.network("qwen2"), "qwen2"), encoder("qwen2").for_scoring(ITEMS)
-    first, second = (one.score(examples, kind="tree").how for _ in range(2))
+    first, second = (one.score(examples, kind="tree", batch_tokens=1024).how for _ in range(2))
     assert first == second and first.guard is not None
     # As they are, and with rounding. Two of each of two dialogues.
     prompts, again = compared

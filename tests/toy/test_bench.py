@@ -167,7 +167,7 @@ def test_preference_pairs_are_counted_alike(name: str, setting: Setting, monkeyp
     # Two pairs are four sequences, of which the tree computes hardly more than one.
     assert 1000 < found["raw_tokens"] / found["items"] < 2000
     shared = found["raw_tokens"] / found["unique_tokens"]
-    assert shared == 1 if name == "trl-orpo" else shared > 4
+    assert shared == 1 if name == "trl-orpo" else shared > 3
 
 
 def test_qlora_is_quantised(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

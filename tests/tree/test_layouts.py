@@ -402,8 +402,8 @@ PROMPTS = [example.ids[: example.answer_start] for example in CORPUS]
 def test_scoring_on_a_cpu() -> None:
     assert scoring_layout(PROMPTS, TOY, PAD, CPU, False) == Layout("padded", CPU_BATCH, PAD)
     shorter = [example.ids[: example.answer_start] for example in SHORTER]
-    assert scoring_layout(shorter, TOY, PAD, CPU, False) == Layout("padded", CPU_BATCH, PAD)
-    assert scoring_layout(shorter, BLLOSSOM, PAD, CPU, False) == Layout("tree", CPU_TREE, PAD)
+    for shape in (TOY, BLLOSSOM):
+        assert scoring_layout(shorter, shape, PAD, CPU, False) == Layout("tree", CPU_TREE, PAD)
     assert scoring_layout(shorter, BLLOSSOM, PAD, GPU, False) == Layout("padded", CPU_BATCH, PAD)
     unlike = [(number,) * 1000 for number in range(20)]
     assert scoring_layout(unlike, BLLOSSOM, PAD, CPU, False).kind == "padded"
