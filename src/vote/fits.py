@@ -20,7 +20,7 @@ from src.vote.voters import Request, Voters
 from src.vote.weights import TEMPERATURES, Fitted, Floats, Ints, dialogue_folds, fit, log_loss, out_of_fold
 
 FITTED_ON = "dev"
-"""The only split whose labels a rule sees. Its labels chose the runs' weights already; test is never seen."""
+"""The only split whose labels a rule sees. They chose the runs' checkpoints already; those of test are never seen."""
 
 
 @dataclass(frozen=True)

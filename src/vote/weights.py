@@ -159,7 +159,8 @@ def stack_weights(logprobs: Floats, labels: Ints) -> Floats:
     turned = [[int(option) for option in order] for order in orders]
     seen = np.concatenate([logprobs[:, :, order].transpose(1, 0, 2).reshape(items, -1) for order in turned])
     places = np.concatenate([np.argsort(order)[labels] for order in turned])
-    model = LogisticRegression(fit_intercept=False, tol=1e-6, max_iter=1000)
+    # With two options the library keeps one of two opposite coefficients, and so counts them twice in the penalty.
+    model = LogisticRegression(C=1.0 if options > 2 else 2.0, fit_intercept=False, tol=1e-6, max_iter=1000)
     model.fit(seen, places, sample_weight=np.full(len(seen), 1 / len(turned)))
     found = model.coef_ if options > 2 else np.concatenate([-model.coef_, model.coef_]) / 2
     coefficients = found.reshape(options, voters, options).transpose(1, 0, 2)

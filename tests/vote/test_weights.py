@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from scipy.stats import binom
 
-from src import task
+from src.task import Task
 from src.vote.weights import (
     TEMPERATURES,
     Floats,
@@ -20,7 +20,7 @@ from src.vote.weights import (
     stack_weights,
 )
 from src.worth.metrics import chance_range
-from tests.made_task import FOUR, working_on
+from tests.made_task import working_on
 
 RULES = ("soft", "weighted", "stack")
 
@@ -39,6 +39,10 @@ def reports(rng: np.random.Generator, labels: Ints, reliability: float, options:
     found = np.full((len(labels), options), np.log((1 - reliability) / (options - 1)))
     found[np.arange(len(labels)), named] = np.log(reliability)
     return found
+
+
+def of_options(count: int) -> Task:
+    return Task("other", ("one",), tuple(f"o{number}" for number in range(count)), tuple("ABCDE"[:count]))
 
 
 def noise(rng: np.random.Generator, items: int, options: int = 3) -> Floats:
@@ -159,7 +163,7 @@ def test_a_voter_given_twice_has_its_weight_shared() -> None:
     assert weights[0] + weights[1] == pytest.approx(1, abs=0.1) == weights[2]
 
 
-@pytest.mark.parametrize("options", [3, 4])
+@pytest.mark.parametrize("options", [2, 3, 4])
 def test_the_stack_is_a_conditional_logit_with_a_penalty(options: int) -> None:
     """Reference: the same model written as one coefficient a voter, and minimised directly. Of the full regression's
     coefficients a voter's are w·(δ − 1/options), whose squares sum to (options − 1)·w².
@@ -172,18 +176,17 @@ def test_the_stack_is_a_conditional_logit_with_a_penalty(options: int) -> None:
         likely = log_softmax(np.tensordot(weights, logprobs, axes=1), axis=1)[np.arange(120), labels]
         return float(-likely.sum() + (options - 1) / 2 * (weights**2).sum())
 
-    with working_on(task.official() if options == 3 else FOUR):
+    with working_on(of_options(options)):
         found = stack_weights(logprobs, labels)
     assert found == pytest.approx(minimize(loss, np.zeros(3)).x, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", [2, 3, 5])
 def test_the_stack_does_not_know_positions(options: int) -> None:
-    names = tuple(f"o{number}" for number in range(options))
     rng = np.random.default_rng(8)
     labels = np.zeros(60, dtype=np.intp)  # always the first: a tempting position
     logprobs = np.stack([noise(rng, 60, options), noise(rng, 60, options) + np.eye(options)[labels]])
-    with working_on(task.Task("other", ("one",), names, tuple("ABCDE"[:options]))):
+    with working_on(of_options(options)):
         fitted = fit("stack", logprobs, labels)
         plain = fitted.probabilities(logprobs)
         order = list(range(options))[::-1]
