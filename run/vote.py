@@ -141,9 +141,9 @@ def tell_who_helps(request: Request, rule: str, out: Path | None) -> None:
         )
     from src.vote.contribution_table import show_contributions
     from src.vote.contributions import contributions
-    from src.vote.fits import refuse_answers_alone, refuse_one_dialogue
+    from src.vote.fits import refuse_answers_alone, refuse_few_dialogues
 
-    refuse_one_dialogue(voters.items, voters.data)
+    refuse_few_dialogues(voters.items, voters.data, least=3)
     if rule != "hard":
         refuse_answers_alone(rule, voters.sources)
     with announced("trying votes"):

@@ -184,7 +184,7 @@ class Panel:
 
 
 def contributions(rule: str, items: Sequence[Item], sources: Sequence[Source]) -> Contributions:
-    """`items`, each with a label, are of two dialogues or more; there are two `sources` or more."""
+    """`items`, each with a label, are of three dialogues or more; there are two `sources` or more."""
     panel = Panel(rule, items, sources)
     everything = np.arange(len(items))
     whole = panel.vote(panel.everybody, everything)

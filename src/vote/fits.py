@@ -58,7 +58,7 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
     dev = Dev(dev.items, dev.data, [dev.sources[place] for place in places])
     logprobs, labels, keys = logprobs_of(dev.sources, dev.items), labels_of(dev.items), _keys(dev.items)
     if request.split == FITTED_ON:
-        refuse_one_dialogue(dev.items, dev.data)
+        refuse_few_dialogues(dev.items, dev.data)
     fitted = fit(rule, logprobs, labels)
     notes = _notes(fitted, dev, voters, request.split)
     names = [source.ballot.run for source in dev.sources]
@@ -106,12 +106,12 @@ def refuse_answers_alone(rule: str, sources: Sequence[Source]) -> None:
         )
 
 
-def refuse_one_dialogue(items: Sequence[Item], data: Path) -> None:
-    """Folds by dialogue need two."""
-    if len(set(_keys(items))) < 2:
+def refuse_few_dialogues(items: Sequence[Item], data: Path, least: int = 2) -> None:
+    """Folds by dialogue need two, folds within all but one of them three."""
+    if (found := len(set(_keys(items)))) < least:
         raise UserError(
-            f"{data}: all {len(items)} items are of one dialogue, and what is fitted on it cannot be tried on another. "
-            "Allowed: a labelled split with two dialogues or more."
+            f"{data}: the {counted(len(items), 'item')} are of {counted(found, 'dialogue')}, and what is fitted or "
+            f"chosen on some has to be tried on others. Allowed: a labelled split of {least} dialogues or more."
         )
 
 
@@ -168,7 +168,9 @@ def _notes(fitted: Fitted, dev: Dev, voters: Voters, split: str) -> list[str]:
         if temperature < low * 1.01:
             notes.append(f"{source.ballot.run} makes no mistake on dev that could tell its temperature; taken is {low}")
         elif temperature > high * 0.99:
-            notes.append(f"{source.ballot.run} tells nothing about dev's labels; its probabilities count as all equal")
+            notes.append(
+                f"{source.ballot.run} tells nothing about dev's labels; its probabilities count as nearly equal"
+            )
     if split != FITTED_ON and all(item.label is not None for item in voters.items):
         seen = set(_keys(dev.items))
         if shared := [item.id for item in voters.items if item.dialogue_key in seen]:

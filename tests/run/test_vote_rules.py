@@ -218,6 +218,11 @@ def test_who_helps_needs_labels_and_two_voters(place: Path) -> None:
     vote(place, "alpha", str(elsewhere), "--who_helps")
     with pytest.raises(UserError, match="--rule soft needs probabilities"):
         vote(place, "alpha", str(elsewhere), "--who_helps", "--rule", "soft")
+    make_split(place / "few", "dev", 6)
+    for run in RUNS:
+        make_scored_run(place / "short" / run, place / "few", "dev", [[1.0, 0.0, 0.0]] * 6)
+    with pytest.raises(UserError, match=r"the 6 items are of 2 dialogues.*Allowed: .* 3 dialogues"):
+        main(["--who_helps", "--data", str(place / "few"), "--results", str(place / "short")])
     make_split(place / "data", "dev", 30, labelled=False)
     with pytest.raises(UserError, match="30 of 30 items have no label"):
         vote(place, "--who_helps", "--json", str(place / "found.json"))

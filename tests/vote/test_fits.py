@@ -145,7 +145,7 @@ def test_dev_without_labels_or_of_one_dialogue_is_refused(place: Path) -> None:
     for run in RUNS:
         make_scored_run(place / "few" / run, place / "short", "dev", logits_of(run, "dev")[:3].tolist())
     request = Request(RUNS, [], "dev", place / "few", place / "short")
-    with pytest.raises(UserError, match="all 3 items are of one dialogue"):
+    with pytest.raises(UserError, match=r"the 3 items are of 1 dialogue.*Allowed: .* 2 dialogues"):
         fit_voters("soft", request, gather_voters(request))
 
 
