@@ -56,12 +56,12 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
     # In an order that is the voters' own, so that sums are rounded alike however they were given.
     places = sorted(range(len(dev.sources)), key=lambda place: dev.sources[place].sha256)
     dev = Dev(dev.items, dev.data, [dev.sources[place] for place in places])
+    names = [voters.sources[place].ballot.run for place in places]
     logprobs, labels, keys = logprobs_of(dev.sources, dev.items), labels_of(dev.items), _keys(dev.items)
     if request.split == FITTED_ON:
         refuse_few_dialogues(dev.items, dev.data)
     fitted = fit(rule, logprobs, labels)
-    notes = _notes(fitted, dev, voters, request.split)
-    names = [source.ballot.run for source in dev.sources]
+    notes = [*_temperature_notes(fitted, names), *_flattered(dev, voters, request.split)]
     entry: dict[str, Any] = {
         "rule": rule,
         "split": FITTED_ON,
@@ -69,7 +69,7 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
         "data_sha256": sha256(dev.data),
         "items": len(dev.items),
         "dialogues": len(set(keys)),
-        "scores": {source.ballot.run: source.sha256 for source in dev.sources},
+        "scores": {name: source.sha256 for name, source in zip(names, dev.sources, strict=True)},
         "temperatures": dict(zip(names, fitted.temperatures.tolist(), strict=True)),
         "weights": dict(zip(names, fitted.weights.tolist(), strict=True)),
         "folds": None,
@@ -161,19 +161,22 @@ def _scores_on_dev(file: str, split: str) -> str:
     return str(beside)
 
 
-def _notes(fitted: Fitted, dev: Dev, voters: Voters, split: str) -> list[str]:
+def _temperature_notes(fitted: Fitted, names: Sequence[str]) -> list[str]:
     low, high = TEMPERATURES
     notes = []
-    for source, temperature in zip(dev.sources, fitted.temperatures.tolist(), strict=True):
+    for name, temperature in zip(names, fitted.temperatures.tolist(), strict=True):
         if temperature < low * 1.01:
-            notes.append(f"{source.ballot.run} makes no mistake on dev that could tell its temperature; taken is {low}")
+            notes.append(f"{name} makes no mistake on dev that could tell its temperature; taken is {low}")
         elif temperature > high * 0.99:
-            notes.append(
-                f"{source.ballot.run} tells nothing about dev's labels; its probabilities count as nearly equal"
-            )
-    if split != FITTED_ON and all(item.label is not None for item in voters.items):
-        seen = set(_keys(dev.items))
-        if shared := [item.id for item in voters.items if item.dialogue_key in seen]:
-            told = f"{counted(len(shared), 'item')} of {split} are of dialogues that the rule was fitted on"
-            notes.append(f"{told}, so the accuracy is flattered: {some(shared)}")
+            notes.append(f"{name} tells nothing about dev's labels; its probabilities count as nearly equal")
     return notes
+
+
+def _flattered(dev: Dev, voters: Voters, split: str) -> list[str]:
+    """A note where an accuracy is told of items whose dialogues the rule was fitted on."""
+    if split == FITTED_ON or any(item.label is None for item in voters.items):
+        return []
+    seen = set(_keys(dev.items))
+    shared = [item.id for item in voters.items if item.dialogue_key in seen]
+    told = f"{counted(len(shared), 'item')} of {split} are of dialogues that the rule was fitted on"
+    return [f"{told}, so the accuracy is flattered: {some(shared)}"] if shared else []

@@ -170,6 +170,15 @@ def test_a_single_voter_is_pointed_out(place: Path, capsys: pytest.CaptureFixtur
     assert result(place / "results" / "vote-weighted", "test")["fitted"]["weights"] == {"alpha": 1.0}
 
 
+def test_a_file_of_scores_votes_by_what_lies_beside_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = place / "results" / "beta" / "scores_test.jsonl"
+    vote(place, "alpha", str(file), "--rule", "weighted")
+    weights = result(place / "results" / "vote-weighted", "test")["fitted"]["weights"]
+    assert f"{weights[str(file)]:.3f}" in capsys.readouterr().out
+    vote(place, "alpha", "beta", "--rule", "weighted")
+    assert result(place / "results" / "vote-weighted", "test")["fitted"]["weights"]["beta"] == weights[str(file)]
+
+
 # Who helps
 
 

@@ -100,6 +100,7 @@ def test_files_of_scores_are_fitted_on_those_beside_them(place: Path) -> None:
     file = place / "results" / "beta" / "scores_test.jsonl"
     by_file = fitted(place, "soft", "test", "alpha", str(file), "gamma")
     assert by_file.probabilities == fitted(place, "soft", "test", *RUNS).probabilities
+    assert by_file.entry["weights"].keys() == {"alpha", str(file), "gamma"}, "called as they vote"
     alone = place / "mine.jsonl"
     alone.write_bytes(file.read_bytes())
     with pytest.raises(UserError, match=r"mine.jsonl: its weight is fitted on its scores on dev.*a name without test"):
