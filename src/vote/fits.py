@@ -100,7 +100,7 @@ def refuse_answers_alone(rule: str, sources: Sequence[Source]) -> None:
     if alone := [source for source in sources if source.ballot.logprobs is None]:
         raise UserError(
             f"--rule {rule} needs probabilities, and of {len(alone)} of {counted(len(sources), 'voter')} there are "
-            f"answers alone: {', '.join(f'{source.ballot.run} ({source.file})' for source in alone)}. "
+            f"answers alone: {', '.join(str(source.file) for source in alone)}. "
             "Allowed: runs with scores, and files of scores (scores_*.jsonl). A vote and a file of predictions can "
             "vote under --rule hard only; name the runs of a vote in its place."
         )

@@ -95,7 +95,12 @@ def test_the_soft_vote_is_the_mean_of_what_the_runs_say(place: Path) -> None:
 
 def test_the_default_is_the_hard_vote_and_says_nothing_of_a_fit(place: Path) -> None:
     vote(place)
-    assert "fitted" not in result(place / "results" / "vote", "test")
+    record = result(place / "results" / "vote", "test")
+    assert list(record) == [
+        *("accuracy", "correct", "interval", "items", "data", "data_sha256", "rule", "orders", "files", "voters"),
+        *("missing", "unanimous", "pairs", "decided_by", "versions", "commit"),
+    ]
+    assert record["rule"] == RULES["hard"]
     assert all("probabilities" not in line for line in lines(place / "results" / "vote", "test"))
 
 
@@ -147,7 +152,7 @@ def test_refusals_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str])
     vote(place, "--out", str(place / "results" / "hard"))
     for words, reason in (
         (("alpha", str(elsewhere)), r"--rule soft needs probabilities.*elsewhere\.json"),
-        (("alpha", "hard"), r"--rule soft needs probabilities.*hard"),
+        (("alpha", "hard"), r"--rule soft needs probabilities.*hard.predictions_test\.json"),
         (("alpha", str(place / "data" / "data_dev.json")), "Every file must answer exactly the items"),
     ):
         with pytest.raises(UserError, match=reason):
