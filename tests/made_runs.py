@@ -98,3 +98,22 @@ def name_data(run: Path, **files: Path | str) -> None:
         for split, path in files.items()
     }
     write_json(record_path(run), record)
+
+
+def make_scored_run(run: Path, data: Path, split: str, logits: Sequence[Sequence[float]]) -> Path:
+    """A finished run whose scores by one order of the options are these logits, a row for each item of
+    `data_<split>.json`. Called again for another split, it adds that.
+    """
+    items = load_items(split_path(data, split))
+    rows = [
+        ItemScores(item.id, (task.current().file_order,), (tuple(map(float, row)),))
+        for item, row in zip(items, logits, strict=True)
+    ]
+    write_text(run / "recipe.yaml", "backbone: invented\n")
+    write_scores(scores_path(run, split), rows)
+    make_predictions(predictions_path(run, split), items, [row.prediction for row in rows])
+    record = stored(run) if record_path(run).is_file() else {"run": run.name, "recipe": {}, "splits": {}}
+    record["task"] = {"name": task.current().name, "sha256": task.current().sha256}
+    record["splits"][split] = {"items": len(items), "data_sha256": sha256(split_path(data, split))}
+    write_json(record_path(run), record)
+    return run

@@ -155,10 +155,12 @@ class Result(Part):
 class VoteResult(Result):
     """The result of a vote on a split, with its rule and voters.
 
+    fitted     for rules other than the hard vote: the rule's name, what was fitted, and on what
     unanimous  share of the items that all voters answer alike
     """
 
     rule: str | None = None
+    fitted: Mapping[str, Any] | None = None
     voters: Sequence[Mapping[str, Any]] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     unanimous: float | None = None
@@ -167,7 +169,7 @@ class VoteResult(Result):
     versions: Mapping[str, str] | None = None
     commit: str | None = None
 
-    OPTIONAL: ClassVar = ("reasoning", "rows", "seconds", "files")
+    OPTIONAL: ClassVar = ("reasoning", "rows", "seconds", "files", "fitted")
     RENAMED: ClassVar = {"commit": "git_commit"}
     FIRST: ClassVar = ("accuracy", "correct", "interval", "items", "data", "data_sha256", "rule")
 

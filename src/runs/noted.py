@@ -109,6 +109,8 @@ def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
         of_splits = record.results(orders)
         result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
         voters = [_voter(folder, one) for voter in getattr(result, "voters", ()) for one in _experts(voter)]
+        rule = (getattr(result, "fitted", None) or {}).get("rule")
+        many += f" --rule {shlex.quote(rule)}" if isinstance(rule, str) else ""
         return f"{' '.join(['python -m run.vote', *voters])} --split {split} --out {where}{many}{task.flag()}"
     return f"python -m run.test --model_id {where} --split {split}{many}{_sampling(record, split, orders)}{task.flag()}"
 

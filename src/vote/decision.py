@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src import task
 from src.console.words import counted
@@ -14,8 +14,11 @@ from src.runs.record import Record
 from src.runs.versions import made_with
 from src.vote.ballots import Source
 from src.vote.voters import Voters
-from src.vote.voting import RULE, Agreement, Verdict, agreement, hard_vote
+from src.vote.voting import RULE, RULES, TIED_PROBABILITIES, Agreement, Verdict, agreement, hard_vote, probability_vote
 from src.worth.metrics import evaluate
+
+if TYPE_CHECKING:
+    from src.vote.fits import Fit  # loads numpy, which a hard vote does without
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Decision:
         return [verdict.answer for verdict in self.verdicts]
 
 
-def decide(gathered: Voters) -> Decision:
+def decide(gathered: Voters, fit: "Fit | None" = None) -> Decision:
+    """A hard vote, or that of the rule that was fitted."""
     items, sources = gathered.items, gathered.sources
     ids, ballots = [item.id for item in items], [source.ballot for source in sources]
-    verdicts, alike = hard_vote(ids, ballots), agreement(ids, ballots)
+    verdicts = probability_vote(ids, ballots, fit.probabilities) if fit else hard_vote(ids, ballots)
+    alike = agreement(ids, ballots)
     labelled = all(item.label is not None for item in items)
     orders = {source.orders for source in sources if source.orders}
     voters = [_voter(source, verdicts) for source in sources]
@@ -68,7 +73,8 @@ def decide(gathered: Voters) -> Decision:
         items=len(items),
         data=str(gathered.data),
         data_sha256=sha256(gathered.data),
-        rule=RULE,
+        rule=f"{RULES[fit.entry['rule']]} {TIED_PROBABILITIES}" if fit else RULE,
+        fitted=fit.entry if fit else None,
         orders=orders.pop() if len(orders) == 1 else None,
         voters=[voter.as_json() for voter in voters],
         missing=gathered.missing,
@@ -105,11 +111,27 @@ def vote_line(verdict: Verdict, sources: Sequence[Source]) -> dict[str, Any]:
     return {
         "id": verdict.id,
         "answer": options[verdict.answer],
+        **({} if verdict.probabilities is None else {"probabilities": verdict.probabilities}),
         "counts": verdict.counts,
         "tied": [options[option] for option in verdict.tied],
         "decided_by": verdict.decided_by,
         "runs": {source.ballot.run: options[source.ballot.answers[verdict.id]] for source in sources},
     }
+
+
+def other_rules(earlier: Record | None, split: str, rule: str) -> list[str]:
+    """Notes where votes on other splits in the same folder are by another rule."""
+    before = {
+        other: (result.fitted or {}).get("rule", "hard")
+        for other, result in (earlier.splits if earlier else {}).items()
+        if other != split and isinstance(result, VoteResult)
+    }
+    return [
+        f"this vote on {split} is by the rule {rule}, that on {other} in the same folder by {then}; "
+        "another --out keeps them apart"
+        for other, then in before.items()
+        if then != rule
+    ]
 
 
 def unlike_earlier(earlier: Record | None, split: str, sources: Sequence[Source]) -> list[str]:

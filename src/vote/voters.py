@@ -38,6 +38,7 @@ class Voters:
     """The voters and their items.
 
     sources   a ballot for each voter, on `items`
+    chosen    the runs and files that they were read from, as the user would name them
     data      file of the items
     left_out  name → why a run that may vote without being named does not
     missing   name → why an expected run does not vote
@@ -45,6 +46,7 @@ class Voters:
     """
 
     sources: Sequence[Source]
+    chosen: Sequence[str]
     items: Sequence[Item]
     data: Path
     left_out: Mapping[str, str]
@@ -66,7 +68,7 @@ def gather_voters(request: Request) -> Voters:
         name: reasons[name] or left_out.get(name) or "not named" for name in request.expected if name not in voters
     }
     notes = [*notes, *(source.note for source in sources if source.note), *notes_on_voters(sources)]
-    return Voters(sources, items, data, left_out, missing, notes)
+    return Voters(sources, chosen, items, data, left_out, missing, notes)
 
 
 def why_cannot_vote(run: Path, split: str) -> str:

@@ -1,4 +1,6 @@
-"""Many answers per item → one: a hard vote whose ties are decided by a stated rule, never by the order of the runs."""
+"""Many answers per item → one, by ballots or by probabilities. Ties are decided by a stated rule, never by the order of
+the runs.
+"""
 
 import hashlib
 import math
@@ -19,12 +21,35 @@ RULE = (
     "If nothing decides, a draw by the SHA-256 of the item's id. The order in which runs are given never matters."
 )
 
+RULES = {
+    "hard": RULE,
+    "soft": (
+        "The option with the highest mean of the runs' calibrated probabilities wins: each run's log-probabilities are "
+        "divided by its temperature, which makes the labels of dev likeliest."
+    ),
+    "weighted": (
+        "The option with the highest weighted mean of the runs' calibrated probabilities wins. Temperatures are as in "
+        "the soft vote; the weights are at least 0, sum to 1, and make the labels of dev likeliest."
+    ),
+    "stack": (
+        "The option with the highest weighted sum of the runs' calibrated log-probabilities wins. The weights are a "
+        "multinomial logistic regression's (L2 penalty, C = 1), which sees each item of dev in many orders of its "
+        "options, so that an option's position never counts."
+    ),
+}
+"""Name of a rule → what it says. All but the first are fitted on labels."""
+TIED_PROBABILITIES = (
+    "Among options of equal probability wins the one with most ballots, then the choice of the run with the best dev "
+    "accuracy, then a draw by the SHA-256 of the item's id. The order in which runs are given never matters."
+)
+
 # Sums that are equal on paper differ in the last digits by the way each logarithm was rounded.
 SAME_LOGPROB = 1e-9
+SAME_PROBABILITY = 1e-9
 
 IDS_SHOWN = 5
 
-Decision = Literal["majority", "log-probability", "best run", "draw"]
+Decision = Literal["majority", "log-probability", "probability", "ballots", "best run", "draw"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +72,16 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The vote on one item. `counts`: ballots per option. `tied`: options that share the highest count, if several."""
+    """The vote on one item. `counts`: ballots per option. `tied`: options that share the highest count, if several; in
+    a vote by `probabilities`, which are one for each option, those that share the highest of them.
+    """
 
     id: str
     answer: int
     counts: tuple[int, ...]
     tied: tuple[int, ...]
     decided_by: Decision
+    probabilities: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +97,26 @@ def hard_vote(ids: Sequence[str], ballots: Sequence[Ballot]) -> list[Verdict]:
 
     UserError without ballots, or when a ballot's ids are not exactly `ids`.
     """
+    _refuse_other_ids(ids, ballots)
+    return [_verdict(item_id, ballots) for item_id in ids]
+
+
+def probability_vote(
+    ids: Sequence[str], ballots: Sequence[Ballot], probabilities: Sequence[Sequence[float]]
+) -> list[Verdict]:
+    """One verdict per id: the option of the highest probability, ties by `TIED_PROBABILITIES`. `probabilities` has a
+    row for each id, with the voters' joint probability of each option. UserError as in `hard_vote`.
+    """
+    _refuse_other_ids(ids, ballots)
+    return [_likeliest(item_id, ballots, tuple(row)) for item_id, row in zip(ids, probabilities, strict=True)]
+
+
+def _refuse_other_ids(ids: Sequence[str], ballots: Sequence[Ballot]) -> None:
     if not ballots:
         raise UserError("There is nothing to vote on: found no runs and no predictions; allowed: one or more.")
     problems = [problem for ballot in ballots if (problem := id_problem(ballot.run, ballot.answers, ids))]
     if problems:
         raise UserError("The vote needs the same items from every run.\n  " + "\n  ".join(problems))
-    return [_verdict(item_id, ballots) for item_id in ids]
 
 
 def id_problem(name: str, found: Iterable[str], expected: Sequence[str]) -> str:
@@ -101,9 +143,27 @@ def agreement(ids: Sequence[str], ballots: Sequence[Ballot]) -> Agreement:
     return Agreement(unanimous / len(ids), pairs)
 
 
-def _verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
+def _counts(item_id: str, ballots: Sequence[Ballot]) -> tuple[int, ...]:
     votes = Counter(ballot.answers[item_id] for ballot in ballots)
-    counts = tuple(votes[option] for option in range(len(task.current().options)))
+    return tuple(votes[option] for option in range(len(task.current().options)))
+
+
+def _likeliest(item_id: str, ballots: Sequence[Ballot], probabilities: tuple[float, ...]) -> Verdict:
+    counts = _counts(item_id, ballots)
+    highest = max(probabilities)
+    leading = tuple(option for option, one in enumerate(probabilities) if one >= highest - SAME_PROBABILITY)
+    if len(leading) == 1:
+        return Verdict(item_id, leading[0], counts, (), "probability", probabilities)
+    most = max(counts[option] for option in leading)
+    left = tuple(option for option in leading if counts[option] == most)
+    if len(left) == 1:
+        return Verdict(item_id, left[0], counts, leading, "ballots", probabilities)
+    answer, decided_by = _by_run_or_draw(item_id, left, ballots)
+    return Verdict(item_id, answer, counts, leading, decided_by, probabilities)
+
+
+def _verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
+    counts = _counts(item_id, ballots)
     leading = tuple(option for option, count in enumerate(counts) if count == max(counts))
     if len(leading) == 1:
         return Verdict(item_id, leading[0], counts, (), "majority")
@@ -111,12 +171,17 @@ def _verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
     left = _by_logprob(item_id, leading, ballots)
     if len(left) == 1:
         return Verdict(item_id, left[0], counts, leading, "log-probability")
-    left = _by_best_run(item_id, left, ballots)
+    answer, decided_by = _by_run_or_draw(item_id, left, ballots)
+    return Verdict(item_id, answer, counts, leading, decided_by)
+
+
+def _by_run_or_draw(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) -> tuple[int, Decision]:
+    left = _by_best_run(item_id, tied, ballots)
     if len(left) == 1:
-        return Verdict(item_id, left[0], counts, leading, "best run")
+        return left[0], "best run"
     # The digest knows neither runs nor files; over many items it prefers no option.
     drawn = int.from_bytes(hashlib.sha256(item_id.encode()).digest()) % len(left)
-    return Verdict(item_id, left[drawn], counts, leading, "draw")
+    return left[drawn], "draw"
 
 
 def _by_logprob(item_id: str, tied: tuple[int, ...], ballots: Sequence[Ballot]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.console.cli import UserError
-from src.vote.voting import Ballot, agreement, hard_vote
+from src.vote.voting import RULES, Ballot, agreement, hard_vote, probability_vote
 
 IDS = [f"made-{number}" for number in range(6)]
 OPTIONS = (0, 1, 2)
@@ -211,3 +211,42 @@ def test_agreement() -> None:
     assert found.unanimous == 0.5
     assert found.pairs == {("one", "two"): 0.75, ("one", "three"): 0.5, ("two", "three"): 0.5}
     assert agreement(ids, [one]).unanimous == 1.0
+
+
+# By probabilities
+
+
+def likeliest(probabilities: Logprobs, *ballots: Ballot) -> tuple[int, str, tuple[int, ...]]:
+    (verdict,) = probability_vote(["x"], ballots, [probabilities])
+    assert verdict.probabilities == probabilities
+    return verdict.answer, verdict.decided_by, verdict.tied
+
+
+def test_the_highest_probability_wins_whatever_the_ballots() -> None:
+    assert likeliest((0.3, 0.5, 0.2), ballot(0), ballot(0), ballot(1)) == (1, "probability", ())
+    (verdict,) = probability_vote(["x"], [ballot(0), ballot(0), ballot(1)], [(0.3, 0.5, 0.2)])
+    assert verdict.counts == (2, 1, 0)
+
+
+def test_equal_probabilities_are_decided_by_ballots_then_the_best_run_then_a_draw() -> None:
+    same = 0.1 + 0.2, 0.3  # equal on paper
+    assert likeliest((*same, 0.4 - 0.1), ballot(2), ballot(2), ballot(1)) == (2, "ballots", (0, 1, 2))
+    assert likeliest((*same, 0.0), ballot(2), ballot(2), ballot(1)) == (1, "ballots", (0, 1))
+    assert likeliest((*same, 0.0), ballot(1, None, 0.6), ballot(0, None, 0.7)) == (0, "best run", (0, 1))
+    answer, decided_by, tied = likeliest((*same, 0.0), ballot(1), ballot(0))
+    assert (decided_by, tied) == ("draw", (0, 1))
+    assert likeliest((*same, 0.0), ballot(0), ballot(1))[0] == answer, "the order of the voters never matters"
+
+
+def test_probabilities_are_of_the_same_items() -> None:
+    with pytest.raises(UserError, match="lacks 1"):
+        probability_vote(["x", "y"], [ballot(0)], [(1.0, 0.0, 0.0)] * 2)
+    with pytest.raises(UserError, match="no runs"):
+        probability_vote(["x"], [], [(1.0, 0.0, 0.0)])
+    with pytest.raises(ValueError, match="zip"):
+        probability_vote(["x"], [ballot(0)], [])
+
+
+def test_every_rule_says_what_it_does() -> None:
+    assert list(RULES) == ["hard", "soft", "weighted", "stack"], "hard is the default"
+    assert len(set(RULES.values())) == 4
