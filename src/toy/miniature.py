@@ -1,8 +1,8 @@
-"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks, in a minute.
+"""The miniature: the eight backbones at toy size, with their architecture and their tokenizer's quirks.
 
-A frozen random base cannot be tuned with adapters, so the backbones are pre-trained for some seconds on dialogues that
-`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. Four things
-make seconds enough:
+A frozen random base cannot be tuned with adapters, so the backbones are pre-trained on dialogues that
+`src/toy/corpus.py` invents for it. They are of the same kind as the sample corpus, but never its items. They come with
+the repository (src/toy/pretrained.py); making them anew takes some minutes. Four things make that enough:
 
 - attention starts where trained models end up, on near tokens and on equal tokens further back: mimetic
   initialisation (Trockman & Kolter 2023, arXiv:2305.09828), in src/toy/miniature_models.py;
