@@ -30,11 +30,11 @@ from src.data import DATA, SPLITS, Item, load_split, split_path
 from src.files.paths import RESULTS, record_path
 from src.model import devices, hub, trust
 from src.model.recipe_files import RECIPES, load_recipes
-from src.model.recipes import CHOICES
+from src.model.recipes import CHOICES, Recipe
 from src.plan import estimates as plan
 from src.plan import lengths, ready
 from src.plan.table import plan_table
-from src.plan.work import Place, jobs_left
+from src.plan.work import Place, all_done, jobs_left
 from src.prompt.prompts import load_prompt
 from src.runs.record import Record
 from src.runs.run_list import accuracy_text
@@ -88,22 +88,16 @@ def main(argv: list[str] | None = None) -> int:
     splits = load_splits(arguments.data, known)
     for recipe in recipes.values():
         load_prompt(recipe.prompt)
-    with announced("asking torch for GPUs"):
-        gpus = devices.gpus()
-    sizes = {**known, **{split: len(items) for split, items in splits.items()}}
-    estimates = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
-    too_long = lengths.too_long(list(recipes.values()), splits)
-    if arguments.dry_run:
-        show_plan(console, estimates, too_long)
-        return 0
     handed_on = ["--task", str(arguments.task)] if arguments.task else []
-    jobs, failures = jobs_left(recipes, estimates, gpus, Place(RESULTS, arguments.data, "test" in splits, handed_on))
-    show_plan(console, estimates, too_long)
-
-    # The runs
-    left = [recipe for recipe in recipes.values() if recipe.name in {job.name for job in jobs}]
-    at_once = arguments.jobs or max(1, len(gpus))
-    failures |= run_jobs(jobs, at_once, len(gpus), console, hub.handed_on(left), IMPORTED)
+    place = Place(RESULTS, arguments.data, "test" in splits, handed_on)
+    failures: dict[str, str] = {}
+    if not arguments.dry_run and all_done(recipes, place):
+        console.print(f"{', '.join(recipe.name for recipe in recipes.values())}: complete", soft_wrap=True)
+    else:
+        sizes = {**known, **{split: len(items) for split, items in splits.items()}}
+        if (found := work(console, recipes, splits, sizes, place, arguments)) is None:
+            return 0
+        failures = found
 
     # The vote
     names = [recipe.name for recipe in recipes.values()]
@@ -119,6 +113,31 @@ def main(argv: list[str] | None = None) -> int:
     show_results(console, names, finished, vote, failures)
     console.print(f"{time.monotonic() - started:.0f} s")
     return 1 if failures else 0
+
+
+def work(
+    console: "Console",
+    recipes: Mapping[Path, Recipe],
+    splits: Mapping[str, Sequence[Item]],
+    sizes: Mapping[str, int],
+    place: Place,
+    arguments: argparse.Namespace,
+) -> dict[str, str] | None:
+    """Shows the plan and does what is left: name → why it failed. None for a dry run, which ends with the plan. sizes:
+    numbers of items by split.
+    """
+    with announced("asking torch for GPUs"):
+        gpus = devices.gpus()
+    estimates = plan.estimate_runs(list(recipes.values()), sizes, gpu=gpus[0] if gpus else None)
+    too_long = lengths.too_long(list(recipes.values()), splits)
+    if arguments.dry_run:
+        show_plan(console, estimates, too_long)
+        return None
+    jobs, failures = jobs_left(recipes, estimates, gpus, place)
+    show_plan(console, estimates, too_long)
+    left = [recipe for recipe in recipes.values() if recipe.name in {job.name for job in jobs}]
+    at_once = arguments.jobs or max(1, len(gpus))
+    return failures | run_jobs(jobs, at_once, len(gpus), console, hub.handed_on(left), IMPORTED)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -33,6 +33,14 @@ class Place:
     task: Sequence[str] = ()
 
 
+def all_done(recipes: Mapping[Path, Recipe], place: Place) -> bool:
+    """Whether nothing is left of any recipe."""
+    try:
+        return not any(command_left(file, recipe, place) for file, recipe in recipes.items())
+    except UserError:
+        return False
+
+
 def jobs_left(
     recipes: Mapping[Path, Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu], place: Place
 ) -> tuple[list[Job], dict[str, str]]:

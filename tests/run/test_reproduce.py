@@ -57,7 +57,7 @@ class Commands:
         self.house, self.seen, self.fail = house, [], {}  # type: ignore[var-annotated]
 
     def __call__(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str], update: Callable[..., None], stop: Any
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], update: Callable[..., None], *rest: Any
     ) -> str:
         module, arguments = command[2], list(command[3:])
         self.seen.append((module, arguments))
@@ -301,7 +301,7 @@ def test_a_termination_ends_the_runs_too(house: Path, name: str) -> None:
     while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     parent.send_signal(getattr(signal, name))
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 5
     while Path(f"/proc/{pid.read_text()}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not Path(f"/proc/{pid.read_text()}").exists()

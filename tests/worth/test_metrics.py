@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from scipy.stats import binomtest
 
 from src.data import Item, parse_items
 from src.task import Task
@@ -28,6 +29,14 @@ def made_items(*changes: dict[str, str]) -> list[Item]:
 def test_wilson_published_values(correct: int, total: int, low: float, high: float) -> None:
     assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
     assert wilson(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_is_scipy_s() -> None:
+    for correct, total in ((0, 1), (1, 1), (0, 605), (605, 605), (594, 605), (3, 7), (100, 151)):
+        for confidence in (0.9, 0.95, 0.99):
+            theirs = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
+            assert wilson(correct, total, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert wilson(0, 9)[0] == 0 and wilson(9, 9)[1] == 1
 
 
 def test_wilson_confidence_widens() -> None:
