@@ -220,7 +220,7 @@ def test_shuffled_labels_give_chance(rule: str) -> None:
     """Three voters that know the labels and a hundred of noise: with the labels shuffled no rule finds anything out of
     fold. One that sees an item's own label is far above chance, as the last line shows.
     """
-    rng, items, times = np.random.default_rng(10), 150, 4
+    rng, items, times = np.random.default_rng(10), 150, 2
     labels = rng.integers(0, 3, items)
     knowing = [reports(rng, labels, 0.7) + rng.normal(0, 0.5, (items, 3)) for _ in range(3)]
     logprobs = np.stack([*knowing, *(noise(rng, items) for _ in range(100))])
