@@ -279,7 +279,7 @@ def test_a_group_without_its_adapters(what: str) -> None:
         if what == "merged":
             for model in (theirs, ours):
                 model.base_model.model.k_proj.merge()
-            torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=3e-5, rtol=1e-5)
         else:
             with theirs.disable_adapter(), ours.disable_adapter():
                 torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=0, rtol=0)
