@@ -85,8 +85,10 @@ def _merged(row: Row) -> Row:
 
 def answer_logprobs(logprobs: torch.Tensor, row: Row) -> torch.Tensor:
     """(n,): log P of each answer of the row, the mean over its tokens, from the terms' log-probabilities."""
-    sums = logprobs.new_zeros(len(row["lengths"])).index_add(0, row["answer"], logprobs[row["term"]])
-    return sums / row["lengths"]
+    # Not index_add: on a GPU it adds in whatever order threads arrive, and no training would repeat another's bits.
+    numbers = torch.arange(len(row["lengths"]), device=logprobs.device)
+    own = row["answer"] == numbers[:, None]
+    return torch.where(own, logprobs[row["term"]], 0).sum(1) / row["lengths"]
 
 
 def pair_logprobs(logprobs: torch.Tensor, row: Row) -> torch.Tensor:
