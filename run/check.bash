@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Environment, lint, imports, types, tests: what has to hold before a change lands.
 #
-#     bash run/check.bash              all of it, some minutes: before you hand a change in
+#     bash run/check.bash              some minutes: before you hand a change in
 #     bash run/check.bash --quick      without the tests that train or take long: while you work
+#     bash run/check.bash --all        with the thorough tests, too: half as long again
 #     bash run/check.bash -k vote      what follows goes to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/environment.bash
 answer_help run/check.bash "$@"
-chosen=()
-if [ "${1:-}" = --quick ]; then
-    shift
-    chosen=(-m "not trains and not slow and not faults and not gpu")
-fi
+chosen=(-m "not thorough")
+case "${1:-}" in
+--quick) chosen=(-m "not trains and not slow and not faults and not gpu and not thorough") && shift ;;
+--all) chosen=() && shift ;;
+esac
 use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
 ruff format --check .

@@ -17,19 +17,21 @@ pytestmark = pytest.mark.faults
 
 @pytest.mark.trains
 @pytest.mark.skipif(compiler() is None, reason="no C compiler: the shim cannot be made")
-def test_short_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_short_form(times: int, tmp_path: Path) -> None:
     world = World(tmp_path / "work")
     try:
         scenes = Scenes(world)
-        trials = kills.kill_trials(scenes, 10) + kills.full_trials(scenes, 6) + damages.trials(scenes, 12)
-        trials += [trial for trial in together.trials(scenes) if trial.kind == "pair"][::8]
+        trials = kills.kill_trials(scenes, 3 * times) + kills.full_trials(scenes, 2 * times)
+        trials += damages.trials(scenes, 4 * times)
+        trials += [trial for trial in together.trials(scenes) if trial.kind == "pair"][:: 24 // times]
         outcomes = harness.try_all(scenes, trials, jobs=1)
     finally:
         world.close()
     assert not any(outcome.problems for outcome in outcomes), "\n".join(
         [harness.failures(outcomes), harness.table(outcomes)]
     )
-    assert sum(not outcome.untried for outcome in outcomes) >= 20
+    assert sum(not outcome.untried for outcome in outcomes) >= 8 * times
 
 
 def test_the_table_counts_trials_and_not_problems() -> None:

@@ -183,6 +183,7 @@ def test_an_unfinished_run_with_pickles_beside_its_files(place: Path, tmp_path: 
         assert not marker.exists(), method
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_each_file_of_an_unfinished_run_as_a_pickle(place: Path, tmp_path: Path, marker: Path, method: str) -> None:
     failed: dict[str, str] = {}

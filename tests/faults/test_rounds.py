@@ -100,6 +100,7 @@ def test_what_is_held_is_the_same_when_nothing_happened(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.trains
+@pytest.mark.thorough
 def test_rounds_leave_nothing_behind() -> None:
     command = [sys.executable, "-m", "tests.faults.rounds", "--rounds", "15", "--warm_up", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -33,6 +33,7 @@ def texts(path: Path) -> dict[str, list[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> None:
     assert command.main(["--sample", "--out", str(tmp_path)]) == 0
     digest = sample_corpus().sha256
@@ -109,6 +110,7 @@ def test_a_cell_that_fails_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_notebooks_work_on_the_task_of_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They run in other processes. The task has four options and no official corpus."""
     data, file = tmp_path / "data", tmp_path / "task.yaml"
