@@ -16,7 +16,9 @@ from src.data import Item
 from src.vote.ballots import Source
 from src.vote.fits import labels_of, logprobs_of
 from src.vote.voting import Ballot, hard_vote, probability_vote
-from src.vote.weights import Floats, Ints, dialogue_folds, fit, fit_temperatures
+from src.vote.weights import fit, fit_temperatures
+from src.worth.calibration import Floats, Ints
+from src.worth.folds import dialogue_folds
 from src.worth.metrics import SIGNIFICANT, holm, mcnemar
 
 Hits = NDArray[np.bool_]

@@ -17,7 +17,9 @@ from src.runs.inputs import load_own
 from src.vote.ballots import Source, join_experts, read_sources
 from src.vote.orders import common_orders
 from src.vote.voters import Request, Voters
-from src.vote.weights import TEMPERATURES, Fitted, Floats, Ints, dialogue_folds, fit, log_loss, out_of_fold
+from src.vote.weights import Fitted, fit, out_of_fold
+from src.worth.calibration import TEMPERATURES, Floats, Ints, log_loss
+from src.worth.folds import dialogue_folds
 
 FITTED_ON = "dev"
 """The only split whose labels a rule sees. They chose the runs' checkpoints already; those of test are never seen."""

@@ -3,23 +3,14 @@
 Arrays: `logprobs` of shape (voters, items, options) in nats, `labels` of shape (items,), options' indices.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src import task
+from src.worth.calibration import Floats, Ints, fit_temperature, log_softmax
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.intp]
-
-FOLDS = 5
-TEMPERATURES = (0.05, 1000.0)
-"""The least and the largest. A voter without mistakes has no best temperature (the lower the better), and one that
-knows nothing has none either (the higher the better).
-"""
 LEAST_PROBABILITY = 1e-6
 """A single voter that was sure of something wrong must not decide alone what the weights are."""
 MOST_ORDERS = 24
@@ -40,7 +31,7 @@ class Fitted:
         """The voters' joint probabilities of the options, (items, options)."""
         calibrated = softened(logprobs, self.temperatures)
         if self.rule == "stack":
-            return np.exp(_log_softmax(np.tensordot(self.weights, _floored(calibrated), axes=1)))
+            return np.exp(log_softmax(np.tensordot(self.weights, _floored(calibrated), axes=1)))
         return np.tensordot(self.weights, np.exp(calibrated), axes=1)
 
 
@@ -68,53 +59,13 @@ def out_of_fold(rule: str, logprobs: Floats, labels: Ints, folds: Ints) -> Float
     return found
 
 
-def dialogue_folds(keys: Sequence[str], count: int = FOLDS) -> Ints:
-    """The fold (0, 1, …) of each item: items of one dialogue, which have the same key, are in the same one. There are
-    as many folds as dialogues where these are fewer than `count`; at least two dialogues are needed. The order of the
-    items changes nothing.
-    """
-    from sklearn.model_selection import GroupKFold
-
-    dialogues = len(set(keys))
-    assert dialogues > 1, "one dialogue cannot be divided"
-    folds = np.empty(len(keys), dtype=np.intp)
-    split = GroupKFold(min(count, dialogues)).split(np.zeros(len(keys)), groups=np.array(keys))
-    for fold, (_, held) in enumerate(split):
-        folds[held] = fold
-    return folds
-
-
-def log_loss(probabilities: Floats, labels: Ints) -> float:
-    """Mean of −log p(label), nats; (items, options) and (items,)."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(chosen, np.finfo(float).tiny)).mean())
-
-
 def softened(logprobs: Floats, temperatures: Floats) -> Floats:
     """Log-probabilities divided by the temperature of their voter, normalised again."""
-    return _log_softmax(logprobs / temperatures[:, None, None])
+    return log_softmax(logprobs / temperatures[:, None, None])
 
 
 def fit_temperatures(logprobs: Floats, labels: Ints) -> Floats:
     return np.array([fit_temperature(own, labels) for own in logprobs])
-
-
-def fit_temperature(logprobs: Floats, labels: Ints) -> float:
-    """The temperature within `TEMPERATURES` that makes the labels likeliest (Guo et al. 2017, temperature scaling), for
-    a voter's log-probabilities (items, options). The loss is convex in 1/T, so it has one minimum in log T as well.
-    """
-    from scipy.optimize import minimize_scalar
-
-    own = logprobs[np.arange(len(labels)), labels]
-
-    def loss(log_temperature: float) -> float:
-        scaled = logprobs / np.exp(log_temperature)
-        top = scaled.max(axis=1)
-        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((total - own / np.exp(log_temperature)).mean())
-
-    bounds = tuple(np.log(TEMPERATURES))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x))
 
 
 def mixture_weights(likelihoods: Floats) -> Floats:
@@ -172,9 +123,3 @@ def stack_weights(logprobs: Floats, labels: Ints) -> Floats:
 
 def _floored(logprobs: Floats) -> Floats:
     return np.maximum(logprobs, np.log(LEAST_PROBABILITY))
-
-
-def _log_softmax(values: Floats) -> Floats:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
