@@ -17,8 +17,8 @@ from src.runs.inputs import load_own
 from src.vote.ballots import Source, join_experts, read_sources
 from src.vote.orders import common_orders
 from src.vote.voters import Request, Voters
-from src.vote.weights import Fitted, fit, out_of_fold
-from src.worth.calibration import TEMPERATURES, Floats, Ints, log_loss
+from src.vote.weights import fit, out_of_fold
+from src.worth.calibration import Floats, Ints, log_loss, temperature_notes
 from src.worth.folds import dialogue_folds
 
 FITTED_ON = "dev"
@@ -63,7 +63,8 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
     if request.split == FITTED_ON:
         refuse_few_dialogues(dev.items, dev.data)
     fitted = fit(rule, logprobs, labels)
-    notes = [*_temperature_notes(fitted, names), *_flattered(dev, voters, request.split)]
+    temperatures = dict(zip(names, fitted.temperatures.tolist(), strict=True))
+    notes = [*temperature_notes(temperatures, FITTED_ON), *_flattered(dev, voters, request.split)]
     entry: dict[str, Any] = {
         "rule": rule,
         "split": FITTED_ON,
@@ -72,7 +73,7 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
         "items": len(dev.items),
         "dialogues": len(set(keys)),
         "scores": {name: source.sha256 for name, source in zip(names, dev.sources, strict=True)},
-        "temperatures": dict(zip(names, fitted.temperatures.tolist(), strict=True)),
+        "temperatures": temperatures,
         "weights": dict(zip(names, fitted.weights.tolist(), strict=True)),
         "folds": None,
         "scikit-learn": importlib.metadata.version("scikit-learn"),
@@ -161,17 +162,6 @@ def _scores_on_dev(file: str, split: str) -> str:
             f"called scores_{split}.jsonl with scores_{FITTED_ON}.jsonl beside it, or the folder of a run."
         )
     return str(beside)
-
-
-def _temperature_notes(fitted: Fitted, names: Sequence[str]) -> list[str]:
-    low, high = TEMPERATURES
-    notes = []
-    for name, temperature in zip(names, fitted.temperatures.tolist(), strict=True):
-        if temperature < low * 1.01:
-            notes.append(f"{name} makes no mistake on dev that could tell its temperature; taken is {low}")
-        elif temperature > high * 0.99:
-            notes.append(f"{name} tells nothing about dev's labels; its probabilities count as nearly equal")
-    return notes
 
 
 def _flattered(dev: Dev, voters: Voters, split: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from src import task
-from src.worth.calibration import Floats, Ints, fit_temperature, log_softmax
+from src.worth.calibration import Floats, Ints, fit_temperature, log_softmax, softened
 
 LEAST_PROBABILITY = 1e-6
 """A single voter that was sure of something wrong must not decide alone what the weights are."""
@@ -29,7 +29,7 @@ class Fitted:
 
     def probabilities(self, logprobs: Floats) -> Floats:
         """The voters' joint probabilities of the options, (items, options)."""
-        calibrated = softened(logprobs, self.temperatures)
+        calibrated = softened(logprobs, _by_voter(self.temperatures))
         if self.rule == "stack":
             return np.exp(log_softmax(np.tensordot(self.weights, _floored(calibrated), axes=1)))
         return np.tensordot(self.weights, np.exp(calibrated), axes=1)
@@ -39,7 +39,7 @@ def fit(rule: str, logprobs: Floats, labels: Ints, temperatures: Floats | None =
     """`rule`, fitted on these items. temperatures: those of the same items, where they are known already."""
     if temperatures is None:
         temperatures = fit_temperatures(logprobs, labels)
-    calibrated = softened(logprobs, temperatures)
+    calibrated = softened(logprobs, _by_voter(temperatures))
     if rule == "weighted":
         weights = mixture_weights(np.exp(calibrated[:, np.arange(len(labels)), labels]))
     elif rule == "stack":
@@ -57,11 +57,6 @@ def out_of_fold(rule: str, logprobs: Floats, labels: Ints, folds: Ints) -> Float
         held = folds == fold
         found[held] = fit(rule, logprobs[:, ~held], labels[~held]).probabilities(logprobs[:, held])
     return found
-
-
-def softened(logprobs: Floats, temperatures: Floats) -> Floats:
-    """Log-probabilities divided by the temperature of their voter, normalised again."""
-    return log_softmax(logprobs / temperatures[:, None, None])
 
 
 def fit_temperatures(logprobs: Floats, labels: Ints) -> Floats:
@@ -123,3 +118,8 @@ def stack_weights(logprobs: Floats, labels: Ints) -> Floats:
 
 def _floored(logprobs: Floats) -> Floats:
     return np.maximum(logprobs, np.log(LEAST_PROBABILITY))
+
+
+def _by_voter(temperatures: Floats) -> Floats:
+    """In the shape that fits (voters, items, options)."""
+    return temperatures[:, None, None]
