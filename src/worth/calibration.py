@@ -29,8 +29,8 @@ MOST_BINS, LEAST_IN_BIN = 15, 20
 """15 bins are customary (Guo et al. 2017); bins of fewer than 20 items would show noise."""
 DRAWS, SEED = 2_000, 0
 
-UNDER, OVER, UNEVEN, CALIBRATED = "underconfident", "overconfident", "uneven", "not told from calibrated"
-"""What `Measured.verdict` says."""
+UNDER, OVER, UNEVEN, CALIBRATED = "underconfident", "overconfident", "uneven", "not told apart"
+"""What `Measured.verdict` says; not told apart: from perfectly calibrated probabilities."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Measured:
 
     log_loss    mean of −log p(label), nats; None where there is none
     floored     items whose label has a probability below `LOG_LOSS_FLOOR`
-    brier       mean of Σ (p(option) − 1 if it is the label)² over the options, 0..2 (Brier 1950)
+    brier       mean of `brier_scores`, 0..2 (Brier 1950)
     confidence  mean probability of the answer
     ece         expected calibration error of the answer's probability: Σ over `bins` of their share of the items times
                 |confidence − accuracy|
@@ -96,7 +96,7 @@ def measure(probabilities: Floats, answers: Ints, labels: Ints) -> Measured:
         items=len(labels),
         log_loss=log_loss(probabilities, labels),
         floored=int((probabilities[places, labels] < LOG_LOSS_FLOOR).sum()),
-        brier=brier_score(probabilities, labels),
+        brier=float(brier_scores(probabilities, labels).mean()),
         confidence=float(confidence.mean()),
         accuracy=float(right.mean()),
         ece=missed / len(labels),
@@ -139,8 +139,10 @@ def _share(hits: NDArray[np.bool_]) -> Share:
     return Share(correct, total, correct / total, wilson(correct, total))
 
 
-def brier_score(probabilities: Floats, labels: Ints) -> float:
-    return float(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1).mean())
+def brier_scores(probabilities: Floats, labels: Ints) -> Floats:
+    """Σ (p(option) − 1 if it is the label)² over the options of each item, 0..2."""
+    found: Floats = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+    return found
 
 
 def log_loss(probabilities: Floats, labels: Ints) -> float:
