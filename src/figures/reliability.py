@@ -51,7 +51,7 @@ def reliability(panels: Sequence[Panel], heading: str) -> Figure:
     across = min(MOST_ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     width = WIDTHS_INCHES[across]
-    figure = Figure(figsize=(width, 1.2 + down * (width / across + 0.1)), dpi=150, layout="compressed")
+    figure = Figure(figsize=(width, 0.9 + down * (width / across + 0.1)), dpi=150, layout="compressed")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     lowest = _lowest(panels)
     for place, axes in enumerate(grid.flat):

@@ -202,7 +202,6 @@ def _on_another_split(
         raise UserError(f"--fitted_on {split}: found shares of ballots alone, which have no temperature. Leave it out.")
     there = fitting_on(split, replace(request, runs=runs), items, "its temperature")
     refuse_unlabelled(there.items, there.data)
-    refuse_other_orders(here, there.sources)
     labels, temperatures = labels_of(there.items), {}
     for one, other in zip(here, there.sources, strict=True):
         claim = claim_of(other, there.items)
@@ -211,6 +210,7 @@ def _on_another_split(
                 f"--fitted_on {split}: {other.file} has no probabilities, as {one.file} has. "
                 "Allowed: runs that were scored, and votes by the same rule, on both."
             )
+        refuse_other_orders(one, other)
         overall = fit_temperature(claim.logprobs, labels)
         temperatures[one.ballot.run] = _Temperatures(overall, {}, np.full((len(items), 1), overall))
     seen = set(keys_of(there.items))

@@ -140,7 +140,8 @@ def _dev(rule: str, request: Request, voters: Voters) -> Fitting:
     found = fitting_on(FITTED_ON, replace(request, runs=voters.chosen), voters.items, "its weight")
     sources = join_experts(found.sources, found.items)
     refuse_answers_alone(rule, sources)
-    refuse_other_orders(voters.sources, sources)
+    for here, there in zip(voters.sources, sources, strict=True):
+        refuse_other_orders(here, there)
     return Fitting(found.items, found.data, sources)
 
 
@@ -156,13 +157,12 @@ def fitting_on(split: str, request: Request, items: Sequence[Item], what: str) -
     return Fitting(there, data, read_sources(chosen, there, data, split, request.results, orders))
 
 
-def refuse_other_orders(here: Sequence[Source], there: Sequence[Source]) -> None:
-    for one, other in zip(here, there, strict=True):
-        if one.orders != other.orders:
-            raise UserError(
-                f"{one.file} has scores of {one.orders} and {other.file} of {other.orders} orders of the options; "
-                "what was fitted on the one does not hold for the other. Allowed: the same number."
-            )
+def refuse_other_orders(here: Source, there: Source) -> None:
+    if here.orders != there.orders:
+        raise UserError(
+            f"{here.file} has scores of {here.orders} and {there.file} of {there.orders} orders of the options; "
+            "what was fitted on the one does not hold for the other. Allowed: the same number."
+        )
 
 
 def _beside(file: str, split: str, fitted_on: str, what: str) -> str:

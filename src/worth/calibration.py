@@ -165,6 +165,8 @@ def fit_temperature(logprobs: Floats, labels: Ints) -> float:
     from scipy.optimize import minimize_scalar
 
     own = logprobs[np.arange(len(labels)), labels]
+    if (own == logprobs.max(axis=1)).all():  # no mistake; the loss may be 0 long before the bound
+        return TEMPERATURES[0]
 
     def loss(log_temperature: float) -> float:
         scaled = logprobs / np.exp(log_temperature)

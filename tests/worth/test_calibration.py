@@ -184,6 +184,7 @@ def test_without_a_best_temperature_it_stays_within_bounds() -> None:
     wrong = log_softmax(-np.eye(3)[labels], axis=1)
     low, high = TEMPERATURES
     assert fit_temperature(right, labels) == pytest.approx(low, rel=0.01)
+    assert fit_temperature(log_softmax(30 * np.eye(3)[labels], axis=1), labels) == low, "the loss is nothing at 1, too"
     assert fit_temperature(wrong, labels) == pytest.approx(high, rel=0.01)
 
 
