@@ -64,7 +64,7 @@ def make_parser() -> Parser:
     where = "the picture of --calibration; default: reliability_SPLIT.png in the run's folder, for several in --results"
     parser.add_argument("--figure", type=new_file, metavar="FILE.png", help=where)
     fitted = "fit temperatures on this split; default: on the same items, each by those of other dialogues"
-    parser.add_argument("--fitted_on", choices=SPLITS, help=fitted)
+    parser.add_argument("--fitted_on", choices=[split for split in SPLITS if split != "test"], help=fitted)
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     task.add_flag(parser)
     return parser
@@ -99,10 +99,12 @@ def main(argv: list[str] | None = None) -> None:
         (name,) = found.results
         show_parts(console, found.results[name])
         show_missed(console, found.missed(name), args.missed)
+    figure = args.figure or default_figure(args)
     if calibration:
-        show_calibrated(console, calibration, args.figure or default_figure(args))
+        show_calibrated(console, calibration, figure)
     if args.json:
-        write_json(args.json, found.as_json() | ({"calibration": calibration.as_json()} if calibration else {}))
+        told = {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
+        write_json(args.json, found.as_json() | told)
         console.print(f"\nwritten: {args.json}")
 
 
@@ -122,7 +124,7 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
     if args.fitted_on == args.split:
         parser.error(
             f"--fitted_on {args.split}: these are the items that are evaluated. Leave it out: then each "
-            "item is softened by a temperature that was fitted on other dialogues"
+            "item is scaled by a temperature that was fitted on other dialogues"
         )
 
 
@@ -176,8 +178,9 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
 
 
 def default_figure(args: argparse.Namespace) -> Path:
-    folder = run_folder(args.inputs[0], args.results) if len(args.inputs) == 1 else args.results
-    return Path(folder) / f"reliability_{args.split}.png"
+    """Beside the scores of a single run or vote, else beside the folders of all."""
+    folder: Path = run_folder(args.inputs[0], args.results) if len(args.inputs) == 1 else args.results
+    return folder / f"reliability_{args.split}.png"
 
 
 def show_calibrated(console: "Console", found: "Calibration", figure: Path) -> None:

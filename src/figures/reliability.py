@@ -16,7 +16,7 @@ from src.figures.style import BLUE, ORANGE, families
 MOST_ACROSS = 3
 WIDTHS_INCHES = {1: 5.4, 2: 8.0, 3: 8.0}
 """Panels side by side → width of the figure."""
-TITLE_LETTERS = {1: 60, 2: 50, 3: 34}
+TITLE_LETTERS = {1: 60, 2: 50, 3: 30}
 """Panels side by side → letters in a line of a panel's title."""
 HIGHEST = 1.02
 """Where the axes end, so that a dot at 1 is whole."""
@@ -48,10 +48,12 @@ class Panel:
 
 def reliability(panels: Sequence[Panel], heading: str) -> Figure:
     """One panel or more, all with the same axes. The larger a dot, the more items it is of."""
-    across = min(MOST_ACROSS, len(panels))
+    across = 2 if len(panels) == 4 else min(MOST_ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
-    width = WIDTHS_INCHES[across]
-    figure = Figure(figsize=(width, 0.9 + down * (width / across + 0.1)), dpi=150, layout="compressed")
+    titles = [f"{textwrap.fill(panel.title, TITLE_LETTERS[across])}\n{panel.note}" for panel in panels]
+    width, lines = WIDTHS_INCHES[across], max(title.count("\n") for title in titles)
+    height = 0.9 + down * (width / across + 0.15 * lines)
+    figure = Figure(figsize=(width, height), dpi=150, layout="compressed")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     lowest = _lowest(panels)
     for place, axes in enumerate(grid.flat):
@@ -59,7 +61,8 @@ def reliability(panels: Sequence[Panel], heading: str) -> Figure:
             axes.remove()
             continue
         axes.set(xlim=(lowest, HIGHEST), ylim=(lowest, HIGHEST), aspect="equal")
-        _draw(axes, panels[place], TITLE_LETTERS[across])
+        axes.set_title(titles[place], fontsize=8.5, fontfamily=families())
+        _draw(axes, panels[place])
         if place + across >= len(panels):  # the lowest of its column
             axes.set_xlabel("mean probability of the answer", fontsize=9)
             axes.tick_params(labelbottom=True)
@@ -72,9 +75,7 @@ def reliability(panels: Sequence[Panel], heading: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, panel: Panel, letters: int) -> None:
-    title = f"{textwrap.fill(panel.title, letters)}\n{panel.note}"
-    axes.set_title(title, fontsize=8.5, fontfamily=families())
+def _draw(axes: Axes, panel: Panel) -> None:
     axes.grid(alpha=0.3)
     axes.plot([0, 1], [0, 1], color=LINE, linestyle="--", linewidth=1, label=PERFECT, zorder=2)
     total = sum(dot.items for dot in panel.before)

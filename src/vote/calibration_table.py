@@ -85,9 +85,10 @@ VERDICTS = {
 
 def heading(found: Calibration) -> str:
     """Of the picture: what is shown, and what the temperature was fitted on."""
-    fitted = found.fitted
-    on = "" if fitted is None else f"; temperatures fitted {'out of fold' if fitted.folds else f'on {fitted.split}'}"
-    return f"{counted(found.items, 'item')}{on}"
+    told, fitted = counted(found.items, "item"), found.fitted
+    if fitted is None:
+        return told
+    return f"{told}; temperatures (T) fitted {'out of fold' if fitted.folds else f'on {fitted.split}'}"
 
 
 def panels(found: Calibration) -> list[Panel]:
@@ -96,11 +97,10 @@ def panels(found: Calibration) -> list[Panel]:
 
 
 def _panel(one: Judged) -> Panel:
-    note = f"ECE {one.before.ece:.3f}"
+    note = f"{'shares of ballots, ' if one.shares else ''}ECE {one.before.ece:.3f}"
     if one.after:
-        note = f"temperature {one.after.temperature:.2f}, {note} → {one.after.measured.ece:.3f}"
-    title = f"{one.name} (shares of ballots)" if one.shares else one.name
-    return Panel(title, note, _dots(one.before), _dots(one.after.measured) if one.after else [])
+        note = f"T {one.after.temperature:.2f}, {note} → {one.after.measured.ece:.3f}"
+    return Panel(one.name, note, _dots(one.before), _dots(one.after.measured) if one.after else [])
 
 
 def _dots(measured: Measured) -> list[Dot]:

@@ -67,6 +67,8 @@ def _read_votes(path: Path) -> dict[str, dict[str, Any]]:
             row = parse_json(line)
             if problem := _problem(row):
                 raise ValueError(f"line {number}: {problem}")
+            if row["id"] in found:
+                raise ValueError(f"line {number}: item {row['id']} has a line already")
             found[row["id"]] = row
     except ValueError as error:  # a UserError as well
         raise UserError(f"{path} is damaged: {error}. Make it again with run.vote.") from error

@@ -59,6 +59,9 @@ def test_runs_and_votes_are_judged_and_drawn(place: Path, capsys: pytest.Capture
     printed = squeezed(capsys.readouterr().out)
 
     found = written(place)["calibration"]
+    picture = place / "results" / "reliability_dev.png"
+    assert found["figure"] == str(picture) and f"written: {picture}" in printed
+    assert Image.open(picture).size[0] >= 700
     assert [one["name"] for one in found["answers"]] == ["alpha", "vote-soft", "vote"]
     assert found["without_probabilities"] == [str(alone)]
     assert f"note: {alone} has answers and no probabilities: skipped" in printed
@@ -82,17 +85,15 @@ def test_runs_and_votes_are_judged_and_drawn(place: Path, capsys: pytest.Capture
     assert (hard["probabilities"], hard["before"]["log_loss"], hard["after"]) == ("shares of ballots", None, None)
     assert "vote (shares of ballots)" in printed and "vote is a hard vote" in printed
 
-    picture = place / "results" / "reliability_dev.png"
-    assert f"written: {picture}" in printed
-    assert Image.open(picture).size[0] >= 700
-
 
 def test_a_single_run_has_its_picture_in_its_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(place.rglob("*"))
     evaluate(place, "alpha", "--calibration")
     assert set(place.rglob("*")) - before == {place / "results" / "alpha" / "reliability_dev.png"}
-    evaluate(place, "alpha", "--calibration", "--figure", str(place / "other.png"))
-    assert (place / "other.png").read_bytes() == (place / "results" / "alpha" / "reliability_dev.png").read_bytes()
+    evaluate(place, "alpha", "--calibration", "--figure", str(place / "new" / "other.png"))
+    assert (place / "new" / "other.png").read_bytes() == (
+        place / "results" / "alpha" / "reliability_dev.png"
+    ).read_bytes()
     # A picture in its folder makes a run no other run.
     evaluate(place, "alpha")
     capsys.readouterr()
@@ -128,7 +129,7 @@ def test_what_makes_no_sense_is_refused(place: Path, capsys: pytest.CaptureFixtu
         (("--fitted_on", "train"), "--fitted_on: allowed with --calibration"),
         (("--calibration", "--figure", str(place / "x.pdf")), "allowed: a name that ends in .png"),
         (("--calibration", "--fitted_on", "dev"), "these are the items that are evaluated"),
-        (("--calibration", "--fitted_on", "devel"), "invalid choice: 'devel'"),
+        (("--calibration", "--fitted_on", "test"), "invalid choice: 'test'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             evaluate(place, "alpha", *words)

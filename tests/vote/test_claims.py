@@ -116,9 +116,12 @@ def test_other_decisions_than_the_vote_left_are_refused(
         source_of(tmp_path, items, str(out))
 
 
-def test_a_line_that_is_no_json_is_refused(tmp_path: Path, items: list[Item]) -> None:
+def test_a_file_that_is_no_json_or_has_an_item_twice_is_refused(tmp_path: Path, items: list[Item]) -> None:
     out = make_vote(tmp_path, "hard")
     source = source_of(tmp_path, items, str(out / "predictions_dev.json"))
-    (out / "votes_dev.jsonl").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"votes_dev\.jsonl is damaged"):
-        claim_of(source, items)
+    file = out / "votes_dev.jsonl"
+    whole = file.read_text(encoding="utf-8")
+    for text, told in (("{", ""), (whole + whole, f": line 31: item {items[0].id} has a line already")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"votes_dev\.jsonl is damaged{told}"):
+            claim_of(source, items)
