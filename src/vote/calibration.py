@@ -90,17 +90,21 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Judged:
-    """shares: the probabilities are shares of a hard vote's ballots, which have neither log-loss nor temperature."""
+    """shares  the probabilities are shares of a hard vote's ballots, which have neither log-loss nor temperature
+    fitted  of a vote: what its record says of the fit of its own weights
+    """
 
     name: str
     shares: bool
     before: Measured
     after: Scaled | None
+    fitted: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "name": self.name,
             "probabilities": "shares of ballots" if self.shares else "of the options",
+            "vote_fitted": self.fitted,
             "before": self.before.as_json(),
             "after": None,
         }
@@ -227,7 +231,7 @@ def _judge(source: Source, claim: Claim, items: Sequence[Item], temperatures: _T
         # A label that nobody voted for would have an infinite one.
         return Judged(source.ballot.run, True, replace(before, log_loss=None, floored=0), None)
     if temperatures is None:
-        return Judged(source.ballot.run, False, before, None)
+        return Judged(source.ballot.run, False, before, None, claim.fitted)
     calibrated = np.exp(softened(claim.logprobs, temperatures.by_item))
     keys = keys_of(items)
 
@@ -246,6 +250,7 @@ def _judge(source: Source, claim: Claim, items: Sequence[Item], temperatures: _T
             change(losses),
             change(brier_scores),
         ),
+        claim.fitted,
     )
 
 

@@ -29,7 +29,7 @@ def show_calibration(console: "Console", found: Calibration) -> None:
             table.add_row("  change, 95 %", "", "", "", *changes, "", "", "")
         table.add_section()
     console.print(Fitted(table))
-    for line in (MEANING, how_fitted(found.fitted), conclusion(found)):
+    for line in (MEANING, how_fitted(found.fitted), *map(own_fit, found.judged), conclusion(found)):
         if line:
             console.print(line, soft_wrap=True)
     for name in found.answers_alone:
@@ -57,6 +57,16 @@ def how_fitted(fitted: FittedOn | None) -> str:
         f"Temperatures: fitted on {on}. The one shown is fitted on all of them; what is measured after it is measured "
         f"out of fold: each item is scaled by what was fitted on the dialogues of the other of {fitted.folds} folds."
     )
+
+
+def own_fit(one: Judged) -> str:
+    """What a vote's own weights were fitted on, in a sentence; empty for runs."""
+    fitted = one.fitted or {}
+    if not isinstance(fitted.get("items"), int) or not isinstance(fitted.get("dialogues"), int):
+        return ""  # none, or a record that somebody edited
+    how = "out of fold" if fitted.get("folds") else "once"
+    items, dialogues = counted(fitted["items"], "item"), counted(fitted["dialogues"], "dialogue")
+    return f"{one.name}: its rule was itself fitted, {how}, on the {items} of {fitted.get('data')}, {dialogues}."
 
 
 def conclusion(found: Calibration) -> str:

@@ -1,6 +1,6 @@
 """What runs and votes claim: the probability of each option of each item, where they give one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from src import task
 from src.console.cli import UserError
 from src.data import Item
 from src.files.kinds import fits
+from src.files.paths import record_path
 from src.files.reading import decoded, parse_json, read_bytes, shortened
+from src.runs.facts import VoteResult
+from src.runs.record import Record
 from src.vote.ballots import Source
 from src.worth.calibration import LOG_LOSS_FLOOR, Floats
 
@@ -24,10 +27,12 @@ class Claim:
 
     logprobs  the same as logarithms, nats, which a temperature softens; None for shares of ballots: how many of a hard
               vote's voters chose an option is no probability that anyone stated, and none of 0 can be softened
+    fitted    of a vote: what its record says of the fit of its own weights; None without one
     """
 
     probabilities: Floats
     logprobs: Floats | None
+    fitted: Mapping[str, Any] | None = None
 
 
 def claim_of(source: Source, items: Sequence[Item]) -> Claim | None:
@@ -50,9 +55,18 @@ def claim_of(source: Source, items: Sequence[Item]) -> Claim | None:
     rows = [read[item.id] for item in items]
     if all("probabilities" in row for row in rows):
         probabilities = np.array([row["probabilities"] for row in rows], dtype=float)
-        return Claim(probabilities, np.log(np.maximum(probabilities, LOG_LOSS_FLOOR)))
+        return Claim(probabilities, np.log(np.maximum(probabilities, LOG_LOSS_FLOOR)), _fit_of(source.file))
     counts = np.array([row["counts"] for row in rows], dtype=float)
     return Claim(counts / counts.sum(axis=1, keepdims=True), None)
+
+
+def _fit_of(predictions: Path) -> Mapping[str, Any] | None:
+    """What the record beside a vote's predictions says that its rule was fitted on."""
+    if not record_path(predictions.parent).is_file():
+        return None
+    split = predictions.stem.removeprefix("predictions_")
+    result = Record.load(predictions.parent).splits.get(split)
+    return result.fitted if isinstance(result, VoteResult) else None
 
 
 def _same(row: dict[str, Any], source: Source, item: Item) -> bool:

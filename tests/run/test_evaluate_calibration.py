@@ -72,6 +72,11 @@ def test_runs_and_votes_are_judged_and_drawn(place: Path, capsys: pytest.Capture
     assert "measured out of fold" in printed and "the other of 10 folds" in printed
 
     alpha, soft, hard = found["answers"]
+    told = (
+        f"vote-soft: its rule was itself fitted, out of fold, on the 30 items of {place / 'data' / 'data_dev.json'}, 10"
+    )
+    assert told in printed
+    assert (alpha["vote_fitted"], hard["vote_fitted"]) == (None, None) and soft["vote_fitted"]["rule"] == "soft"
     for one in (alpha, soft):
         before, after = one["before"], one["after"]
         row = f"{before['accuracy']:.1%} {before['confidence']:.1%} 1 {before['log_loss']:.3f} {before['brier']:.3f}"
