@@ -13,8 +13,10 @@ from PIL import Image
 from run.evaluate import main
 from run.vote import main as vote
 from src.console.cli import UserError
-from src.data import load_items, sha256
+from src.data import dump_items, load_items, sha256
+from src.files.writing import write_text
 from tests.made_runs import make_predictions, make_scored_run, make_split
+from tests.made_task import FOUR, TASK_FILE, make_four, working_on
 
 RUNS = ("alpha", "beta", "gamma")
 
@@ -159,3 +161,22 @@ def test_the_table_fits_into_a_narrow_terminal(
     evaluate(place, "alpha", "beta", "--calibration")
     printed = squeezed(capsys.readouterr().out)
     assert "→ scaled" in printed and printed.count("overconfident") >= 2
+
+
+def test_four_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, own = np.random.default_rng(1), ("--task", str(tmp_path / "task.yaml"))
+    (tmp_path / "task.yaml").write_text(TASK_FILE, encoding="utf-8")
+    with working_on(FOUR):
+        write_text(tmp_path / "data" / "data_dev.json", dump_items([make_four(number) for number in range(24)]))
+        for run in RUNS:
+            logits = rng.normal(0, 1, (24, 4)) + 2 * np.eye(4)[np.arange(24) % 4]
+            make_scored_run(tmp_path / "results" / run, tmp_path / "data", "dev", logits.tolist())
+        where = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results"), *own]
+        for rule in ("hard", "soft"):
+            vote([*RUNS, "--split", "dev", "--rule", rule, *where])
+        capsys.readouterr()
+        main(["alpha", "vote-soft", "vote", *where, "--calibration", "--json", str(tmp_path / "found.json")])
+    assert "→ scaled" in capsys.readouterr().out
+    found = written(tmp_path)["calibration"]["answers"]
+    assert [len(one["before"]["bins"]) for one in found] == [1, 1, 1], "24 items make one bin"
+    assert all(0.25 < one["before"]["confidence"] < 1 for one in found)
