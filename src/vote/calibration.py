@@ -13,6 +13,7 @@ from src.vote.ballots import Source
 from src.vote.claims import Claim, claim_of
 from src.vote.fits import fitting_on, keys_of, labels_of, refuse_other_orders
 from src.vote.voters import Request
+from src.vote.weights import dialogue_folds
 from src.worth.calibration import (
     LOG_LOSS_FLOOR,
     TEMPERATURES,
@@ -27,7 +28,6 @@ from src.worth.calibration import (
     softened,
     temperature_notes,
 )
-from src.worth.folds import dialogue_folds
 from src.worth.resampling import mean_interval
 
 MOST_FOLDS = 100

@@ -16,14 +16,13 @@ from src.data import Item
 from src.vote.ballots import Source
 from src.vote.fits import labels_of, logprobs_of
 from src.vote.voting import Ballot, hard_vote, probability_vote
-from src.vote.weights import fit, fit_temperatures
-from src.worth.calibration import Floats, Ints
-from src.worth.folds import dialogue_folds
+from src.vote.weights import Floats, Ints, dialogue_folds, fit, fit_temperatures
 from src.worth.metrics import SIGNIFICANT, holm, mcnemar
-from src.worth.resampling import mean_interval
 
 Hits = NDArray[np.bool_]
 """Which items are answered rightly."""
+
+RESAMPLES, SEED = 10_000, 0
 
 
 @dataclass(frozen=True)
@@ -221,10 +220,16 @@ def contributions(rule: str, items: Sequence[Item], sources: Sequence[Source]) -
 
 
 def difference(one: Hits, other: Hits, keys: NDArray[np.str_]) -> Difference:
-    """The paired difference of two votes; `keys` has the dialogue of each item."""
-    interval = mean_interval(one.astype(float) - other.astype(float), keys)
+    """The paired difference of two votes. The interval is a percentile bootstrap that draws dialogues with
+    replacement, since items of one dialogue are no independent draws; `keys` has the dialogue of each item.
+    """
+    _, dialogue = np.unique(keys, return_inverse=True)
+    sizes = np.bincount(dialogue)
+    sums = np.bincount(dialogue, weights=one.astype(float) - other.astype(float))
+    times = np.random.default_rng(SEED).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=RESAMPLES)
+    low, high = np.quantile((times @ sums) / (times @ sizes), (0.025, 0.975))
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
-    return Difference(gained, lost, (gained - lost) / len(one), interval, mcnemar(gained, lost))
+    return Difference(gained, lost, (gained - lost) / len(one), (float(low), float(high)), mcnemar(gained, lost))
 
 
 def greedy(panel: Panel, among: Ints) -> tuple[list[tuple[int, float]], list[int]]:

@@ -17,9 +17,8 @@ from src.runs.inputs import load_own
 from src.vote.ballots import Source, join_experts, read_sources
 from src.vote.orders import common_orders
 from src.vote.voters import Request, Voters
-from src.vote.weights import fit, out_of_fold
+from src.vote.weights import dialogue_folds, fit, out_of_fold
 from src.worth.calibration import Floats, Ints, log_loss, temperature_notes
-from src.worth.folds import dialogue_folds
 
 FITTED_ON = "dev"
 """The only split whose labels a rule sees. They chose the runs' checkpoints already; those of test are never seen."""

@@ -3,6 +3,7 @@
 Arrays: `logprobs` of shape (voters, items, options) in nats, `labels` of shape (items,), options' indices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from src import task
 from src.worth.calibration import Floats, Ints, fit_temperature, log_softmax, softened
 
+FOLDS = 5
 LEAST_PROBABILITY = 1e-6
 """A single voter that was sure of something wrong must not decide alone what the weights are."""
 MOST_ORDERS = 24
@@ -57,6 +59,22 @@ def out_of_fold(rule: str, logprobs: Floats, labels: Ints, folds: Ints) -> Float
         held = folds == fold
         found[held] = fit(rule, logprobs[:, ~held], labels[~held]).probabilities(logprobs[:, held])
     return found
+
+
+def dialogue_folds(keys: Sequence[str], count: int = FOLDS) -> Ints:
+    """The fold (0, 1, …) of each item: items of one dialogue, which have the same key, are in the same one. There are
+    as many folds as dialogues where these are fewer than `count`; at least two dialogues are needed. The order of the
+    items changes nothing.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    dialogues = len(set(keys))
+    assert dialogues > 1, "one dialogue cannot be divided"
+    folds = np.empty(len(keys), dtype=np.intp)
+    split = GroupKFold(min(count, dialogues)).split(np.zeros(len(keys)), groups=np.array(keys))
+    for fold, (_, held) in enumerate(split):
+        folds[held] = fold
+    return folds
 
 
 def fit_temperatures(logprobs: Floats, labels: Ints) -> Floats:

@@ -11,7 +11,6 @@ from src.vote.ballots import Source
 from src.vote.contribution_table import conclusion
 from src.vote.contributions import Contributions, Panel, contributions, difference, greedy
 from src.vote.voting import Ballot, hard_vote
-from src.worth import resampling
 from src.worth.metrics import chance_range
 from tests.made_runs import make_split
 
@@ -169,7 +168,7 @@ def test_items_of_one_dialogue_do_not_count_as_many() -> None:
 @pytest.mark.slow
 def test_the_interval_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 draws of 60 dialogues with one to five items, whose answers depend on the dialogue."""
-    monkeypatch.setattr(resampling, "RESAMPLES", 1_000)
+    monkeypatch.setattr(module, "RESAMPLES", 1_000)
     rng, covered = np.random.default_rng(16), 0
     for _ in range(1_000):
         keys = np.repeat(np.arange(60), rng.integers(1, 6, 60))

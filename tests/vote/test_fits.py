@@ -9,8 +9,7 @@ from src.files.paths import record_path
 from src.files.writing import write_json
 from src.vote.fits import Fit, fit_voters, how_fitted
 from src.vote.voters import Request, gather_voters
-from src.vote.weights import fit
-from src.worth.folds import dialogue_folds
+from src.vote.weights import dialogue_folds, fit
 from tests.conftest import make_item
 from tests.made_runs import add_orders, make_predictions, make_scored_run, make_split, name_data, stored
 

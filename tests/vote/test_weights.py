@@ -7,9 +7,8 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import binom
 
 from src.task import Task
-from src.vote.weights import fit, mixture_weights, out_of_fold, stack_weights
+from src.vote.weights import dialogue_folds, fit, mixture_weights, out_of_fold, stack_weights
 from src.worth.calibration import Floats, Ints, log_loss
-from src.worth.folds import dialogue_folds
 from src.worth.metrics import chance_range
 from tests.made_probabilities import drawn
 from tests.made_task import working_on
@@ -157,6 +156,21 @@ def test_the_stack_does_not_know_positions(options: int) -> None:
 
 
 # Folds, and what must not leak
+
+
+def test_no_dialogue_is_in_two_folds() -> None:
+    rng = np.random.default_rng(9)
+    keys = [f"dialogue {number}" for number in rng.integers(0, 40, 151)]
+    folds = dialogue_folds(keys)
+    places = {key: {int(fold) for fold, own in zip(folds, keys, strict=True) if own == key} for key in keys}
+    assert {len(one) for one in places.values()} == {1}
+    assert len(set(folds.tolist())) == 5 and np.bincount(folds).min() > 25
+    shuffled = rng.permutation(151)
+    again = dialogue_folds([keys[place] for place in shuffled])
+    assert again.tolist() == folds[shuffled].tolist()
+    assert len(set(dialogue_folds(list("abbc")).tolist())) == 3, "no more folds than dialogues"
+    with pytest.raises(AssertionError):
+        dialogue_folds(["a", "a"])
 
 
 @pytest.mark.slow
