@@ -161,7 +161,7 @@ def calibrate(
     claims = {name: claim for name, (_, claim) in found.items()}
     if fitted_on:
         fitted, temperatures = _on_another_split(fitted_on, request, items, sources, claims)
-    elif len(set(keys_of(items))) > 1:
+    elif len(set(keys_of(items))) > 1 and any(claim.logprobs is not None for claim in claims.values()):
         fitted, temperatures = _out_of_fold(request.split, items, data, claims)
     else:
         fitted, temperatures = None, {}
@@ -171,7 +171,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Temperatures:
-    """overall: fitted on all items. by_fold: empty where that softens all. by_item: of shape (items, 1)."""
+    """overall: fitted on all items. by_fold: empty where that one scales all. by_item: of shape (items, 1)."""
 
     overall: float
     by_fold: Mapping[int, float]
@@ -263,6 +263,8 @@ def _notes(
         for one in judged
         if one.shares
     ]
+    if fitted is None and all(one.shares for one in judged):
+        return notes
     if fitted is None:
         told = "the items are of a single dialogue, and what is fitted on some dialogues has to be tried on others"
         return [*notes, f"no temperature: {told}. --fitted_on fits one on another split"]

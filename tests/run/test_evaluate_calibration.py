@@ -129,6 +129,10 @@ def test_what_makes_no_sense_is_refused(place: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match=r"--calibration needs probabilities.*alone\.json"):
         evaluate(place, str(alone), "--calibration")
     make_vote(place, "hard")
+    evaluate(place, "vote", "--calibration", "--json", str(place / "found.json"))
+    found, printed = written(place)["calibration"], capsys.readouterr().out
+    assert found["fitted"] is None and len(found["notes"]) == 1 and "Temperatures: fitted" not in printed
+    (place / "results" / "vote" / "reliability_dev.png").unlink()
     with pytest.raises(UserError, match="--fitted_on train: found shares of ballots alone"):
         evaluate(place, "vote", "--calibration", "--fitted_on", "train")
     for words, reason in (
