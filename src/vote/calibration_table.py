@@ -18,15 +18,15 @@ def show_calibration(console: "Console", found: Calibration) -> None:
     from src.console.tables import Fitted
 
     console.print(f"Are the probabilities what they say? {counted(found.items, 'item')}", soft_wrap=True)
-    columns = ("accu-\nracy", "confi-\ndence", "temper-\nature", "log-loss", "Brier score", "ECE", "ECE if\ncalibrated")
-    table = Table("answers", *columns, "verdict")
+    # Short words, so that it fits into 80 columns.
+    table = Table("answers", "share\nright", "mean\np", "T", "log-loss", "Brier score", "ECE", "verdict")
     for one in found.judged:
         name = f"{one.name} (shares of ballots)" if one.shares else one.name
         table.add_row(name, *_cells(one.before, "–" if one.shares else "1"))
         if after := one.after:
             table.add_row("→ scaled", *_cells(after.measured, f"{after.temperature:.2f}"))
             changes = [_interval(change) for change in (after.log_loss_change, after.brier_change)]
-            table.add_row("  change, 95 %", "", "", "", *changes, "", "", "")
+            table.add_row("  change, 95 %", "", "", "", *changes, "", "")
         table.add_section()
     console.print(Fitted(table))
     for line in (MEANING, how_fitted(found.fitted), *map(own_fit, found.judged), conclusion(found)):
@@ -39,10 +39,10 @@ def show_calibration(console: "Console", found: Calibration) -> None:
 
 
 MEANING = (
-    "Confidence: mean probability of the answer; above the accuracy it is too high. Temperature: above 1 it makes "
-    "probabilities softer, below 1 sharper. Log-loss in nats, Brier score 0 to 2: lower is better; change: by the "
-    "temperature, bootstrap by dialogue. ECE: expected calibration error, in bins of about equally many items; if "
-    "calibrated: 95 % of what perfectly calibrated probabilities would show on these items, by simulation."
+    "Mean p: mean probability of the answers; above the share of right ones it is too high. T: temperature; above 1 it "
+    "makes probabilities softer, below 1 sharper. Log-loss in nats, Brier score 0 to 2: lower is better; change: by T, "
+    "bootstrap by dialogue. ECE: expected calibration error, in bins of about equally many items; in brackets 95 % of "
+    "what perfectly calibrated probabilities would show on these items, by simulation."
 )
 
 
@@ -54,7 +54,7 @@ def how_fitted(fitted: FittedOn | None) -> str:
     if not fitted.folds:
         return f"Temperatures: fitted on {on}, and on nothing else."
     return (
-        f"Temperatures: fitted on {on}. The one shown is fitted on all of them; what is measured after it is measured "
+        f"Temperatures: fitted on {on}. The one shown is fitted on all of them; what stands beside it is measured "
         f"out of fold: each item is scaled by what was fitted on the dialogues of the other of {fitted.folds} folds."
     )
 
@@ -107,9 +107,9 @@ def panels(found: Calibration) -> list[Panel]:
 
 
 def _panel(one: Judged) -> Panel:
-    note = f"{'shares of ballots, ' if one.shares else ''}ECE {one.before.ece:.3f}"
+    note = f"{'shares of ballots, ' if one.shares else ''}ECE {one.before.ece:.1%}"
     if one.after:
-        note = f"T {one.after.temperature:.2f}, {note} → {one.after.measured.ece:.3f}"
+        note = f"T {one.after.temperature:.2f}, {note} → {one.after.measured.ece:.1%}"
     return Panel(one.name, note, _dots(one.before), _dots(one.after.measured) if one.after else [])
 
 
@@ -125,8 +125,7 @@ def _cells(measured: Measured, temperature: str) -> list[str]:
         temperature,
         "–" if measured.log_loss is None else f"{measured.log_loss:.3f}",
         f"{measured.brier:.3f}",
-        f"{measured.ece:.3f}",
-        f"{low:.3f} to {high:.3f}",
+        f"{measured.ece:.1%} ({100 * low:.1f}–{100 * high:.1f})",
         measured.verdict,
     ]
 

@@ -82,9 +82,9 @@ def test_runs_and_votes_are_judged_and_drawn(place: Path, capsys: pytest.Capture
     for one in (alpha, soft):
         before, after = one["before"], one["after"]
         row = f"{before['accuracy']:.1%} {before['confidence']:.1%} 1 {before['log_loss']:.3f} {before['brier']:.3f}"
-        assert f"{one['name']} {row} {before['ece']:.3f}" in printed
+        assert f"{one['name']} {row} {before['ece']:.1%}" in printed
         row = f"{after['accuracy']:.1%} {after['confidence']:.1%} {after['temperature']:.2f} {after['log_loss']:.3f}"
-        assert f"→ scaled {row} {after['brier']:.3f} {after['ece']:.3f}" in printed
+        assert f"→ scaled {row} {after['brier']:.3f} {after['ece']:.1%}" in printed
         low, high = after["log_loss_change"]["interval"]
         assert f"change, 95 % {low:+.3f} to {high:+.3f}" in printed
         assert sum(bin["total"] for bin in before["bins"]) == 30
@@ -161,10 +161,13 @@ def test_without_the_flag_nothing_of_it_is_loaded_or_written(place: Path) -> Non
 def test_the_table_fits_into_a_narrow_terminal(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    evaluate(place, "alpha", "beta", "--calibration")
-    printed = squeezed(capsys.readouterr().out)
-    assert "→ scaled" in printed and printed.count("overconfident") >= 2
+    for columns, as_a_table in (("80", True), ("40", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        evaluate(place, "alpha", "beta", "--calibration")
+        lines = capsys.readouterr().out.split("Are the probabilities")[1].splitlines()
+        assert any("answers" in line and "verdict" in line for line in lines) == as_a_table
+        assert len([line for line in lines if "→ scaled" in line]) == 2
+        assert len([line for line in lines if line.rstrip().endswith("overconfident")]) == 2
 
 
 def test_four_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
