@@ -4,6 +4,7 @@
     python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
     python -m run.evaluate qwen2 bllossom vote --json compared.json
     python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
+    python -m run.evaluate qwen2 vote-soft --calibration           # do probabilities say how often they are right?
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
 the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs);
@@ -22,15 +23,18 @@ from src import task
 from src.console.cli import Parser, new_file, run_main
 from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
-from src.files.paths import RESULTS
+from src.files.paths import RESULTS, run_folder
 from src.files.writing import write_json
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
+from src.vote.voters import Request
 from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from src.vote.calibration import Calibration  # loads numpy
 
 MOST_FOR_ALL_PAIRS = 4
 """With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
@@ -55,6 +59,12 @@ def make_parser() -> Parser:
         choices=("all", "best"),
         help=f"which pairs to print: all, or those with the best; default: all of up to {MOST_FOR_ALL_PAIRS} inputs",
     )
+    sure = "how far probabilities are what they say, as they are and after a temperature; draws a picture"
+    parser.add_argument("--calibration", action="store_true", help=sure)
+    where = "the picture of --calibration; default: reliability_SPLIT.png in the run's folder, for several in --results"
+    parser.add_argument("--figure", type=new_file, metavar="FILE.png", help=where)
+    fitted = "fit temperatures on this split; default: on the same items, each by those of other dialogues"
+    parser.add_argument("--fitted_on", choices=[split for split in SPLITS if split != "test"], help=fitted)
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     task.add_flag(parser)
     return parser
@@ -72,6 +82,12 @@ def main(argv: list[str] | None = None) -> None:
     sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
     found = compare(items, data, sources, against)
+    calibration = None
+    if args.calibration:
+        from src.vote.calibration import calibrate
+
+        request = Request(args.inputs, [], args.split, args.results, args.data, args.orders)
+        calibration = calibrate(request, items, data, sources, args.fitted_on)
 
     console.print(f"{len(items)} items of {data}")
     show_accuracy(console, found)
@@ -83,8 +99,12 @@ def main(argv: list[str] | None = None) -> None:
         (name,) = found.results
         show_parts(console, found.results[name])
         show_missed(console, found.missed(name), args.missed)
+    figure = args.figure or default_figure(args)
+    if calibration:
+        show_calibrated(console, calibration, figure)
     if args.json:
-        write_json(args.json, found.as_json())
+        told = {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
+        write_json(args.json, found.as_json() | told)
         console.print(f"\nwritten: {args.json}")
 
 
@@ -97,6 +117,15 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--against and --pairs: give one of them")
     if args.orders:
         task.current().orders(args.orders)
+    if (args.figure or args.fitted_on) and not args.calibration:
+        parser.error(f"{'--figure' if args.figure else '--fitted_on'}: allowed with --calibration")
+    if args.figure and args.figure.suffix != ".png":
+        parser.error(f"--figure {args.figure}: allowed: a name that ends in .png")
+    if args.fitted_on == args.split:
+        parser.error(
+            f"--fitted_on {args.split}: these are the items that are evaluated. Leave it out: then each "
+            "item is scaled by a temperature that was fitted on other dialogues"
+        )
 
 
 def show_accuracy(console: "Console", found: Comparison) -> None:
@@ -146,6 +175,23 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
     console.print(
         f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
     )
+
+
+def default_figure(args: argparse.Namespace) -> Path:
+    """Beside the scores of a single run or vote, else beside the folders of all."""
+    folder: Path = run_folder(args.inputs[0], args.results) if len(args.inputs) == 1 else args.results
+    return folder / f"reliability_{args.split}.png"
+
+
+def show_calibrated(console: "Console", found: "Calibration", figure: Path) -> None:
+    """Prints the table and writes the picture."""
+    from src.figures.plots import save_png
+    from src.figures.reliability import reliability
+    from src.vote.calibration_table import heading, panels, show_calibration
+
+    show_calibration(console, found)
+    save_png(reliability(panels(found), heading(found)), figure)
+    console.print(f"\nwritten: {figure}", soft_wrap=True)
 
 
 def p_text(p: float) -> str:

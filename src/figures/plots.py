@@ -54,7 +54,8 @@ def accuracy_by_step(points: Sequence[Point], in_use: Sequence[float]) -> Figure
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG, whole or not at all."""
+    """Writes the figure as a PNG, whole or not at all. Makes the folders that are missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp.png")
     figure.savefig(temporary)
     os.replace(temporary, path)

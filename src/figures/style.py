@@ -38,6 +38,9 @@ PNG_COLOURS = 128
 STAMP = "Corpus"
 """The text chunk of a PNG that holds the digest of the corpus it was drawn from."""
 
+KOREAN_FONTS = ("NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "Apple SD Gothic Neo")
+"""Fonts with Korean letters: ours, and those that systems bring."""
+
 STYLE: dict[str, Any] = {
     "font.family": "NanumGothic",
     "font.size": 10,
@@ -80,6 +83,16 @@ def font_files() -> tuple[Path, ...]:
 def regular_font() -> Path:
     """The file of the plain weight, for libraries that take a path."""
     return font_files()[0]
+
+
+def families() -> list[str]:
+    """matplotlib's own font, and after it those with Korean letters that this machine has: names of runs may be Korean,
+    and the package with NanumGothic is needed for the EDA alone.
+    """
+    if find_spec("koreanize_matplotlib") is not None:
+        font_files()
+    there = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in KOREAN_FONTS if name in there)]
 
 
 def panels(

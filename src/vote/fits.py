@@ -3,7 +3,7 @@
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from src.runs.inputs import load_own
 from src.vote.ballots import Source, join_experts, read_sources
 from src.vote.orders import common_orders
 from src.vote.voters import Request, Voters
-from src.vote.weights import TEMPERATURES, Fitted, Floats, Ints, dialogue_folds, fit, log_loss, out_of_fold
+from src.vote.weights import dialogue_folds, fit, out_of_fold
+from src.worth.calibration import Floats, Ints, log_loss, temperature_notes
 
 FITTED_ON = "dev"
 """The only split whose labels a rule sees. They chose the runs' checkpoints already; those of test are never seen."""
@@ -36,8 +37,8 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Dev:
-    """Labelled items, and the same voters' ballots on them."""
+class Fitting:
+    """Labelled items that something is fitted on, and the same voters' ballots on them."""
 
     items: Sequence[Item]
     data: Path
@@ -51,17 +52,21 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
     have no scores of as many orders on dev.
     """
     refuse_answers_alone(rule, voters.sources)
-    dev = Dev(voters.items, voters.data, voters.sources) if request.split == FITTED_ON else _dev(rule, request, voters)
+    if request.split == FITTED_ON:
+        dev = Fitting(voters.items, voters.data, voters.sources)
+    else:
+        dev = _dev(rule, request, voters)
     refuse_unlabelled(dev.items, dev.data)
     # In an order that is the voters' own, so that sums are rounded alike however they were given.
     places = sorted(range(len(dev.sources)), key=lambda place: dev.sources[place].sha256)
-    dev = Dev(dev.items, dev.data, [dev.sources[place] for place in places])
+    dev = Fitting(dev.items, dev.data, [dev.sources[place] for place in places])
     names = [voters.sources[place].ballot.run for place in places]
-    logprobs, labels, keys = logprobs_of(dev.sources, dev.items), labels_of(dev.items), _keys(dev.items)
+    logprobs, labels, keys = logprobs_of(dev.sources, dev.items), labels_of(dev.items), keys_of(dev.items)
     if request.split == FITTED_ON:
         refuse_few_dialogues(dev.items, dev.data)
     fitted = fit(rule, logprobs, labels)
-    notes = [*_temperature_notes(fitted, names), *_flattered(dev, voters, request.split)]
+    temperatures = dict(zip(names, fitted.temperatures.tolist(), strict=True))
+    notes = [*temperature_notes(temperatures, FITTED_ON), *_flattered(dev, voters, request.split)]
     entry: dict[str, Any] = {
         "rule": rule,
         "split": FITTED_ON,
@@ -70,7 +75,7 @@ def fit_voters(rule: str, request: Request, voters: Voters) -> Fit:
         "items": len(dev.items),
         "dialogues": len(set(keys)),
         "scores": {name: source.sha256 for name, source in zip(names, dev.sources, strict=True)},
-        "temperatures": dict(zip(names, fitted.temperatures.tolist(), strict=True)),
+        "temperatures": temperatures,
         "weights": dict(zip(names, fitted.weights.tolist(), strict=True)),
         "folds": None,
         "scikit-learn": importlib.metadata.version("scikit-learn"),
@@ -108,7 +113,7 @@ def refuse_answers_alone(rule: str, sources: Sequence[Source]) -> None:
 
 def refuse_few_dialogues(items: Sequence[Item], data: Path, least: int = 2) -> None:
     """Folds by dialogue need two, folds within all but one of them three."""
-    if (found := len(set(_keys(items)))) < least:
+    if (found := len(set(keys_of(items)))) < least:
         raise UserError(
             f"{data}: the {counted(len(items), 'item')} are of {counted(found, 'dialogue')}, and what is fitted or "
             f"chosen on some has to be tried on others. Allowed: a labelled split of {least} dialogues or more."
@@ -125,58 +130,58 @@ def labels_of(items: Sequence[Item]) -> Ints:
     return np.array([item.label for item in items], dtype=np.intp)
 
 
-def _keys(items: Sequence[Item]) -> list[str]:
+def keys_of(items: Sequence[Item]) -> list[str]:
     return [item.dialogue_key for item in items]
 
 
-def _dev(rule: str, request: Request, voters: Voters) -> Dev:
+def _dev(rule: str, request: Request, voters: Voters) -> Fitting:
     """The same voters on dev, by as many orders, in the same order."""
-    named = [one for one in voters.chosen if not Path(one).is_file()]
-    runs = [run_folder(one, request.results) for one in named]
-    orders, _ = common_orders(runs, request.split, request.orders, voters.items)
-    given = None if request.data is None or request.data.suffix == ".json" else request.data
-    items, data, _ = load_own(given, FITTED_ON, runs)
-    chosen = [_scores_on_dev(one, request.split) if Path(one).is_file() else one for one in voters.chosen]
-    sources = join_experts(read_sources(chosen, items, data, FITTED_ON, request.results, orders), items)
+    found = fitting_on(FITTED_ON, replace(request, runs=voters.chosen), voters.items, "its weight")
+    sources = join_experts(found.sources, found.items)
     refuse_answers_alone(rule, sources)
-    for there, here in zip(sources, voters.sources, strict=True):
-        if there.orders != here.orders:
-            raise UserError(
-                f"{here.file} has scores of {here.orders} and {there.file} of {there.orders} orders of the options; "
-                "what was fitted on the one does not hold for the other. Allowed: the same number."
-            )
-    return Dev(items, data, sources)
+    for here, there in zip(voters.sources, sources, strict=True):
+        refuse_other_orders(here, there)
+    return Fitting(found.items, found.data, sources)
 
 
-def _scores_on_dev(file: str, split: str) -> str:
-    """The file of scores on dev that lies beside one on `split`."""
+def fitting_on(split: str, request: Request, items: Sequence[Item], what: str) -> Fitting:
+    """The answers of the runs and files of `request` on another split than its own, by as many orders, in their order.
+    Experts are not joined. items: of the request's split. what: is fitted, for the refusal of a file.
+    """
+    runs = [run_folder(one, request.results) for one in request.runs if not Path(one).is_file()]
+    orders, _ = common_orders(runs, request.split, request.orders, items)
+    given = None if request.data is None or request.data.suffix == ".json" else request.data
+    there, data, _ = load_own(given, split, runs)
+    chosen = [_beside(one, request.split, split, what) if Path(one).is_file() else one for one in request.runs]
+    return Fitting(there, data, read_sources(chosen, there, data, split, request.results, orders))
+
+
+def refuse_other_orders(here: Source, there: Source) -> None:
+    if here.orders != there.orders:
+        raise UserError(
+            f"{here.file} has scores of {here.orders} and {there.file} of {there.orders} orders of the options; "
+            "what was fitted on the one does not hold for the other. Allowed: the same number."
+        )
+
+
+def _beside(file: str, split: str, fitted_on: str, what: str) -> str:
+    """The file of answers on `fitted_on` that lies beside one on `split`."""
     path = Path(file)
-    beside = path.with_name(re.sub(rf"(?<![^\W_]){split}(?![^\W_])", FITTED_ON, path.name))
+    beside = path.with_name(re.sub(rf"(?<![^\W_]){split}(?![^\W_])", fitted_on, path.name))
     if beside == path or not beside.is_file():
         wanted = f"no {beside.name} beside it" if beside != path else f"a name without {split} in it"
         raise UserError(
-            f"{file}: its weight is fitted on its scores on {FITTED_ON}, and found was {wanted}. Allowed: a file "
-            f"called scores_{split}.jsonl with scores_{FITTED_ON}.jsonl beside it, or the folder of a run."
+            f"{file}: {what} is fitted on its scores on {fitted_on}, and found was {wanted}. Allowed: a file "
+            f"called scores_{split}.jsonl with scores_{fitted_on}.jsonl beside it, or the folder of a run."
         )
     return str(beside)
 
 
-def _temperature_notes(fitted: Fitted, names: Sequence[str]) -> list[str]:
-    low, high = TEMPERATURES
-    notes = []
-    for name, temperature in zip(names, fitted.temperatures.tolist(), strict=True):
-        if temperature < low * 1.01:
-            notes.append(f"{name} makes no mistake on dev that could tell its temperature; taken is {low}")
-        elif temperature > high * 0.99:
-            notes.append(f"{name} tells nothing about dev's labels; its probabilities count as nearly equal")
-    return notes
-
-
-def _flattered(dev: Dev, voters: Voters, split: str) -> list[str]:
+def _flattered(dev: Fitting, voters: Voters, split: str) -> list[str]:
     """A note where an accuracy is told of items whose dialogues the rule was fitted on."""
     if split == FITTED_ON or any(item.label is None for item in voters.items):
         return []
-    seen = set(_keys(dev.items))
+    seen = set(keys_of(dev.items))
     shared = [item.id for item in voters.items if item.dialogue_key in seen]
     told = f"{counted(len(shared), 'item')} of {split} are of dialogues that the rule was fitted on"
     return [f"{told}, so the accuracy is flattered: {some(shared)}"] if shared else []

@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src import task
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.intp]
+from src.worth.calibration import Floats, Ints, fit_temperature, log_softmax, softened
 
 FOLDS = 5
-TEMPERATURES = (0.05, 1000.0)
-"""The least and the largest. A voter without mistakes has no best temperature (the lower the better), and one that
-knows nothing has none either (the higher the better).
-"""
 LEAST_PROBABILITY = 1e-6
 """A single voter that was sure of something wrong must not decide alone what the weights are."""
 MOST_ORDERS = 24
@@ -38,9 +31,9 @@ class Fitted:
 
     def probabilities(self, logprobs: Floats) -> Floats:
         """The voters' joint probabilities of the options, (items, options)."""
-        calibrated = softened(logprobs, self.temperatures)
+        calibrated = softened(logprobs, _by_voter(self.temperatures))
         if self.rule == "stack":
-            return np.exp(_log_softmax(np.tensordot(self.weights, _floored(calibrated), axes=1)))
+            return np.exp(log_softmax(np.tensordot(self.weights, _floored(calibrated), axes=1)))
         return np.tensordot(self.weights, np.exp(calibrated), axes=1)
 
 
@@ -48,7 +41,7 @@ def fit(rule: str, logprobs: Floats, labels: Ints, temperatures: Floats | None =
     """`rule`, fitted on these items. temperatures: those of the same items, where they are known already."""
     if temperatures is None:
         temperatures = fit_temperatures(logprobs, labels)
-    calibrated = softened(logprobs, temperatures)
+    calibrated = softened(logprobs, _by_voter(temperatures))
     if rule == "weighted":
         weights = mixture_weights(np.exp(calibrated[:, np.arange(len(labels)), labels]))
     elif rule == "stack":
@@ -84,37 +77,8 @@ def dialogue_folds(keys: Sequence[str], count: int = FOLDS) -> Ints:
     return folds
 
 
-def log_loss(probabilities: Floats, labels: Ints) -> float:
-    """Mean of −log p(label), nats; (items, options) and (items,)."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(chosen, np.finfo(float).tiny)).mean())
-
-
-def softened(logprobs: Floats, temperatures: Floats) -> Floats:
-    """Log-probabilities divided by the temperature of their voter, normalised again."""
-    return _log_softmax(logprobs / temperatures[:, None, None])
-
-
 def fit_temperatures(logprobs: Floats, labels: Ints) -> Floats:
     return np.array([fit_temperature(own, labels) for own in logprobs])
-
-
-def fit_temperature(logprobs: Floats, labels: Ints) -> float:
-    """The temperature within `TEMPERATURES` that makes the labels likeliest (Guo et al. 2017, temperature scaling), for
-    a voter's log-probabilities (items, options). The loss is convex in 1/T, so it has one minimum in log T as well.
-    """
-    from scipy.optimize import minimize_scalar
-
-    own = logprobs[np.arange(len(labels)), labels]
-
-    def loss(log_temperature: float) -> float:
-        scaled = logprobs / np.exp(log_temperature)
-        top = scaled.max(axis=1)
-        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((total - own / np.exp(log_temperature)).mean())
-
-    bounds = tuple(np.log(TEMPERATURES))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x))
 
 
 def mixture_weights(likelihoods: Floats) -> Floats:
@@ -174,7 +138,6 @@ def _floored(logprobs: Floats) -> Floats:
     return np.maximum(logprobs, np.log(LEAST_PROBABILITY))
 
 
-def _log_softmax(values: Floats) -> Floats:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
+def _by_voter(temperatures: Floats) -> Floats:
+    """In the shape that fits (voters, items, options)."""
+    return temperatures[:, None, None]

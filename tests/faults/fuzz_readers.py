@@ -36,7 +36,9 @@ from src.search.calls import Calls
 from src.search.endpoint import UnusableAnswer, read_answer
 from src.search.folder import Step, check_folder, last_kept, read_steps, write_step
 from src.vote.ballots import read_sources
+from src.vote.calibration import calibrate
 from src.vote.submission import submission_problems
+from src.vote.voters import Request
 from tests import toys
 from tests.conftest import make_item
 from tests.faults.fuzz_changes import (
@@ -259,6 +261,26 @@ def votes(pick: Pick, folder: Path) -> None:
     read_sources([str(path)], list(_parsed()), data, "dev", folder)
 
 
+def decisions(pick: Pick, folder: Path) -> None:
+    """Those of a vote beside its predictions, and what they are worth."""
+    data, sound = folder / "data_dev.json", list(_parsed())
+    write_text(data, dump_items(ITEMS))
+    write_text(folder / "predictions_dev.json", dump_items(predictions(sound, [0, 1, 2])))
+    lines = [
+        {
+            "id": item.id,
+            "answer": task.current().options[place],
+            "probabilities": [0.5, 0.25, 0.25],
+            "counts": [2, 1, 0],
+        }
+        for place, item in enumerate(sound)
+    ]
+    (folder / "votes_dev.jsonl").write_bytes(json_file(pick, lines, lines=True))
+    sources = read_sources([str(folder / "predictions_dev.json")], sound, data, "dev", folder)
+    found = calibrate(Request([], [], "dev", folder), sound, data, sources)
+    assert all(0 <= one.before.brier <= 2 and 0 <= one.before.ece <= 1 for one in found.judged)
+
+
 def archives(pick: Pick, folder: Path) -> None:
     path = folder / "x.zip"
     members = {f"말뭉치/{split}.json": as_json(ITEMS[:1]) for split in ("train", "dev", "test")}
@@ -342,6 +364,6 @@ READERS: Mapping[str, Reader] = {
             run_list,
             items,
         ),
-        *(submission, votes, archives, calls, search_folder, answers, model_config, plain, terminal),
+        *(submission, votes, decisions, archives, calls, search_folder, answers, model_config, plain, terminal),
     )
 }

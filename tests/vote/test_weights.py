@@ -7,27 +7,13 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import binom
 
 from src.task import Task
-from src.vote.weights import (
-    TEMPERATURES,
-    Floats,
-    Ints,
-    dialogue_folds,
-    fit,
-    fit_temperature,
-    log_loss,
-    mixture_weights,
-    out_of_fold,
-    stack_weights,
-)
+from src.vote.weights import dialogue_folds, fit, mixture_weights, out_of_fold, stack_weights
+from src.worth.calibration import Floats, Ints, log_loss
 from src.worth.metrics import chance_range
+from tests.made_probabilities import drawn
 from tests.made_task import working_on
 
 RULES = ("soft", "weighted", "stack")
-
-
-def drawn(rng: np.random.Generator, probabilities: Floats) -> Ints:
-    """A label for each row, drawn from its probabilities."""
-    return (probabilities.cumsum(axis=1) < rng.random(len(probabilities))[:, None]).sum(axis=1)
 
 
 def reports(rng: np.random.Generator, labels: Ints, reliability: float, options: int = 3) -> Floats:
@@ -49,39 +35,6 @@ def noise(rng: np.random.Generator, items: int, options: int = 3) -> Floats:
     return log_softmax(rng.normal(0, 2, (items, options)), axis=1)
 
 
-# Temperature
-
-
-@pytest.mark.parametrize("known", [0.4, 1.0, 2.5])
-def test_a_known_temperature_is_found(known: float) -> None:
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 3, (20_000, 3))
-    labels = drawn(rng, softmax(logits / known, axis=1))
-    assert fit_temperature(log_softmax(logits, axis=1), labels) == pytest.approx(known, rel=0.03)
-
-
-def test_the_temperature_is_where_the_loss_is_least() -> None:
-    rng = np.random.default_rng(2)
-    logprobs, labels = noise(rng, 200), rng.integers(0, 3, 200)
-    logprobs[np.arange(200), labels] += 0.6
-    found = fit_temperature(logprobs, labels)
-
-    def loss(temperature: float) -> float:
-        return log_loss(softmax(logprobs / temperature, axis=1), labels)
-
-    assert all(loss(found) < loss(found * factor) for factor in (0.5, 0.98, 1.02, 2.0))
-
-
-def test_without_a_best_temperature_it_stays_within_bounds() -> None:
-    labels = np.array([0, 1, 2, 0])
-    right = log_softmax(np.eye(3)[labels], axis=1)
-    wrong = log_softmax(-np.eye(3)[labels], axis=1)
-    low, high = TEMPERATURES
-    assert fit_temperature(right, labels) == pytest.approx(low, rel=0.01)
-    assert fit_temperature(wrong, labels) == pytest.approx(high, rel=0.01)
-    assert np.isfinite(fit("weighted", np.stack([right, wrong]), labels).probabilities(np.stack([right, wrong]))).all()
-
-
 # Soft
 
 
@@ -95,6 +48,12 @@ def test_the_soft_vote_is_the_mean_of_the_calibrated_probabilities() -> None:
     ]
     assert fitted.probabilities(logprobs) == pytest.approx(np.array(by_hand))
     assert fitted.weights.tolist() == [0.5, 0.5]
+
+
+def test_voters_without_a_best_temperature_get_probabilities() -> None:
+    labels = np.array([0, 1, 2, 0])
+    logprobs = log_softmax(np.stack([np.eye(3)[labels], -np.eye(3)[labels]]), axis=2)
+    assert np.isfinite(fit("weighted", logprobs, labels).probabilities(logprobs)).all()
 
 
 # Weighted
