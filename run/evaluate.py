@@ -6,8 +6,9 @@
     python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
-the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs);
-intervals that overlap say nothing about it. The test split has no labels outside NIKL, so it cannot be evaluated here.
+the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs), and
+by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. The test
+split has no labels outside NIKL, so it cannot be evaluated here.
 """
 
 import argparse
@@ -20,20 +21,17 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, new_file, run_main
-from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
 from src.files.writing import write_json
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
-from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
+from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
+from src.worth.metrics import Evaluation, Share, chance_range
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MOST_FOR_ALL_PAIRS = 4
-"""With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
 
 
 def make_parser() -> Parser:
@@ -120,36 +118,6 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
         for name, result in found.results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(Fitted(table))
-
-
-def show_pairs(console: "Console", found: Comparison, asked: str | None, against: str | None) -> None:
-    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed, since the
-    best one is picked on the same items.
-    """
-    pairs, answers = found.pairs, len(found.results)
-    few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)
-    shown = [pair for pair in pairs if pair.one == pairs[0].one] if few and against is None else pairs
-    which = f"those with {against}" if against else f"all of {answers} answers"
-    rest = f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
-    console.print(
-        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, "
-        f"p corrected after Holm for {counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
-        soft_wrap=True,
-    )
-    for pair in shown:
-        verdict = "not told apart" if pair.better is None else f"{pair.better} is better"
-        console.print(
-            f"  {pair.one} and {pair.other}: {pair.only_one} and {pair.only_other} items right alone, "
-            f"{100 * pair.difference:+.1f} points, p {p_text(pair.p)}, corrected {p_text(pair.corrected_p)}: {verdict}",
-            soft_wrap=True,
-        )
-    console.print(
-        f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
-    )
-
-
-def p_text(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:

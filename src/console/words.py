@@ -21,3 +21,8 @@ def size_text(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return counted(max(0, int(size)), "byte")
+
+
+def p_text(p: float) -> str:
+    """The p of a test with three digits."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

@@ -94,30 +94,42 @@ def runs(tmp_path: Path) -> list[str]:
     return ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
 
 
-def pair_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
-    printed = capsys.readouterr().out.split("Who is better?")[1].split("\n")
-    return printed[0], [line.strip() for line in printed if line.startswith("  ")]
+def shown_pairs(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str], str]:
+    """What stands above the table of pairs, a text for each of its rows (of a frame's two lines each), and the rest."""
+    printed = capsys.readouterr().out.split("Who is better?")[1]
+    head, _, rest = printed.partition("┏")
+    table, _, below = rest.partition("┘")
+    rows = [[line.strip("│").split("│") for line in row.split("\n") if "│" in line] for row in table.split("├")]
+    texts = [[" ".join(" ".join(cell).split()) for cell in zip(*row, strict=True)] for row in rows]
+    return head, [" | ".join(row) for row in texts], " ".join(below.split())
 
 
 def test_every_pair_is_tested_on_the_same_items(
     tmp_path: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Intervals of alpha and beta would say so, too; those of 36 and 38 overlap, and nothing tells them apart."""
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "100")
     main(["alpha", "beta", "gamma", *runs, "--json", str(tmp_path / "found.json")])
-    head, lines = pair_lines(capsys)
-    assert "the same 40 items" in head and "for 3 pairs (all of 3 answers)" in head
-    assert lines == [
-        "gamma and beta: 2 and 0 items right alone, +5.0 points, p .500, corrected .500: not told apart",
-        "gamma and alpha: 18 and 0 items right alone, +45.0 points, p < .001, corrected < .001: gamma is better",
-        "beta and alpha: 16 and 0 items right alone, +40.0 points, p < .001, corrected < .001: beta is better",
+    head, rows, below = shown_pairs(capsys)
+    assert "the same 40 items of 14 dialogues, 3 pairs (all of 3 answers)" in " ".join(head.split())
+    # The two items are of one dialogue, so twice as many are needed as of independent ones (155, of which there are 40).
+    assert [row.split(" | ")[:2] + row.split(" | ")[3:] for row in rows] == [
+        ["gamma beta", "2 0", ".500 .500", "not told apart; about 280 more items would be needed"],
+        ["gamma alpha", "18 0", "< .001 < .001", "gamma is better"],
+        ["beta alpha", "16 0", "< .001 < .001", "beta is better"],
     ]
+    assert "corrected after Holm for 3 pairs" in below and "note" not in below
     pairs = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["pairs"]
     assert [(pair["one"], pair["other"], pair["better"]) for pair in pairs] == [
         ("gamma", "beta", None),
         ("gamma", "alpha", "gamma"),
         ("beta", "alpha", "beta"),
     ]
+    for pair, row in zip(pairs, rows, strict=True):
+        low, high = pair["interval"]
+        assert low < pair["difference"] < high
+        assert f"{100 * pair['difference']:+.1f} {100 * low:+.1f} to {100 * high:+.1f}" in row
+    assert [pair["more_items"] is None for pair in pairs] == [False, True, True]
 
 
 def test_many_answers_are_held_against_the_best_or_a_named_one(
@@ -125,20 +137,45 @@ def test_many_answers_are_held_against_the_best_or_a_named_one(
 ) -> None:
     names = ["alpha", "beta", "gamma", "delta", "epsilon"]
     main([*names, *runs])
-    head, lines = pair_lines(capsys)
-    assert len(lines) == 4 and all(line.startswith("gamma and ") for line in lines)
-    assert "for 10 pairs (all of 5 answers); shown: those with the best, gamma (--pairs all" in head
+    head, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 4 and all(row.startswith("gamma ") for row in rows)
+    assert "10 pairs (all of 5 answers); shown: those with the best, gamma (--pairs all" in head
     main([*names, *runs, "--pairs", "all"])
-    assert len(pair_lines(capsys)[1]) == 10
+    _, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 10
+    (equal,) = [row for row in rows if row.startswith("beta epsilon")]
+    assert equal.endswith("not told apart; no number of items would do: the difference is 0")
     main([*names[:3], *runs, "--pairs", "best"])
-    assert len(pair_lines(capsys)[1]) == 2
+    assert len(shown_pairs(capsys)[1]) == 2
     main([*names, *runs, "--against", "alpha"])
-    head, lines = pair_lines(capsys)
-    assert len(lines) == 4 and all("alpha" in line for line in lines) and "for 4 pairs (those with alpha)" in head
-    assert any(line.endswith("corrected 1.000: not told apart") and "delta" in line for line in lines)
+    head, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 4 and all("alpha" in row for row in rows) and "4 pairs (those with alpha)" in head
+    assert any("1.000 1.000" in row and "delta" in row and "not told apart" in row for row in rows)
     for wrong in (["--against", "zeta"], ["--against", "alpha", "--pairs", "all"]):
         with pytest.raises(SystemExit):
             main([*names, *runs, *wrong])
+
+
+def test_what_whole_dialogues_do_not_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nine items more right, all of three dialogues of three: McNemar's p is .004."""
+    items = make_split(tmp_path / "data", "dev", 30)
+    for name, right in (("all", 30), ("fewer", 21)):
+        make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+    where = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    main(["fewer", "all", *where])
+    _, (row,), below = shown_pairs(capsys)
+    assert "all fewer | 9 0" in row and ".004 .004" in row and "not told apart; about" in row
+    assert "By dialogue these are not told apart: all and fewer (corrected p by dialogue" in below
+
+
+def test_items_of_one_dialogue_say_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = make_split(tmp_path / "data", "dev", 3)
+    for name, right in (("all", 3), ("none", 0)):
+        make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+    main(["none", "all", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")])
+    _, (row,), below = shown_pairs(capsys)
+    assert "-100.0 to +100.0" in row and "not told apart" in row
+    assert "note: all items are of one dialogue" in below
 
 
 def test_a_run_is_held_against_its_own_data(
