@@ -4,6 +4,7 @@
     python -m run.evaluate predictions_dev.json --data resource/data/data_dev.json --missed 50
     python -m run.evaluate qwen2 bllossom vote --json compared.json
     python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
+    python -m run.evaluate --seeds polar-s1 polar-s2 eeve-s1 eeve-s2   # recipe against recipe, each by several seeds
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
 the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs), and
@@ -14,6 +15,7 @@ split has no labels outside NIKL, so it cannot be evaluated here.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,12 @@ from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
 from src.files.writing import write_json
 from src.runs.inputs import load_own
+from src.runs.recipe_groups import group_by_recipe, seed_notes
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
 from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
+from src.vote.seed_table import show_recipe_pairs, show_seeds
+from src.vote.seeds import compare_seeds
 from src.worth.metrics import Evaluation, Share, chance_range
 
 if TYPE_CHECKING:
@@ -53,6 +58,9 @@ def make_parser() -> Parser:
         choices=("all", "best"),
         help=f"which pairs to print: all, or those with the best; default: all of up to {MOST_FOR_ALL_PAIRS} inputs",
     )
+    parser.add_argument(
+        "--seeds", action="store_true", help="runs of one recipe that differ in their seed are one row: mean and spread"
+    )
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     task.add_flag(parser)
     return parser
@@ -65,24 +73,32 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check(parser, args)
     console = make_console()
-    items, data, notes = load_own(args.data, args.split, run_folders(args.inputs, args.results))
+    folders = run_folders(args.inputs, args.results)
+    items, data, notes = load_own(args.data, args.split, folders)
     refuse_unlabelled(items, data)
     sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
+    named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
+    groups = group_by_recipe(named) if args.seeds else []
     found = compare(items, data, sources, against)
+    recipes = compare_seeds(found, groups) if groups else None
 
     console.print(f"{len(items)} items of {data}")
-    show_accuracy(console, found)
-    for note in [*notes, *(source.note for source in sources if source.note)]:
+    if recipes:
+        show_seeds(console, recipes)
+    show_accuracy(console, replace(found, results={}) if recipes else found)
+    for note in [*notes, *(source.note for source in sources if source.note), *([] if groups else seed_notes(named))]:
         console.print(f"note: {note}")
-    if found.pairs:
+    if recipes and recipes.pairs:
+        show_recipe_pairs(console, recipes, found.dialogues)
+    elif found.pairs and not recipes:
         show_pairs(console, found, args.pairs, against)
-    if len(found.results) == 1:
+    if len(found.results) == 1 and not recipes:
         (name,) = found.results
         show_parts(console, found.results[name])
         show_missed(console, found.missed(name), args.missed)
     if args.json:
-        write_json(args.json, found.as_json())
+        write_json(args.json, found.as_json() | ({"seeds": recipes.as_json()} if recipes else {}))
         console.print(f"\nwritten: {args.json}")
 
 
@@ -93,6 +109,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
     if args.against and args.pairs:
         parser.error("--against and --pairs: give one of them")
+    if args.seeds and (args.against or args.pairs):
+        parser.error("--seeds compares every two recipes: leave out --against and --pairs")
     if args.orders:
         task.current().orders(args.orders)
 

@@ -114,10 +114,8 @@ def differences(ones: Sequence[Hits], others: Sequence[Hits], keys: Keys) -> lis
     """Of each two answers, `ones[i]` and `others[i]`. `keys` has the dialogue of each item."""
     if not ones:
         return []
-    _, dialogue = np.unique(np.asarray(keys), return_inverse=True)
-    sizes = np.bincount(dialogue).astype(float)
     signed = [one.astype(float) - other.astype(float) for one, other in zip(ones, others, strict=True)]
-    sums = np.array([np.bincount(dialogue, weights=own) for own in signed])
+    sums, sizes = dialogue_sums(signed, keys)
     bootstrapped = by_dialogue(sums, sizes)
     found = []
     for one, other, own, (interval, p) in zip(ones, others, sums, bootstrapped, strict=True):
@@ -139,6 +137,14 @@ def differences(ones: Sequence[Hits], others: Sequence[Hits], keys: Keys) -> lis
 def difference(one: Hits, other: Hits, keys: Keys) -> Difference:
     (found,) = differences([one], [other], keys)
     return found
+
+
+def dialogue_sums(values: Sequence[Floats], keys: Keys) -> tuple[Floats, Floats]:
+    """(sums of each of `values` over a dialogue's items, its number of items), in the order of the dialogues' keys, so
+    that the order of the items changes nothing.
+    """
+    _, dialogue = np.unique(np.asarray(keys), return_inverse=True)
+    return np.array([np.bincount(dialogue, weights=own) for own in values]), np.bincount(dialogue).astype(float)
 
 
 def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], float]]:

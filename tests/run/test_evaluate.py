@@ -112,7 +112,7 @@ def test_every_pair_is_tested_on_the_same_items(
     main(["alpha", "beta", "gamma", *runs, "--json", str(tmp_path / "found.json")])
     head, rows, below = shown_pairs(capsys)
     assert "the same 40 items of 14 dialogues, 3 pairs (all of 3 answers)" in " ".join(head.split())
-    # The two items are of one dialogue, so twice as many are needed as of independent ones (155, of which there are 40).
+    # The two items are of one dialogue, so twice as many are needed as of independent ones: 155, less the 40 here.
     assert [row.split(" | ")[:2] + row.split(" | ")[3:] for row in rows] == [
         ["gamma beta", "2 0", ".500 .500", "not told apart; about 280 more items would be needed"],
         ["gamma alpha", "18 0", "< .001 < .001", "gamma is better"],
