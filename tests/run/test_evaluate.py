@@ -7,10 +7,12 @@ import pytest
 
 from run.evaluate import main
 from src.console.cli import UserError
-from src.data import Item, sha256
+from src.data import Item, load_items, sha256
+from src.files.paths import record_path
+from src.files.writing import write_json
 from src.worth.metrics import chance_range, wilson
 from tests.conftest import OUTPUTS
-from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
+from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data, stored
 
 
 @pytest.fixture
@@ -176,6 +178,70 @@ def test_items_of_one_dialogue_say_nothing_of_others(tmp_path: Path, capsys: pyt
     _, (row,), below = shown_pairs(capsys)
     assert "-100.0 to +100.0" in row and "not told apart" in row
     assert "note: all items are of one dialogue" in below
+
+
+# Seeds
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> list[str]:
+    """Recipe `a` under three seeds, `b` under two and `c` under one; of 40 items some are right."""
+    items = make_split(tmp_path / "data", "dev", 40)
+    counts = {"a-s1": 38, "a-s2": 39, "a-s3": 40, "b-s1": 12, "b-s2": 13, "c": 30}
+    for name, right in counts.items():
+        run = make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+        record = stored(run)
+        record["recipe"] = {"name": name, "seed": right, "epoch": "abc".index(name[0]) + 1}
+        write_json(record_path(run), record)
+    return ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+
+
+def test_runs_of_one_recipe_are_one_row(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["b-s1", "a-s1", "a-s2", "c", "a-s3", "b-s2"]
+    main([*names, *seeds, "--seeds", "--json", str(tmp_path / "found.json")])
+    printed = squeezed(capsys.readouterr().out)
+    assert "b 2 31.25% 1.77 30.00% 32.50% 31.25%" in printed
+    assert "a 3 97.50% 2.50 95.00% 100.00% 97.50%" in printed
+    assert "c 1 75.00% – 75.00% 75.00% 75.00%" in printed
+    assert "a: a-s1 (seed 38), a-s2 (seed 39), a-s3 (seed 40); epoch 1" in printed
+    assert "chance – 33.33%" in printed and "longest option" in printed and "38/40" not in printed
+    assert "Which recipe is better? 3 pairs of recipes" in printed and "Who is better?" not in printed
+    assert printed.count("cannot be told:") == 2 and printed.count("is better ") == 1
+    assert "corrected after Holm for 1 pair" in printed
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in found["inputs"]] == names
+    assert [(one["name"], one["seeds"], one["runs"]) for one in found["seeds"]["recipes"]] == [
+        ("b", 2, {"b-s1": 12, "b-s2": 13}),
+        ("a", 3, {"a-s1": 38, "a-s2": 39, "a-s3": 40}),
+        ("c", 1, {"c": 30}),
+    ]
+    pairs = {(pair["one"], pair["other"]): pair for pair in found["seeds"]["pairs"]}
+    assert list(pairs) == [("a", "c"), ("a", "b"), ("c", "b")]
+    assert pairs["a", "b"]["better"] == "a" and pairs["a", "c"]["p"] is None
+
+
+def test_recipes_of_one_seed_each_are_not_compared(seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--seeds", "a-s1", "b-s1", *seeds])
+    printed = squeezed(capsys.readouterr().out)
+    assert "cannot be told" in printed and "each recipe needs a run of a second seed" in printed
+    main(["--seeds", "a-s1", "a-s2", *seeds])
+    printed = squeezed(capsys.readouterr().out)
+    assert "a 2 96.25%" in printed and "better" not in printed
+    main(["a-s1", "a-s2", *seeds])
+    assert "note: a-s1, a-s2 are of one recipe under several seeds" in capsys.readouterr().out
+
+
+def test_seeds_go_with_runs_alone(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = make_predictions(tmp_path / "x.json", load_items(tmp_path / "data" / "data_dev.json"), [0] * 40)
+    with pytest.raises(UserError, match=r"--seeds takes runs.*x.json \(a file outside"):
+        main(["--seeds", "a-s1", str(file), *seeds])
+    for wrong in (["--against", "a-s1"], ["--pairs", "all"]):
+        with pytest.raises(SystemExit):
+            main(["--seeds", "a-s1", "a-s2", *seeds, *wrong])
+        assert "--seeds compares every two recipes" in capsys.readouterr().err
+
+
+# Data
 
 
 def test_a_run_is_held_against_its_own_data(
