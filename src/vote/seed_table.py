@@ -59,7 +59,7 @@ def show_recipe_pairs(console: "Console", found: SeedComparison, dialogues: int)
         f"to {SIGNIFICANT}. Not told apart does not mean equally good."
     )
     if dialogues == 1:
-        console.print("note: all items are of one dialogue, which says nothing about others: none is called better")
+        console.print("note: all items are of one dialogue, which says nothing about others, so none is called better")
 
 
 def verdict(pair: "RecipePair") -> str:

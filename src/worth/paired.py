@@ -51,8 +51,7 @@ class Pair(Difference):
 
     corrected_p           after Holm for all pairs
     corrected_by_dialogue the same of p_by_dialogue
-    more_items            where the two are not told apart: how many items more would be needed; None where they do not
-                          differ, and no number would do
+    more_items            where the two are not told apart: how many items more would be needed, if that can be said
     """
 
     one: str
@@ -98,7 +97,7 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], keys: Keys, against: str 
             other=names[place][1],
             corrected_p=corrected[place][0],
             corrected_by_dialogue=corrected[place][1],
-            more_items=more_items(one, len(keys), level) if undecided[place] else None,
+            more_items=more_items(one, len(keys), len(set(keys)), level) if undecided[place] else None,
         )
         for place, one in enumerate(found)
     ]
@@ -191,23 +190,26 @@ def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], 
 def items_needed(discordant: float, difference: float, level: float, power: float = POWER) -> float:
     """Items with which McNemar's test at the two-sided `level` has this power, where two answers differ on the share
     `discordant` of the items and their accuracies by `difference` (not 0), both as shares of all items; items are
-    independent. Connor 1987 (Biometrics 43), the formula with variances under both hypotheses.
+    independent. Connor 1987 (Biometrics 43), the formula with variances under both hypotheses; and so many that the
+    exact p can come down to the level at all, for which the discordant ones, all for one side, have to suffice.
     """
     normal = NormalDist()
     at_zero = normal.inv_cdf(1 - level / 2) * math.sqrt(discordant)
     at_difference = normal.inv_cdf(power) * math.sqrt(max(0.0, discordant - difference**2))
-    return ((at_zero + at_difference) / difference) ** 2
+    least = math.ceil(1 - math.log2(level)) / discordant  # p of k to 0 is 2^(1 - k)
+    return max(least, ((at_zero + at_difference) / difference) ** 2)
 
 
-def more_items(found: Difference, items: int, level: float) -> int | None:
-    """Items that would have to be added to `items`, of dialogues like these, to tell the two apart with `POWER` if
-    they differ as they do here. None where they do not differ.
+def more_items(found: Difference, items: int, dialogues: int, level: float) -> int | None:
+    """Items that would have to be added to `items`, of other dialogues like these, to tell the two apart with `POWER`
+    if they differ as they do here; a dialogue's at least. None where they do not differ, and where there is a single
+    dialogue, which does not show how alike its items are.
     """
-    if found.only_one == found.only_other:
+    if found.only_one == found.only_other or dialogues == 1:
         return None
     discordant = (found.only_one + found.only_other) / items
     needed = items_needed(discordant, found.difference, level) * found.design_effect
-    return max(1, math.ceil(needed) - items)
+    return max(math.ceil(items / dialogues), math.ceil(needed) - items)
 
 
 def _design_effect(sums: Floats, sizes: Floats, discordant: int) -> float:

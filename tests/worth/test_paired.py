@@ -45,7 +45,7 @@ def test_pairs_are_told_apart_by_the_items_that_one_alone_gets_right() -> None:
     # Two pairs are left, so Holm tests the first of them at half the level.
     for pair, discordant in ((pairs[0], 0.85), (pairs[2], 0.95)):
         assert pair.design_effect == pytest.approx(1, abs=0.02)
-        assert pair.more_items == more_items(pair, 100, SIGNIFICANT / 2)
+        assert pair.more_items == more_items(pair, 100, 100, SIGNIFICANT / 2)
         assert pair.more_items == pytest.approx(items_needed(discordant, 0.05, 0.025) - 100, rel=0.02)
 
 
@@ -232,7 +232,16 @@ def test_the_design_effect_makes_up_for_dialogues(monkeypatch: pytest.MonkeyPatc
     assert (by_items & np.array(whole)).mean() == pytest.approx(0.8, abs=0.04)
 
 
-def test_more_items_are_at_least_one() -> None:
-    """All right against all wrong, five times: the formula asks for fewer than there are, and the test for more."""
-    found = difference(np.array([True] * 5), np.array([False] * 5), alone(5))
-    assert found.p > 0.05 and more_items(found, 5, 0.05) == 1
+def test_more_items_are_enough_for_the_exact_test() -> None:
+    """All right against all wrong: by the formula four items suffice, and five have a p of .06."""
+    for count, more in ((1, None), (2, 4), (5, 1)):
+        found = difference(np.array([True] * count), np.array([False] * count), alone(count))
+        assert found.p > 0.05 and more_items(found, count, count, 0.05) == more
+    assert mcnemar(6, 0) <= 0.05
+
+
+def test_more_items_are_at_least_those_of_a_dialogue() -> None:
+    """Only one is right on every other item of two dialogues. For items alone there are enough, for dialogues not."""
+    found = difference(np.array([True] * 20), np.array([True, False] * 10), ["a"] * 10 + ["b"] * 10)
+    assert found.p < 0.01 and found.p_by_dialogue > 0.05
+    assert more_items(found, 20, 2, 0.05) == 10
