@@ -8,7 +8,8 @@
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
 the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs), and
-by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. The test
+by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. A recipe
+is better than another only if that holds for other seeds, too: that takes two runs of each at least (--seeds). The test
 split has no labels outside NIKL, so it cannot be evaluated here.
 """
 

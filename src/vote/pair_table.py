@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from src.console.words import counted, p_text
+from src.console.words import counted, p_text, points_range
 from src.vote.comparison import Comparison
 from src.worth.metrics import SIGNIFICANT
 
@@ -52,11 +52,10 @@ def pair_table(pairs: "Sequence[Pair]") -> "Table":
 
     table = Table("answers", "alone", "points,\n95 % interval", "p,\ncorrected", "verdict", show_lines=True)
     for pair in pairs:
-        low, high = pair.interval
         table.add_row(
             f"{pair.one}\n{pair.other}",
             f"{pair.only_one}\n{pair.only_other}",
-            f"{100 * pair.difference:+.1f}\n{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{100 * pair.difference:+.1f}\n{points_range(pair.interval)}",
             f"{p_text(pair.p)}\n{p_text(pair.corrected_p)}",
             verdict(pair),
         )
