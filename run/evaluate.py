@@ -81,18 +81,19 @@ def main(argv: list[str] | None = None) -> None:
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
     named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
     groups = group_by_recipe(named) if args.seeds else []
-    found = compare(items, data, sources, against)
+    found = compare(items, data, sources, against, pairs=not groups)
     recipes = compare_seeds(found, groups) if groups else None
 
     console.print(f"{len(items)} items of {data}")
     if recipes:
         show_seeds(console, recipes)
     show_accuracy(console, replace(found, results={}) if recipes else found)
-    for note in [*notes, *(source.note for source in sources if source.note), *([] if groups else seed_notes(named))]:
+    notes = [*notes, *(source.note for source in sources if source.note)]
+    for note in notes if groups else [*notes, *seed_notes(named)]:
         console.print(f"note: {note}")
     if recipes and recipes.pairs:
         show_recipe_pairs(console, recipes, found.dialogues)
-    elif found.pairs and not recipes:
+    elif found.pairs:
         show_pairs(console, found, args.pairs, against)
     if len(found.results) == 1 and not recipes:
         (name,) = found.results

@@ -65,9 +65,11 @@ class Comparison:
         ]
 
 
-def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None) -> Comparison:
+def compare(
+    items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None, pairs: bool = True
+) -> Comparison:
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
-    against; without it every two are.
+    against; without it every two are, unless `pairs` is False: then none.
     """
     from src.worth.paired import compare_pairs  # loads numpy, for which --help does not wait
 
@@ -78,5 +80,5 @@ def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], agains
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
-    pairs = compare_pairs(right, [item.dialogue_key for item in items], against)
-    return Comparison(items, data, sources, answers, results, floors, pairs)
+    tested = compare_pairs(right, [item.dialogue_key for item in items], against) if pairs else []
+    return Comparison(items, data, sources, answers, results, floors, tested)

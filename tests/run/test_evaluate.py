@@ -231,6 +231,14 @@ def test_recipes_of_one_seed_each_are_not_compared(seeds: list[str], capsys: pyt
     assert "note: a-s1, a-s2 are of one recipe under several seeds" in capsys.readouterr().out
 
 
+def test_a_damaged_record_beside_a_file_of_answers_does_no_harm(
+    tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "c" / "record.json").write_text("{", encoding="utf-8")
+    main(["a-s1", str(tmp_path / "results" / "c" / "predictions_dev.json"), *seeds])
+    assert "Who is better?" in capsys.readouterr().out
+
+
 def test_seeds_go_with_runs_alone(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     file = make_predictions(tmp_path / "x.json", load_items(tmp_path / "data" / "data_dev.json"), [0] * 40)
     with pytest.raises(UserError, match=r"--seeds takes runs.*x.json \(a file outside"):
