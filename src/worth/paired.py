@@ -158,8 +158,10 @@ def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], 
     of a ratio of sums over clusters. The percentiles of d* and BCa's are too narrow for 50 dialogues. Two changes are
     for few discordant items, of which draws know too little: ADDED to the variance are two such items, one for each
     side, in dialogues of their own (Agresti and Min 2005, Statistics in Medicine 24, add one); and the quantile is
-    never below Student's t. Without discordant items the interval is then nearly ±3/items, the rule of three. From a
-    single dialogue nothing is known of others: −1 to 1, and p 1.
+    never below Student's t. Without discordant items the interval is then nearly ±3/items, the rule of three. Where few
+    items are discordant, all for one side and alike within dialogues, it still is too narrow: it covered 89 % with 52
+    dialogues, eight such items on average and a correlation of .3. From a single dialogue nothing is known of others:
+    −1 to 1, and p 1.
     """
     from scipy.stats import t
 
