@@ -5,15 +5,19 @@
     python -m run.evaluate qwen2 bllossom vote --json compared.json
     python -m run.evaluate qwen2 bllossom polar --against qwen2    # is one of the others better than qwen2, or worse?
     python -m run.evaluate qwen2 vote-soft --calibration           # do probabilities say how often they are right?
+    python -m run.evaluate --seeds polar-s1 polar-s2 eeve-s1 eeve-s2   # recipe against recipe, each by several seeds
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
-the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs);
-intervals that overlap say nothing about it. The test split has no labels outside NIKL, so it cannot be evaluated here.
+the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs), and
+by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. A recipe
+is better than another only if that holds for other seeds, too: that takes two runs of each at least (--seeds). The test
+split has no labels outside NIKL, so it cannot be evaluated here.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,23 +25,23 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, new_file, run_main
-from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS, run_folder
 from src.files.writing import write_json
 from src.runs.inputs import load_own
+from src.runs.recipe_groups import group_by_recipe, seed_notes
 from src.vote.ballots import read_sources, run_folders
 from src.vote.comparison import Comparison, compare
+from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
+from src.vote.seed_table import show_recipe_pairs, show_seeds
+from src.vote.seeds import compare_seeds
 from src.vote.voters import Request
-from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
+from src.worth.metrics import Evaluation, Share, chance_range
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from src.vote.calibration import Calibration  # loads numpy
-
-MOST_FOR_ALL_PAIRS = 4
-"""With more answers than this, only pairs with the best one are printed unless --pairs asks for all."""
 
 
 def make_parser() -> Parser:
@@ -65,6 +69,9 @@ def make_parser() -> Parser:
     parser.add_argument("--figure", type=new_file, metavar="FILE.png", help=where)
     fitted = "fit temperatures on this split; default: on the same items, each by those of other dialogues"
     parser.add_argument("--fitted_on", choices=[split for split in SPLITS if split != "test"], help=fitted)
+    parser.add_argument(
+        "--seeds", action="store_true", help="runs of one recipe that differ in their seed are one row: mean and spread"
+    )
     parser.add_argument("--json", type=new_file, metavar="OUT", help="write everything here, all missed items included")
     task.add_flag(parser)
     return parser
@@ -77,11 +84,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check(parser, args)
     console = make_console()
-    items, data, notes = load_own(args.data, args.split, run_folders(args.inputs, args.results))
+    folders = run_folders(args.inputs, args.results)
+    items, data, notes = load_own(args.data, args.split, folders)
     refuse_unlabelled(items, data)
     sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
-    found = compare(items, data, sources, against)
+    named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
+    groups = group_by_recipe(named) if args.seeds else []
+    found = compare(items, data, sources, against, pairs=not groups)
+    recipes = compare_seeds(found, groups) if groups else None
     calibration = None
     if args.calibration:
         from src.vote.calibration import calibrate
@@ -90,12 +101,17 @@ def main(argv: list[str] | None = None) -> None:
         calibration = calibrate(request, items, data, sources, args.fitted_on)
 
     console.print(f"{len(items)} items of {data}")
-    show_accuracy(console, found)
-    for note in [*notes, *(source.note for source in sources if source.note)]:
+    if recipes:
+        show_seeds(console, recipes)
+    show_accuracy(console, replace(found, results={}) if recipes else found)
+    notes = [*notes, *(source.note for source in sources if source.note)]
+    for note in notes if groups else [*notes, *seed_notes(named)]:
         console.print(f"note: {note}")
-    if found.pairs:
+    if recipes and recipes.pairs:
+        show_recipe_pairs(console, recipes, found.dialogues)
+    elif found.pairs:
         show_pairs(console, found, args.pairs, against)
-    if len(found.results) == 1:
+    if len(found.results) == 1 and not recipes:
         (name,) = found.results
         show_parts(console, found.results[name])
         show_missed(console, found.missed(name), args.missed)
@@ -103,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     if calibration:
         show_calibrated(console, calibration, figure)
     if args.json:
-        told = {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
+        told = {"seeds": recipes.as_json()} if recipes else {}
+        told |= {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
         write_json(args.json, found.as_json() | told)
         console.print(f"\nwritten: {args.json}")
 
@@ -115,6 +132,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--against {args.against}: allowed: one of the inputs, {', '.join(args.inputs)}")
     if args.against and args.pairs:
         parser.error("--against and --pairs: give one of them")
+    if args.seeds and (args.against or args.pairs):
+        parser.error("--seeds compares every two recipes: leave out --against and --pairs")
     if args.orders:
         task.current().orders(args.orders)
     if (args.figure or args.fitted_on) and not args.calibration:
@@ -151,32 +170,6 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
         console.print(Fitted(table))
 
 
-def show_pairs(console: "Console", found: Comparison, asked: str | None, against: str | None) -> None:
-    """A line for each pair, the verdict last. p is corrected for all pairs even where only some are printed, since the
-    best one is picked on the same items.
-    """
-    pairs, answers = found.pairs, len(found.results)
-    few = asked == "best" or (asked is None and answers > MOST_FOR_ALL_PAIRS)
-    shown = [pair for pair in pairs if pair.one == pairs[0].one] if few and against is None else pairs
-    which = f"those with {against}" if against else f"all of {answers} answers"
-    rest = f"; shown: those with the best, {pairs[0].one} (--pairs all shows the rest)"
-    console.print(
-        f"Who is better? Tested on the same {len(found.items)} items: McNemar's exact test, "
-        f"p corrected after Holm for {counted(len(pairs), 'pair')} ({which}){rest if len(shown) < len(pairs) else ''}",
-        soft_wrap=True,
-    )
-    for pair in shown:
-        verdict = "not told apart" if pair.better is None else f"{pair.better} is better"
-        console.print(
-            f"  {pair.one} and {pair.other}: {pair.only_one} and {pair.only_other} items right alone, "
-            f"{100 * pair.difference:+.1f} points, p {p_text(pair.p)}, corrected {p_text(pair.corrected_p)}: {verdict}",
-            soft_wrap=True,
-        )
-    console.print(
-        f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
-    )
-
-
 def default_figure(args: argparse.Namespace) -> Path:
     """Beside the scores of a single run or vote, else beside the folders of all."""
     folder: Path = run_folder(args.inputs[0], args.results) if len(args.inputs) == 1 else args.results
@@ -192,10 +185,6 @@ def show_calibrated(console: "Console", found: "Calibration", figure: Path) -> N
     show_calibration(console, found)
     save_png(reliability(panels(found), heading(found)), figure)
     console.print(f"\nwritten: {figure}", soft_wrap=True)
-
-
-def p_text(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
-from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate, floor_answers
+from src.worth.metrics import Evaluation, chance_range, evaluate, floor_answers
+
+if TYPE_CHECKING:
+    from src.worth.paired import Pair
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,21 @@ class Comparison:
     answers: Mapping[str, Sequence[int]]
     results: Mapping[str, Evaluation]
     floors: Mapping[str, Evaluation]
-    pairs: Sequence[Pair]
+    pairs: "Sequence[Pair]"
+
+    @property
+    def dialogues(self) -> int:
+        return len({item.dialogue_key for item in self.items})
 
     def as_json(self) -> dict[str, Any]:
         chance = {"accuracy": 1 / len(task.current().options), "range": chance_range(len(self.items))}
         return {
-            "data": {"path": self.data, "sha256": sha256(self.data), "items": len(self.items)},
+            "data": {
+                "path": self.data,
+                "sha256": sha256(self.data),
+                "items": len(self.items),
+                "dialogues": self.dialogues,
+            },
             "floors": {"chance": chance} | {name: floor.as_json() for name, floor in self.floors.items()},
             "pairs": [asdict(pair) | {"better": pair.better} for pair in self.pairs],
             "inputs": [
@@ -53,10 +65,14 @@ class Comparison:
         ]
 
 
-def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None) -> Comparison:
+def compare(
+    items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None, pairs: bool = True
+) -> Comparison:
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
-    against; without it every two are.
+    against; without it every two are, unless `pairs` is False: then none.
     """
+    from src.worth.paired import compare_pairs  # loads numpy, for which --help does not wait
+
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
     floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
@@ -64,4 +80,5 @@ def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], agains
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
-    return Comparison(items, data, sources, answers, results, floors, compare_pairs(right, against))
+    tested = compare_pairs(right, [item.dialogue_key for item in items], against) if pairs else []
+    return Comparison(items, data, sources, answers, results, floors, tested)

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from src.console.words import counted
-from src.vote.contributions import Contributions, Difference
+from src.console.words import counted, p_text, points_range
+from src.vote.contributions import Contributions
 from src.worth.metrics import SIGNIFICANT
+from src.worth.paired import Difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,9 +24,9 @@ def show_contributions(console: "Console", found: Contributions) -> None:
     console.print(Fitted(_left_out(found)))
     console.print(
         "points: what the vote gains by the run, with a 95 % interval (bootstrap by dialogue, of this run alone); "
-        "items: right only with the run, right only without it; p: McNemar's exact test, corrected after Holm for "
-        f"{counted(len(found.voters), 'run')}. Helps or hurts: p up to {SIGNIFICANT}. Not told apart does not mean "
-        "that the run is of no use."
+        "items: right only with the run, right only without it; p: the larger of McNemar's exact test and of the test "
+        f"by dialogue, each corrected after Holm for {counted(len(found.voters), 'run')}. Helps or hurts: p up to "
+        f"{SIGNIFICANT}. Not told apart does not mean that the run is of no use."
     )
     console.print("\nThe best few, chosen greedily: the best run, then always the one with which the vote is best")
     _show_selection(console, found)
@@ -43,7 +44,7 @@ def conclusion(found: Contributions) -> str:
     if "not told apart" in by_verdict and len(by_verdict) == 1:
         told = ["No single run can be told to help or to hurt on these items"]
     gain = found.selection.gain
-    better = gain.p <= SIGNIFICANT
+    better = max(gain.p, gain.p_by_dialogue) <= SIGNIFICANT
     chosen = "a choice of runs is " + (
         f"{'better' if gain.difference > 0 else 'worse'} than the vote of all"
         if better
@@ -67,7 +68,7 @@ def _left_out(found: Contributions) -> "Table":
     for one in sorted(found.voters, key=lambda voter: -voter.gain.difference):
         points, interval, items = _cells(one.gain)
         shares = (f"{one.accuracy:.1%}", f"{one.without:.1%}")
-        table.add_row(one.run, *shares, points, interval, items, _p_text(one.corrected_p), one.verdict)
+        table.add_row(one.run, *shares, points, interval, items, p_text(one.larger_p), one.verdict)
     return table
 
 
@@ -82,7 +83,7 @@ def _show_selection(console: "Console", found: Contributions) -> None:
     points, interval, items = _cells(selection.gain)
     console.print(
         f"  tried on the folds left out: {selection.accuracy:.2%}, against the vote of all {points} points "
-        f"({interval}), items {items}, p {_p_text(selection.gain.p)}"
+        f"({interval}), items {items}, p {p_text(max(selection.gain.p, selection.gain.p_by_dialogue))}"
     )
 
 
@@ -109,13 +110,8 @@ def _matrix(found: Contributions) -> "Table":
 
 def _cells(gain: Difference) -> tuple[str, str, str]:
     """Points, their interval, and the items that only one of the two gets right."""
-    low, high = gain.interval
     return (
         f"{100 * gain.difference:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        points_range(gain.interval),
         f"{gain.only_one}, {gain.only_other}",
     )
-
-
-def _p_text(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

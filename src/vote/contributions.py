@@ -10,41 +10,24 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src.data import Item
 from src.vote.ballots import Source
 from src.vote.fits import labels_of, logprobs_of
 from src.vote.voting import Ballot, hard_vote, probability_vote
 from src.vote.weights import Floats, Ints, dialogue_folds, fit, fit_temperatures
-from src.worth.metrics import SIGNIFICANT, holm, mcnemar
-
-Hits = NDArray[np.bool_]
-"""Which items are answered rightly."""
-
-RESAMPLES, SEED = 10_000, 0
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two votes on the same items: how many only the one, only the other answers rightly, the difference of their
-    accuracies (one's minus other's, a share) with a 95 % interval by dialogue, and McNemar's exact p.
-    """
-
-    only_one: int
-    only_other: int
-    difference: float
-    interval: tuple[float, float]
-    p: float
+from src.worth.metrics import SIGNIFICANT
+from src.worth.paired import Difference, Hits, corrected_ps, difference
 
 
 @dataclass(frozen=True)
 class Contribution:
     """A voter: its own accuracy, that of the vote without it, and what the vote gains by it.
 
-    gain         the vote of all minus the vote without this run
-    corrected_p  corrected after Holm for the number of runs
-    chosen       the number of folds in whose other folds the greedy selection chose it
+    gain                  the vote of all minus the vote without this run
+    corrected_p           the gain's p, corrected after Holm for the number of runs
+    corrected_by_dialogue the same of its p by dialogue
+    chosen                the number of folds in whose other folds the greedy selection chose it
     """
 
     run: str
@@ -52,12 +35,17 @@ class Contribution:
     without: float
     gain: Difference
     corrected_p: float
+    corrected_by_dialogue: float
     chosen: int
+
+    @property
+    def larger_p(self) -> float:
+        return max(self.corrected_p, self.corrected_by_dialogue)
 
     @property
     def verdict(self) -> str:
         """helps, hurts, or "not told apart" where the test cannot tell the two votes apart."""
-        if self.corrected_p > SIGNIFICANT:
+        if self.larger_p > SIGNIFICANT:
             return "not told apart"
         return "helps" if self.gain.difference > 0 else "hurts"
 
@@ -194,14 +182,15 @@ def contributions(rule: str, items: Sequence[Item], sources: Sequence[Source]) -
         others = [other for other in panel.everybody if other != place]
         without.append(panel.vote(others, everything))
         gains.append(difference(whole, without[-1], panel.keys))
-    corrected = holm([gain.p for gain in gains])
+    corrected = corrected_ps(gains)
     voters = [
         Contribution(
             run=panel.ballots[place].run,
             accuracy=float(panel.hits[place].mean()),
             without=float(without[place].mean()),
             gain=gains[place],
-            corrected_p=corrected[place],
+            corrected_p=corrected[place][0],
+            corrected_by_dialogue=corrected[place][1],
             chosen=times_chosen[place],
         )
         for place in panel.everybody
@@ -217,19 +206,6 @@ def contributions(rule: str, items: Sequence[Item], sources: Sequence[Source]) -
         selection=selection,
         pairs=_likenesses(panel),
     )
-
-
-def difference(one: Hits, other: Hits, keys: NDArray[np.str_]) -> Difference:
-    """The paired difference of two votes. The interval is a percentile bootstrap that draws dialogues with
-    replacement, since items of one dialogue are no independent draws; `keys` has the dialogue of each item.
-    """
-    _, dialogue = np.unique(keys, return_inverse=True)
-    sizes = np.bincount(dialogue)
-    sums = np.bincount(dialogue, weights=one.astype(float) - other.astype(float))
-    times = np.random.default_rng(SEED).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=RESAMPLES)
-    low, high = np.quantile((times @ sums) / (times @ sizes), (0.025, 0.975))
-    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
-    return Difference(gained, lost, (gained - lost) / len(one), (float(low), float(high)), mcnemar(gained, lost))
 
 
 def greedy(panel: Panel, among: Ints) -> tuple[list[tuple[int, float]], list[int]]:

@@ -1,9 +1,8 @@
 """Accuracy with its interval and parts, and the accuracy of rules that never read the dialogue."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from src import task
 from src.data import Item
 
 SIGNIFICANT = 0.05
-"""The corrected p up to which one answer is called better than another."""
+"""The corrected p up to which a test tells one answer from another."""
 
 
 class Share(NamedTuple):
@@ -97,48 +96,6 @@ def mcnemar(gained: int, lost: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to the same items: how many items only `one`, only `other` gets right, the difference of their
-    accuracies (one's minus other's, a share), McNemar's exact p, and p corrected after Holm.
-    """
-
-    one: str
-    other: str
-    only_one: int
-    only_other: int
-    difference: float
-    p: float
-    corrected_p: float
-
-    @property
-    def better(self) -> str | None:
-        """The one that the test calls better, None where it cannot tell them apart."""
-        if self.corrected_p > SIGNIFICANT:
-            return None
-        return self.one if self.only_one > self.only_other else self.other
-
-
-def compare_pairs(right: Mapping[str, Sequence[bool]], against: str | None = None) -> list[Pair]:
-    """Every two of several answers, or each with `against`; `right` says for each answer which items it gets right,
-    all in the same order. The more accurate of two comes first.
-
-    p is corrected for these pairs. Picking the best of several on the same items amounts to looking at all pairs.
-    """
-    assert len({len(hits) for hits in right.values()}) <= 1, "answers to the same items"
-    ranked = sorted(right, key=lambda name: -sum(right[name]))  # stable: equal ones as they were given
-    names = [two for two in combinations(ranked, 2) if against is None or against in two]
-    counts = []
-    for one, other in names:
-        both = list(zip(map(bool, right[one]), map(bool, right[other]), strict=True))
-        counts.append((both.count((True, False)), both.count((False, True)), len(both)))
-    found = [mcnemar(gained, lost) for gained, lost, _ in counts]
-    return [
-        Pair(one, other, gained, lost, (gained - lost) / total, p, corrected)
-        for (one, other), (gained, lost, total), p, corrected in zip(names, counts, found, holm(found), strict=True)
-    ]
 
 
 def holm(found: Sequence[float]) -> list[float]:

@@ -7,10 +7,12 @@ import pytest
 
 from run.evaluate import main
 from src.console.cli import UserError
-from src.data import Item, sha256
+from src.data import Item, load_items, sha256
+from src.files.paths import record_path
+from src.files.writing import write_json
 from src.worth.metrics import chance_range, wilson
 from tests.conftest import OUTPUTS
-from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data
+from tests.made_runs import add_orders, make_predictions, make_run, make_split, name_data, stored
 
 
 @pytest.fixture
@@ -94,30 +96,42 @@ def runs(tmp_path: Path) -> list[str]:
     return ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
 
 
-def pair_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
-    printed = capsys.readouterr().out.split("Who is better?")[1].split("\n")
-    return printed[0], [line.strip() for line in printed if line.startswith("  ")]
+def shown_pairs(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str], str]:
+    """What stands above the table of pairs, a text for each of its rows (of a frame's two lines each), and the rest."""
+    printed = capsys.readouterr().out.split("Who is better?")[1]
+    head, _, rest = printed.partition("┏")
+    table, _, below = rest.partition("┘")
+    rows = [[line.strip("│").split("│") for line in row.split("\n") if "│" in line] for row in table.split("├")]
+    texts = [[" ".join(" ".join(cell).split()) for cell in zip(*row, strict=True)] for row in rows]
+    return head, [" | ".join(row) for row in texts], " ".join(below.split())
 
 
 def test_every_pair_is_tested_on_the_same_items(
     tmp_path: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Intervals of alpha and beta would say so, too; those of 36 and 38 overlap, and nothing tells them apart."""
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "100")
     main(["alpha", "beta", "gamma", *runs, "--json", str(tmp_path / "found.json")])
-    head, lines = pair_lines(capsys)
-    assert "the same 40 items" in head and "for 3 pairs (all of 3 answers)" in head
-    assert lines == [
-        "gamma and beta: 2 and 0 items right alone, +5.0 points, p .500, corrected .500: not told apart",
-        "gamma and alpha: 18 and 0 items right alone, +45.0 points, p < .001, corrected < .001: gamma is better",
-        "beta and alpha: 16 and 0 items right alone, +40.0 points, p < .001, corrected < .001: beta is better",
+    head, rows, below = shown_pairs(capsys)
+    assert "the same 40 items of 14 dialogues, 3 pairs (all of 3 answers)" in " ".join(head.split())
+    # The two items are of one dialogue, so twice as many are needed as of independent ones: 155, less the 40 here.
+    assert [row.split(" | ")[:2] + row.split(" | ")[3:] for row in rows] == [
+        ["gamma beta", "2 0", ".500 .500", "not told apart; about 280 more items would be needed"],
+        ["gamma alpha", "18 0", "< .001 < .001", "gamma is better"],
+        ["beta alpha", "16 0", "< .001 < .001", "beta is better"],
     ]
+    assert "corrected after Holm for 3 pairs" in below and "note" not in below
     pairs = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["pairs"]
     assert [(pair["one"], pair["other"], pair["better"]) for pair in pairs] == [
         ("gamma", "beta", None),
         ("gamma", "alpha", "gamma"),
         ("beta", "alpha", "beta"),
     ]
+    for pair, row in zip(pairs, rows, strict=True):
+        low, high = pair["interval"]
+        assert low < pair["difference"] < high
+        assert f"{100 * pair['difference']:+.1f} {100 * low:+.1f} to {100 * high:+.1f}" in row
+    assert [pair["more_items"] is None for pair in pairs] == [False, True, True]
 
 
 def test_many_answers_are_held_against_the_best_or_a_named_one(
@@ -125,20 +139,117 @@ def test_many_answers_are_held_against_the_best_or_a_named_one(
 ) -> None:
     names = ["alpha", "beta", "gamma", "delta", "epsilon"]
     main([*names, *runs])
-    head, lines = pair_lines(capsys)
-    assert len(lines) == 4 and all(line.startswith("gamma and ") for line in lines)
-    assert "for 10 pairs (all of 5 answers); shown: those with the best, gamma (--pairs all" in head
+    head, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 4 and all(row.startswith("gamma ") for row in rows)
+    assert "10 pairs (all of 5 answers); shown: those with the best, gamma (--pairs all" in head
     main([*names, *runs, "--pairs", "all"])
-    assert len(pair_lines(capsys)[1]) == 10
+    _, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 10
+    (equal,) = [row for row in rows if row.startswith("beta epsilon")]
+    assert equal.endswith("not told apart; no number of items would do: the difference is 0")
     main([*names[:3], *runs, "--pairs", "best"])
-    assert len(pair_lines(capsys)[1]) == 2
+    assert len(shown_pairs(capsys)[1]) == 2
     main([*names, *runs, "--against", "alpha"])
-    head, lines = pair_lines(capsys)
-    assert len(lines) == 4 and all("alpha" in line for line in lines) and "for 4 pairs (those with alpha)" in head
-    assert any(line.endswith("corrected 1.000: not told apart") and "delta" in line for line in lines)
+    head, rows, _ = shown_pairs(capsys)
+    assert len(rows) == 4 and all("alpha" in row for row in rows) and "4 pairs (those with alpha)" in head
+    assert any("1.000 1.000" in row and "delta" in row and "not told apart" in row for row in rows)
     for wrong in (["--against", "zeta"], ["--against", "alpha", "--pairs", "all"]):
         with pytest.raises(SystemExit):
             main([*names, *runs, *wrong])
+
+
+def test_what_whole_dialogues_do_not_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nine items more right, all of three dialogues of three: McNemar's p is .004."""
+    items = make_split(tmp_path / "data", "dev", 30)
+    for name, right in (("all", 30), ("fewer", 21)):
+        make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+    where = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    main(["fewer", "all", *where])
+    _, (row,), below = shown_pairs(capsys)
+    assert "all fewer | 9 0" in row and ".004 .004" in row and "not told apart; about" in row
+    assert "By dialogue these are not told apart: all and fewer (corrected p by dialogue" in below
+
+
+def test_items_of_one_dialogue_say_nothing_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = make_split(tmp_path / "data", "dev", 3)
+    for name, right in (("all", 3), ("none", 0)):
+        make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+    main(["none", "all", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")])
+    _, (row,), below = shown_pairs(capsys)
+    assert "-100.0 to +100.0" in row and row.endswith("| not told apart")
+    assert "note: all items are of one dialogue" in below
+
+
+# Seeds
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> list[str]:
+    """Recipe `a` under three seeds, `b` under two and `c` under one; of 40 items some are right."""
+    items = make_split(tmp_path / "data", "dev", 40)
+    counts = {"a-s1": 38, "a-s2": 39, "a-s3": 40, "b-s1": 12, "b-s2": 13, "c": 30}
+    for name, right in counts.items():
+        run = make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
+        record = stored(run)
+        record["recipe"] = {"name": name, "seed": right, "epoch": "abc".index(name[0]) + 1}
+        write_json(record_path(run), record)
+    return ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+
+
+def test_runs_of_one_recipe_are_one_row(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["b-s1", "a-s1", "a-s2", "c", "a-s3", "b-s2"]
+    main([*names, *seeds, "--seeds", "--json", str(tmp_path / "found.json")])
+    printed = squeezed(capsys.readouterr().out)
+    assert "b 2 31.25% 1.77 30.00% 32.50% 31.25%" in printed
+    assert "a 3 97.50% 2.50 95.00% 100.00% 97.50%" in printed
+    assert "c 1 75.00% – 75.00% 75.00% 75.00%" in printed
+    assert "a: a-s1 (seed 38), a-s2 (seed 39), a-s3 (seed 40); epoch 1" in printed
+    assert "chance – 33.33%" in printed and "longest option" in printed and "38/40" not in printed
+    assert "Which recipe is better? 3 pairs of recipes" in printed and "Who is better?" not in printed
+    assert printed.count("cannot be told:") == 2 and printed.count("is better ") == 1
+    assert "corrected after Holm for 1 pair" in printed
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in found["inputs"]] == names
+    assert [(one["name"], one["seeds"], one["runs"]) for one in found["seeds"]["recipes"]] == [
+        ("b", 2, {"b-s1": 12, "b-s2": 13}),
+        ("a", 3, {"a-s1": 38, "a-s2": 39, "a-s3": 40}),
+        ("c", 1, {"c": 30}),
+    ]
+    pairs = {(pair["one"], pair["other"]): pair for pair in found["seeds"]["pairs"]}
+    assert list(pairs) == [("a", "c"), ("a", "b"), ("c", "b")]
+    assert pairs["a", "b"]["better"] == "a" and pairs["a", "c"]["p"] is None
+
+
+def test_recipes_of_one_seed_each_are_not_compared(seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--seeds", "a-s1", "b-s1", *seeds])
+    printed = squeezed(capsys.readouterr().out)
+    assert "cannot be told" in printed and "each recipe needs a run of a second seed" in printed
+    main(["--seeds", "a-s1", "a-s2", *seeds])
+    printed = squeezed(capsys.readouterr().out)
+    assert "a 2 96.25%" in printed and "better" not in printed
+    main(["a-s1", "a-s2", *seeds])
+    assert "note: a-s1, a-s2 are of one recipe under several seeds" in capsys.readouterr().out
+
+
+def test_a_damaged_record_beside_a_file_of_answers_does_no_harm(
+    tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "c" / "record.json").write_text("{", encoding="utf-8")
+    main(["a-s1", str(tmp_path / "results" / "c" / "predictions_dev.json"), *seeds])
+    assert "Who is better?" in capsys.readouterr().out
+
+
+def test_seeds_go_with_runs_alone(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = make_predictions(tmp_path / "x.json", load_items(tmp_path / "data" / "data_dev.json"), [0] * 40)
+    with pytest.raises(UserError, match=r"--seeds takes runs.*x.json \(a file outside"):
+        main(["--seeds", "a-s1", str(file), *seeds])
+    for wrong in (["--against", "a-s1"], ["--pairs", "all"]):
+        with pytest.raises(SystemExit):
+            main(["--seeds", "a-s1", "a-s2", *seeds, *wrong])
+        assert "--seeds compares every two recipes" in capsys.readouterr().err
+
+
+# Data
 
 
 def test_a_run_is_held_against_its_own_data(

@@ -9,7 +9,7 @@ from src.data import Item, load_items
 from src.vote import contributions as module
 from src.vote.ballots import Source
 from src.vote.contribution_table import conclusion
-from src.vote.contributions import Contributions, Panel, contributions, difference, greedy
+from src.vote.contributions import Contributions, Panel, contributions, greedy
 from src.vote.voting import Ballot, hard_vote
 from src.worth.metrics import chance_range
 from tests.made_runs import make_split
@@ -141,43 +141,3 @@ def test_runs_with_answers_alone_can_be_left_out_too(tmp_path: Path) -> None:
     assert list(found.selection.chosen) == ["a"]
     assert conclusion(found).startswith("No single run can be told to help or to hurt")
     assert found.as_json()["voters"][0]["verdict"] == "not told apart"
-
-
-# The paired interval
-
-
-def test_the_difference_of_two_votes() -> None:
-    one, other = np.array([True] * 6 + [False] * 2), np.array([True] * 3 + [False] * 4 + [True])
-    found = difference(one, other, np.array(list("aabbccdd")))
-    assert (found.only_one, found.only_other, found.difference) == (3, 1, 0.25)
-    assert found.p == binomtest(3, 4).pvalue
-    assert difference(other, one, np.array(list("aabbccdd"))).difference == -0.25
-    same = difference(one, one, np.array(list("aabbccdd")))
-    assert (same.difference, same.interval, same.p) == (0.0, (0.0, 0.0), 1.0)
-
-
-def test_items_of_one_dialogue_do_not_count_as_many() -> None:
-    """The same answers, once each item a dialogue of its own, once ten items a dialogue that are all alike."""
-    rng = np.random.default_rng(15)
-    one, other = np.repeat(rng.random(30) < 0.7, 10), np.repeat(rng.random(30) < 0.5, 10)
-    alone = difference(one, other, np.array([str(number) for number in range(300)])).interval
-    together = difference(one, other, np.array([str(number // 10) for number in range(300)])).interval
-    assert together[1] - together[0] > 2.5 * (alone[1] - alone[0])
-
-
-@pytest.mark.slow
-def test_the_interval_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,000 draws of 60 dialogues with one to five items, whose answers depend on the dialogue."""
-    monkeypatch.setattr(module, "RESAMPLES", 1_000)
-    rng, covered = np.random.default_rng(16), 0
-    for _ in range(1_000):
-        keys = np.repeat(np.arange(60), rng.integers(1, 6, 60))
-        ease = rng.normal(0, 0.1, 60)[keys]
-        one, other = rng.random(len(keys)) < 0.7 + ease, rng.random(len(keys)) < 0.6 - ease
-        low, high = difference(one, other, keys.astype(str)).interval
-        covered += low <= TRUE_DIFFERENCE <= high
-    assert 930 <= covered <= 970
-
-
-TRUE_DIFFERENCE = 0.1
-"""Of 0.7 and 0.6, which are three and more standard deviations of the ease away from 1 and 0."""

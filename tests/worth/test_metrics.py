@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from src.data import Item, parse_items
 from src.task import Task
-from src.worth.metrics import Share, chance_range, compare_pairs, evaluate, floor_answers, holm, mcnemar, wilson
+from src.worth.metrics import Share, chance_range, evaluate, floor_answers, holm, wilson
 from tests.conftest import make_item
 
 
@@ -141,37 +141,3 @@ def test_holm_corrects_the_smallest_most() -> None:
     # Holm, Scandinavian Journal of Statistics 6 (1979): p times the tests left, never below an earlier one.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([0.02]) == [0.02]
-
-
-def test_pairs_are_told_apart_by_the_items_that_one_alone_gets_right() -> None:
-    """Intervals that overlap: 60 to 50 of 100 items, each with a 95 % interval of some ten points to either side."""
-    right = {
-        "worse": [True] * 50 + [False] * 50,
-        "better": [True] * 60 + [False] * 40,
-        "other": [False] * 45 + [True] * 55,
-    }
-    assert wilson(50, 100)[1] > wilson(60, 100)[0]
-    pairs = compare_pairs(right)
-    assert [(pair.one, pair.other, pair.only_one, pair.only_other) for pair in pairs] == [
-        ("better", "other", 45, 40),
-        ("better", "worse", 10, 0),
-        ("other", "worse", 50, 45),
-    ]
-    assert [pair.p for pair in pairs] == [mcnemar(45, 40), mcnemar(10, 0), mcnemar(50, 45)]
-    assert [pair.corrected_p for pair in pairs] == holm([pair.p for pair in pairs])
-    assert [pair.better for pair in pairs] == [None, "better", None]
-    assert pairs[1].difference == pytest.approx(0.1)
-
-
-def test_pairs_with_one_answer_are_corrected_for_those_alone() -> None:
-    right = {"a": [True] * 8 + [False] * 2, "b": [False] * 8 + [True] * 2, "c": [True] * 10}
-    (first, second) = compare_pairs(right, against="b")
-    assert {first.one, first.other, second.one, second.other} == {"a", "b", "c"}
-    assert first.other == second.other == "b" and second.p == mcnemar(8, 2)
-    assert [first.corrected_p, second.corrected_p] == holm([first.p, second.p])
-    assert compare_pairs({"a": [True]}) == []
-
-
-def test_equal_answers_are_not_told_apart() -> None:
-    (pair,) = compare_pairs({"a": [True, False], "b": [True, False]})
-    assert (pair.p, pair.corrected_p, pair.better, pair.difference) == (1.0, 1.0, None, 0.0)
