@@ -8,7 +8,8 @@ from typing import Any
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
-from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate, floor_answers
+from src.worth.floors import floor_answers
+from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate
 
 
 @dataclass(frozen=True)
