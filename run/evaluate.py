@@ -114,7 +114,7 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
     for name, result in found.floors.items():
         table.add_row(*accuracy_cells(name, result))
     console.print(Fitted(table))
-    console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
+    console.print(found.note, soft_wrap=True)
     if len(found.results) > 1:
         table = Table("answers", *next(iter(found.results.values())).per_category)
         for name, result in found.results.items():

@@ -1,4 +1,4 @@
-"""Compares answers to a labelled split with the labels, with the accuracy of simple rules, and with each other."""
+"""Compares answers to a labelled split with the labels, with the accuracy of floors, and with each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
-from src.worth.floors import floor_answers
+from src.vote.baselines import all_floors
 from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate
 
 
@@ -18,7 +18,8 @@ class Comparison:
 
     answers  name → its answers, in the order of `items`
     results  name → what they are worth
-    floors   name of a rule that never reads the dialogue → what its answers are worth
+    floors   name of a floor → what its answers are worth
+    note     how to read the floors
     pairs    two answers, tested against each other
     """
 
@@ -28,6 +29,7 @@ class Comparison:
     answers: Mapping[str, Sequence[int]]
     results: Mapping[str, Evaluation]
     floors: Mapping[str, Evaluation]
+    note: str
     pairs: Sequence[Pair]
 
     def as_json(self) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class Comparison:
         return {
             "data": {"path": self.data, "sha256": sha256(self.data), "items": len(self.items)},
             "floors": {"chance": chance} | {name: floor.as_json() for name, floor in self.floors.items()},
+            "floors_note": self.note,
             "pairs": [asdict(pair) | {"better": pair.better} for pair in self.pairs],
             "inputs": [
                 {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
@@ -60,9 +63,10 @@ def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], agains
     """
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
-    floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
+    found = all_floors(items, data)
+    floors = {name: evaluate(items, given) for name, given in found.answers.items()}
     right = {
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
-    return Comparison(items, data, sources, answers, results, floors, compare_pairs(right, against))
+    return Comparison(items, data, sources, answers, results, floors, found.note, compare_pairs(right, against))
