@@ -8,7 +8,6 @@ from typing import Any
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
-from src.vote.baselines import all_floors
 from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate
 
 
@@ -61,6 +60,8 @@ def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], agains
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
     against; without it every two are.
     """
+    from src.vote.baselines import all_floors  # takes numpy, for which no --help should wait
+
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
     found = all_floors(items, data)
