@@ -35,7 +35,7 @@ from src import task
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
 from src.files.locks import Held, lock_folder
-from src.files.paths import ADAPTER, RESULTS, find_run, record_path
+from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
 from src.files.writing import write_text
 from src.items.changes import CHANGES, change_dialogues
 from src.model import hub, trust
@@ -200,7 +200,9 @@ def ending(arguments: argparse.Namespace, folder: Path, places: Sequence[Path]) 
         return f"{where} Vote: python -m run.vote{flag}{task.flag()}"
     split = f" --split {arguments.split[0]}" if arguments.split[0] != "dev" else ""
     run = shlex.quote(folder.name if folder.resolve().parent == RESULTS.resolve() else str(folder))
-    return f"{where} Compare with the run itself: python -m run.evaluate {run}{split}{flag}{task.flag()}"
+    there = scores_path(folder, arguments.split[0], arguments.orders).is_file()
+    scored = "" if there else ", when it is scored, too"
+    return f"{where} Compare with the run itself{scored}: python -m run.evaluate {run}{split}{flag}{task.flag()}"
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
