@@ -42,7 +42,7 @@ from src.model import hub, trust
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import load_prompt
-from src.runs.changed import rerun_on_changed
+from src.runs.changed import changed_runs, changed_split
 from src.runs.facts import DataFile
 from src.runs.inputs import (
     Split,
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         kept = sample_items(items, arguments.limit, record.recipe.seed)
         splits.append(Split(name, kept, DataFile.of(path, kept)))
     runs = changed_runs(folder, record, arguments.dialogue)
-    asked = [[change(split, its.dialogue) for split in splits] for _, its in runs]
+    asked = [[changed_split(split, its.dialogue) for split in splits] for _, its in runs]
     run = None
     for (place, its), own_splits in zip(runs, asked, strict=True):
         with lock_folder(place) as held:
@@ -181,15 +181,6 @@ def score(
     if output:
         write_text(output, dump_items(predictions(split.items, [one.prediction for one in scores])))
     return replace(run, record=record)
-
-
-def change(split: Split, how: str | None) -> Split:
-    return replace(split, items=change_dialogues(split.items, how)) if how else split
-
-
-def changed_runs(folder: Path, record: Record, changes: Sequence[str]) -> list[tuple[Path, Record]]:
-    """(folder, record) of each run that is scored: one beside `folder` for each change of the dialogues."""
-    return [rerun_on_changed(folder, record, how) for how in dict.fromkeys(changes)] or [(folder, record)]
 
 
 def ending(arguments: argparse.Namespace, folder: Path, places: Sequence[Path]) -> str:

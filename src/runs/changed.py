@@ -1,16 +1,28 @@
 """Runs on items whose dialogues are changed, each beside the run whose weights it uses."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from src.console.cli import UserError
 from src.files.paths import RECIPE, record_path
+from src.items.changes import change_dialogues
+from src.runs.inputs import Split
 from src.runs.record import Record
 
 
 def changed_folder(folder: Path, how: str) -> Path:
     """Of the run in `folder` on changed dialogues. how: one of `CHANGES` of src/items/changes.py."""
     return folder.with_name(f"{folder.name}-{how}")
+
+
+def changed_runs(folder: Path, record: Record, changes: Sequence[str]) -> list[tuple[Path, Record]]:
+    """(folder, record) of the run in `folder`; with `changes` those of the runs beside it, one for each."""
+    return [rerun_on_changed(folder, record, how) for how in dict.fromkeys(changes)] or [(folder, record)]
+
+
+def changed_split(split: Split, how: str | None) -> Split:
+    return replace(split, items=change_dialogues(split.items, how)) if how else split
 
 
 def rerun_on_changed(folder: Path, record: Record, how: str) -> tuple[Path, Record]:

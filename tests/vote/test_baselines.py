@@ -1,12 +1,16 @@
 """What the trained floor of a split is trained on."""
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 
 from src.data import Item, load_items
 from src.files.writing import write_text
 from src.vote.baselines import TRAINED, all_floors
 from src.worth.floors import floor_answers
+from src.worth.metrics import chance_range
+from src.worth.trained_floor import cross_validated_answers
 from tests.conftest import make_item
 from tests.made_runs import make_split
 
@@ -37,3 +41,21 @@ def test_without_other_dialogues_there_is_no_trained_floor(tmp_path: Path) -> No
     assert TRAINED not in all_floors(items, tmp_path / "data_dev.json").answers
     write_text(tmp_path / "data_train.json", "[")
     assert TRAINED not in all_floors(items, tmp_path / "data_dev.json").answers
+
+
+def test_what_is_right_in_one_dialogue_only_is_no_shortcut(tmp_path: Path) -> None:
+    """A dialogue's items have the same right option and the same wrong ones: words that no other dialogue has."""
+    rng = random.Random(0)
+    items: list[Item] = []
+    for place, item in enumerate(make_split(tmp_path, "dev", 120)):
+        if place % 3 == 0:  # three items of a dialogue follow each other
+            words = ["".join(chr(rng.randrange(0xAC00, 0xD7A3)) for _ in range(5)) for _ in range(3)]
+        mixed = rng.sample(words, 3)
+        items.append(replace(item, options=tuple(mixed), label=mixed.index(words[0])))
+
+    def right(answers: list[int]) -> float:
+        return sum(item.label == answer for item, answer in zip(items, answers, strict=True)) / len(items)
+
+    assert right(cross_validated_answers(items, [place % 3 for place in range(120)])) > 0.9, "dialogues in all folds"
+    low, high = chance_range(120)
+    assert low <= right(all_floors(items, tmp_path / "data_dev.json").answers[TRAINED]) <= high
