@@ -75,12 +75,19 @@ def gather_voters(request: Request) -> Voters:
 
 def refuse_changed_dialogues(folders: Sequence[Path]) -> None:
     """UserError for runs whose answers are no answers to the items: their dialogues were changed."""
-    records = {path: Record.load(path) for path in dict.fromkeys(folders) if record_path(path).is_file()}
-    if found := [f"{path.name} (dialogue {one.dialogue})" for path, one in records.items() if one.dialogue]:
+    changes = {path: _changed_dialogue(path) for path in folders}
+    if found := [f"{path.name} (dialogue {how})" for path, how in changes.items() if how]:
         raise UserError(
             f"{', '.join(found)}: scored with changed dialogues, to see what the dialogue is worth to a run; "
             "they do not vote. Leave them out; python -m run.evaluate shows them beside the run itself."
         )
+
+
+def _changed_dialogue(folder: Path) -> str | None:
+    try:
+        return Record.read(record_path(folder)).dialogue
+    except (OSError, ValueError):  # a file may lie anywhere, and reading a run reports what is wrong
+        return None
 
 
 def why_cannot_vote(run: Path, split: str) -> str:
