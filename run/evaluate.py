@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, new_file, run_main
-from src.console.words import counted, p_text
+from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS
 from src.files.writing import write_json
 from src.runs.inputs import load_own
 from src.vote.ballots import read_sources, run_folders
-from src.vote.changed import Changed, find_changed, show_changed
+from src.vote.changed import show_changed
 from src.vote.comparison import Comparison, compare
 from src.worth.metrics import SIGNIFICANT, Evaluation, Share, chance_range
 
@@ -76,14 +76,12 @@ def main(argv: list[str] | None = None) -> None:
     refuse_unlabelled(items, data)
     sources = read_sources(args.inputs, items, data, args.split, args.results, args.orders)
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
-    found = compare(items, data, sources, against)
-    changed, notes_on_changed = find_changed(sources, items, data, args.split)
+    found = compare(items, data, sources, against, args.split)
 
     console.print(f"{len(items)} items of {data}")
-    show_accuracy(console, found, changed)
-    for note in [*notes, *(source.note for source in sources if source.note), *notes_on_changed]:
+    show_accuracy(console, found)
+    for note in [*notes, *(source.note for source in sources if source.note)]:
         console.print(f"note: {note}")
-    show_changed(console, changed)
     if found.pairs:
         show_pairs(console, found, args.pairs, against)
     if len(found.results) == 1:
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         show_parts(console, found.results[name])
         show_missed(console, found.missed(name), args.missed)
     if args.json:
-        write_json(args.json, found.as_json() | {"changed_dialogues": [one.as_json() for one in changed]})
+        write_json(args.json, found.as_json())
         console.print(f"\nwritten: {args.json}")
 
 
@@ -106,8 +104,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         task.current().orders(args.orders)
 
 
-def show_accuracy(console: "Console", found: Comparison, changed: Sequence[Changed]) -> None:
-    """One row per input, then the floors, and the inputs themselves on changed dialogues."""
+def show_accuracy(console: "Console", found: Comparison) -> None:
+    """One row per input, then the floors, runs on changed dialogues among them."""
     from rich.table import Table
 
     from src.console.tables import Fitted
@@ -118,10 +116,11 @@ def show_accuracy(console: "Console", found: Comparison, changed: Sequence[Chang
     table.add_section()
     low, high = chance_range(len(found.items))
     table.add_row("chance", "–", f"{1 / len(task.current().options):.2%}", f"{low:.1%} to {high:.1%}", "–")
-    for name, result in [*found.floors.items(), *((one.name, one.result) for one in changed)]:
+    for name, result in [*found.floors.items(), *((one.name, one.result) for one in found.changed[0])]:
         table.add_row(*accuracy_cells(name, result))
     console.print(Fitted(table))
-    console.print(found.note, soft_wrap=True)
+    console.print(found.how_read, soft_wrap=True)
+    show_changed(console, *found.changed)
     if len(found.results) > 1:
         table = Table("answers", *next(iter(found.results.values())).per_category)
         for name, result in found.results.items():
@@ -153,6 +152,10 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
     console.print(
         f"Better: corrected p up to {SIGNIFICANT}. Not told apart does not mean equally good.", soft_wrap=True
     )
+
+
+def p_text(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def accuracy_cells(name: str, result: Evaluation) -> list[str]:

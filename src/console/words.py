@@ -15,14 +15,14 @@ def some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:IDS_SHOWN]) + (" …" if len(ids) > IDS_SHOWN else "")
 
 
-def p_text(p: float) -> str:
-    """`.041`; `< .001` for less."""
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
 def size_text(size: float) -> str:
     """Bytes in the unit that shows them: `480 bytes`, `22.4 MB`, `1.3 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return counted(max(0, int(size)), "byte")
+
+
+def p_text(p: float) -> str:
+    """The p of a test with three digits."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

@@ -91,8 +91,10 @@ def _read(beside: Path, how: str, source: Source, items: Sequence[Item], data: P
     return read_sources([str(beside)], items, data, split, beside.parent, source.orders)[0]
 
 
-def show_changed(console: "Console", found: Sequence[Changed]) -> None:
+def show_changed(console: "Console", found: Sequence[Changed], notes: Sequence[str] = ()) -> None:
     """A line for each change of each run, the verdict last."""
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
     if not found:
         return
     console.print(

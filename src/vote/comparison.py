@@ -1,4 +1,4 @@
-"""Compares answers to a labelled split with the labels, with the accuracy of floors, and with each other."""
+"""Compares answers to a labelled split with the labels, with floors, and with each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
+from src.vote.changed import Changed, find_changed
 from src.worth.metrics import Evaluation, Pair, chance_range, compare_pairs, evaluate
 
 
@@ -17,9 +18,9 @@ class Comparison:
 
     answers  name → its answers, in the order of `items`
     results  name → what they are worth
-    floors   name of a floor → what its answers are worth
-    note     how to read the floors
+    floors   name of a floor → what its answers are worth; how_read: what they are, in words
     pairs    two answers, tested against each other
+    changed  what runs answer to changed dialogues, and notes on what is left out of it
     """
 
     items: Sequence[Item]
@@ -28,15 +29,17 @@ class Comparison:
     answers: Mapping[str, Sequence[int]]
     results: Mapping[str, Evaluation]
     floors: Mapping[str, Evaluation]
-    note: str
     pairs: Sequence[Pair]
+    how_read: str = ""
+    changed: tuple[Sequence[Changed], Sequence[str]] = ((), ())
 
     def as_json(self) -> dict[str, Any]:
         chance = {"accuracy": 1 / len(task.current().options), "range": chance_range(len(self.items))}
         return {
             "data": {"path": self.data, "sha256": sha256(self.data), "items": len(self.items)},
             "floors": {"chance": chance} | {name: floor.as_json() for name, floor in self.floors.items()},
-            "floors_note": self.note,
+            "how_floors_read": self.how_read,
+            "changed_dialogues": [one.as_json() for one in self.changed[0]],
             "pairs": [asdict(pair) | {"better": pair.better} for pair in self.pairs],
             "inputs": [
                 {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
@@ -56,18 +59,22 @@ class Comparison:
         ]
 
 
-def compare(items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None) -> Comparison:
+def compare(
+    items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None, split: str | None = None
+) -> Comparison:
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
-    against; without it every two are.
+    against; without it every two are. split: with it, runs on changed dialogues are looked for beside the others.
     """
-    from src.vote.baselines import all_floors  # takes numpy, for which no --help should wait
+    from src.vote.baselines import all_floors  # loads numpy, for which --help does not wait
 
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
-    found = all_floors(items, data)
-    floors = {name: evaluate(items, given) for name, given in found.answers.items()}
+    baselines = all_floors(items, data)
+    floors = {name: evaluate(items, given) for name, given in baselines.answers.items()}
     right = {
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
-    return Comparison(items, data, sources, answers, results, floors, found.note, compare_pairs(right, against))
+    changed = find_changed(sources, items, data, split) if split else ([], [])
+    pairs = compare_pairs(right, against)
+    return Comparison(items, data, sources, answers, results, floors, pairs, baselines.note, changed)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from src.console.words import counted, p_text
+from src.console.words import counted
 from src.vote.contributions import Contributions, Difference
 from src.worth.metrics import SIGNIFICANT
 
@@ -67,7 +67,7 @@ def _left_out(found: Contributions) -> "Table":
     for one in sorted(found.voters, key=lambda voter: -voter.gain.difference):
         points, interval, items = _cells(one.gain)
         shares = (f"{one.accuracy:.1%}", f"{one.without:.1%}")
-        table.add_row(one.run, *shares, points, interval, items, p_text(one.corrected_p), one.verdict)
+        table.add_row(one.run, *shares, points, interval, items, _p_text(one.corrected_p), one.verdict)
     return table
 
 
@@ -82,7 +82,7 @@ def _show_selection(console: "Console", found: Contributions) -> None:
     points, interval, items = _cells(selection.gain)
     console.print(
         f"  tried on the folds left out: {selection.accuracy:.2%}, against the vote of all {points} points "
-        f"({interval}), items {items}, p {p_text(selection.gain.p)}"
+        f"({interval}), items {items}, p {_p_text(selection.gain.p)}"
     )
 
 
@@ -115,3 +115,7 @@ def _cells(gain: Difference) -> tuple[str, str, str]:
         f"{100 * low:+.1f} to {100 * high:+.1f}",
         f"{gain.only_one}, {gain.only_other}",
     )
+
+
+def _p_text(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
