@@ -61,6 +61,5 @@ def _training(items: Sequence[Item], data: Path) -> tuple[list[Item], str]:
     asked = {item.dialogue_key for item in items}
     kept = [item for item in found if item.label is not None and item.dialogue_key not in asked]
     shared = len({item.dialogue_key for item in found} & asked)
-    without = f" without those of {counted(shared, 'dialogue')} that is here, too" if shared == 1 else ""
-    without = without or (f" without those of {shared} dialogues that are here, too" if shared else "")
+    without = f", those of {counted(shared, 'dialogue')} of both files left out" if shared else ""
     return kept, f"trained on {counted(len(kept), 'item')} of {path}{without}"

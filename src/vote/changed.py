@@ -1,10 +1,12 @@
 """What the dialogue is worth to a run: its answers to the same items with changed dialogues, held against its own."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src import task
 from src.console.cli import UserError
 from src.console.words import counted, p_text
 from src.data import Item, sha256
@@ -80,17 +82,16 @@ def find_changed(
 def _read(beside: Path, how: str, source: Source, items: Sequence[Item], data: Path, split: str) -> Source:
     """UserError where its answers are of another model, file, number of orders or change."""
     record, own = Record.load(beside), Record.load(source.file.parent)
-    again = f"Score it: python -m run.test --model_id {source.file.parent} --split {split} --dialogue {how}"
+    run, orders = shlex.quote(str(source.file.parent)), source.orders or 1
+    again = f"Score it: python -m run.test --model_id {run} --split {split} --dialogue {how}"
+    again += f"{f' --orders {orders}' if orders > 1 else ''}{task.flag()}"
     if record.dialogue != how:
         raise UserError(f"its record does not say that its dialogues are {how}.")
     if differs(record, own):
         raise UserError(f"it was scored with another model or prompt. Delete {beside}. {again}")
-    result = record.results(source.orders or 1).get(split)
+    result = record.results(orders).get(split)
     if result is None or result.data_sha256 != sha256(data):
-        raise UserError(
-            f"it has no scores of {counted(source.orders or 1, 'order')} on {data}. "
-            f"{again}{f' --orders {source.orders}' if source.orders and source.orders > 1 else ''}"
-        )
+        raise UserError(f"it has no scores of {counted(orders, 'order')} on {data}. {again}")
     return read_sources([str(beside)], items, data, split, beside.parent, source.orders)[0]
 
 

@@ -29,7 +29,7 @@ def test_the_training_split_beside_it_is_used_without_dialogues_of_both(tmp_path
     write_text(tmp_path / "data_dev.json", json.dumps([make_item(number) for number in (9, 10, 13, 16)]))
     items = load_items(tmp_path / "data_dev.json")
     told = all_floors(items, tmp_path / "data_dev.json").note
-    assert f"trained on 9 items of {tmp_path / 'data_train.json'} without those of 1 dialogue that is here, too" in told
+    assert f"trained on 9 items of {tmp_path / 'data_train.json'}, those of 1 dialogue of both files left out" in told
 
 
 def test_without_other_dialogues_there_is_no_trained_floor(tmp_path: Path) -> None:
