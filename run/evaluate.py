@@ -8,7 +8,8 @@
 
 Intervals are 95 % Wilson intervals, each of one accuracy. Whether one of several is better than another is tested on
 the items that only one of the two gets right (McNemar's exact test, corrected after Holm for the number of pairs), and
-by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. The test
+by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. A recipe
+is better than another only if that holds for other seeds, too: that takes two runs of each at least (--seeds). The test
 split has no labels outside NIKL, so it cannot be evaluated here.
 
 Floors stand below the line: what is reached without understanding the dialogue. One is a classifier that is trained on
@@ -85,18 +86,19 @@ def main(argv: list[str] | None = None) -> None:
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
     named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
     groups = group_by_recipe(named) if args.seeds else []
-    found = compare(items, data, sources, against, args.split)
+    found = compare(items, data, sources, against, pairs=not groups, split=args.split)
     recipes = compare_seeds(found, groups) if groups else None
 
     console.print(f"{len(items)} items of {data}")
     if recipes:
         show_seeds(console, recipes)
     show_accuracy(console, replace(found, results={}) if recipes else found)
-    for note in [*notes, *(source.note for source in sources if source.note), *([] if groups else seed_notes(named))]:
+    notes = [*notes, *(source.note for source in sources if source.note)]
+    for note in notes if groups else [*notes, *seed_notes(named)]:
         console.print(f"note: {note}")
     if recipes and recipes.pairs:
         show_recipe_pairs(console, recipes, found.dialogues)
-    elif found.pairs and not recipes:
+    elif found.pairs:
         show_pairs(console, found, args.pairs, against)
     if len(found.results) == 1 and not recipes:
         (name,) = found.results

@@ -26,3 +26,8 @@ def size_text(size: float) -> str:
 def p_text(p: float) -> str:
     """The p of a test with three digits."""
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def points_range(interval: tuple[float, float]) -> str:
+    """An interval of shares in percentage points: `-1.9 to +14.0`."""
+    return " to ".join(f"{100 * end:+.1f}" for end in interval)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src.console.cli import UserError
-from src.files.paths import record_path
+from src.files.paths import is_file, record_path
 from src.runs.record import Record
 from src.runs.run_list import DERIVED, HASH_DIGITS, setting_text
 
@@ -54,8 +54,10 @@ def group_by_recipe(folders: Mapping[str, Path]) -> list[RecipeGroup]:
 
 
 def seed_notes(folders: Mapping[str, Path]) -> list[str]:
-    """A note where several of the runs are of one recipe under several seeds."""
-    runs = {name: folder for name, folder in folders.items() if not _without_recipe(folder)}
+    """A note where several of the runs are of one recipe under several seeds. Files of answers are left out: the record
+    beside one need not be sound.
+    """
+    runs = {name: folder for name, folder in folders.items() if not (is_file(name) or _without_recipe(folder))}
     several = [", ".join(group.seeds) for group in _grouped(runs) if len(set(group.seeds.values())) > 1]
     told = "of one recipe under several seeds; --seeds shows them as one row"
     return [f"{runs} are {told}" for runs in several]

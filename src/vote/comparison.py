@@ -72,10 +72,16 @@ class Comparison:
 
 
 def compare(
-    items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None, split: str | None = None
+    items: Sequence[Item],
+    data: Path,
+    sources: Sequence[Source],
+    against: str | None,
+    pairs: bool = True,
+    split: str | None = None,
 ) -> Comparison:
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
-    against; without it every two are. split: with it, runs on changed dialogues are looked for beside the others.
+    against; without it every two are, unless `pairs` is False: then none. split: with it, runs on changed dialogues are
+    looked for beside the others.
     """
     from src.vote.baselines import all_floors  # loads numpy, for which --help does not wait
     from src.worth.paired import compare_pairs
@@ -88,6 +94,6 @@ def compare(
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
-    pairs = compare_pairs(right, [item.dialogue_key for item in items], against)
+    tested = compare_pairs(right, [item.dialogue_key for item in items], against) if pairs else []
     changed = find_changed(sources, items, data, split) if split else ([], [])
-    return Comparison(items, data, sources, answers, results, floors, pairs, baselines.note, changed)
+    return Comparison(items, data, sources, answers, results, floors, tested, baselines.note, changed)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from src.console.words import counted, p_text
+from src.console.words import counted, p_text, points_range
 from src.vote.contributions import Contributions
 from src.worth.metrics import SIGNIFICANT
 from src.worth.paired import Difference
@@ -110,9 +110,8 @@ def _matrix(found: Contributions) -> "Table":
 
 def _cells(gain: Difference) -> tuple[str, str, str]:
     """Points, their interval, and the items that only one of the two gets right."""
-    low, high = gain.interval
     return (
         f"{100 * gain.difference:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}",
+        points_range(gain.interval),
         f"{gain.only_one}, {gain.only_other}",
     )

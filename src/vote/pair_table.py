@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from src.console.words import counted, p_text
+from src.console.words import counted, p_text, points_range
 from src.vote.comparison import Comparison
 from src.worth.metrics import SIGNIFICANT
 
@@ -40,7 +40,7 @@ def show_pairs(console: "Console", found: Comparison, asked: str | None, against
         "alone: items that only this one gets right. points: the difference of their accuracies, and its 95 % interval "
         "(bootstrap by dialogue, of this pair alone). p: McNemar's exact test, and corrected after Holm for "
         f"{counted(len(pairs), 'pair')}. Better: corrected p up to {SIGNIFICANT}, by dialogue as well. More items: for "
-        f"a power of {POWER:.0%} if the two differ as they do here. Not told apart does not mean equally good."
+        f"a power of {100 * POWER:.0f} % if the two differ as they do here. Not told apart does not mean equally good."
     )
     for note in notes(shown, found.dialogues):
         console.print(f"note: {note}")
@@ -52,11 +52,10 @@ def pair_table(pairs: "Sequence[Pair]") -> "Table":
 
     table = Table("answers", "alone", "points,\n95 % interval", "p,\ncorrected", "verdict", show_lines=True)
     for pair in pairs:
-        low, high = pair.interval
         table.add_row(
             f"{pair.one}\n{pair.other}",
             f"{pair.only_one}\n{pair.only_other}",
-            f"{100 * pair.difference:+.1f}\n{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{100 * pair.difference:+.1f}\n{points_range(pair.interval)}",
             f"{p_text(pair.p)}\n{p_text(pair.corrected_p)}",
             verdict(pair),
         )
@@ -67,6 +66,8 @@ def verdict(pair: "Pair") -> str:
     if pair.better is not None:
         return f"{pair.better}\nis better"
     if pair.more_items is None:
+        if pair.difference:
+            return "not told apart"
         return "not told apart;\nno number of items would do: the difference is 0"
     more = "1 more item" if pair.more_items == 1 else f"{about(pair.more_items)} more items"
     return f"not told apart;\nabout {more} would be needed"
@@ -81,7 +82,7 @@ def about(number: int) -> str:
 def notes(pairs: "Sequence[Pair]", dialogues: int) -> list[str]:
     """What the tests make of dialogues with several items, where it changes a verdict."""
     if dialogues == 1:
-        return ["all items are of one dialogue, which says nothing about others: none is called better"]
+        return ["all items are of one dialogue, which says nothing about others, so none is called better"]
     told = [
         f"{pair.one} and {pair.other} (corrected p by dialogue {p_text(pair.corrected_by_dialogue)})"
         for pair in pairs

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from src.console.words import counted, p_text
+from src.console.words import counted, p_text, points_range
 from src.runs.recipe_groups import differing_facts
 from src.vote.seeds import SeedComparison
 from src.worth.metrics import SIGNIFICANT
@@ -44,8 +44,7 @@ def show_recipe_pairs(console: "Console", found: SeedComparison, dialogues: int)
     for pair in found.pairs:
         points, share, ps = f"{100 * pair.difference:+.1f}", "–", "–"
         if pair.interval and pair.seeds_share is not None and pair.p is not None and pair.corrected_p is not None:
-            low, high = pair.interval
-            points += f"\n{100 * low:+.1f} to {100 * high:+.1f}"
+            points += f"\n{points_range(pair.interval)}"
             share, ps = f"{pair.seeds_share:.0%}", f"{p_text(pair.p)}\n{p_text(pair.corrected_p)}"
         table.add_row(f"{pair.one}\n{pair.other}", points, share, ps, verdict(pair))
     console.print(Fitted(table))
@@ -59,7 +58,7 @@ def show_recipe_pairs(console: "Console", found: SeedComparison, dialogues: int)
         f"to {SIGNIFICANT}. Not told apart does not mean equally good."
     )
     if dialogues == 1:
-        console.print("note: all items are of one dialogue, which says nothing about others: none is called better")
+        console.print("note: all items are of one dialogue, which says nothing about others, so none is called better")
 
 
 def verdict(pair: "RecipePair") -> str:

@@ -19,6 +19,7 @@ Keys = Sequence[str] | NDArray[np.str_]
 RESAMPLES, SEED = 10_000, 0
 AT_ONCE = 4_000_000
 """Numbers (resamples times dialogues or pairs, whichever are more) that are held at once in an array: 32 MB."""
+PAIRS_AT_ONCE = 200
 ADDED = 2.0
 """Discordant items that are added to the variance, one for each side. See `by_dialogue`."""
 POWER = 0.8
@@ -51,8 +52,7 @@ class Pair(Difference):
 
     corrected_p           after Holm for all pairs
     corrected_by_dialogue the same of p_by_dialogue
-    more_items            where the two are not told apart: how many items more would be needed; None where they do not
-                          differ, and no number would do
+    more_items            where the two are not told apart: how many items more would be needed, if that can be said
     """
 
     one: str
@@ -98,7 +98,7 @@ def compare_pairs(right: Mapping[str, Sequence[bool]], keys: Keys, against: str 
             other=names[place][1],
             corrected_p=corrected[place][0],
             corrected_by_dialogue=corrected[place][1],
-            more_items=more_items(one, len(keys), level) if undecided[place] else None,
+            more_items=more_items(one, len(keys), len(set(keys)), level) if undecided[place] else None,
         )
         for place, one in enumerate(found)
     ]
@@ -166,6 +166,8 @@ def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], 
     dialogues, items = len(sizes), sizes.sum()
     if dialogues == 1:
         return [((-1.0, 1.0), 1.0)] * len(sums)
+    if len(sums) > PAIRS_AT_ONCE:
+        return by_dialogue(sums[:PAIRS_AT_ONCE], sizes) + by_dialogue(sums[PAIRS_AT_ONCE:], sizes)
     small = dialogues / (dialogues - 1)
     seen = sums.sum(axis=1) / items
     errors = np.sqrt(small * ((sums - seen[:, None] * sizes) ** 2).sum(axis=1) + ADDED) / items
@@ -180,10 +182,12 @@ def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], 
         squares = times @ (sums**2).T - 2 * found * (times @ (sums * sizes).T) + found**2 * (times @ sizes**2)[:, None]
         own_errors = np.sqrt(np.maximum(small * squares, 0) + ADDED) / drawn
         studentised.append(np.abs(found - seen) / own_errors)
-    drawn_t, own_t = np.concatenate(studentised), np.abs(seen) / errors
-    reach = np.maximum(np.quantile(drawn_t, 0.95, axis=0), t.ppf(0.975, dialogues - 1)) * errors
-    beyond = (1 + (drawn_t >= own_t).sum(axis=0)) / (1 + RESAMPLES)
-    p = np.maximum(beyond, 2 * t.sf(own_t, dialogues - 1))
+    quantiles = np.quantile(np.concatenate(studentised), 0.95, axis=0)
+    # Student's t, made wider where the draws are: so p is up to .05 where the interval leaves out 0, and may be smaller
+    # than one in RESAMPLES.
+    wider = np.maximum(1, quantiles / t.ppf(0.975, dialogues - 1))
+    reach = wider * t.ppf(0.975, dialogues - 1) * errors
+    p = 2 * t.sf(np.abs(seen) / errors / wider, dialogues - 1)
     low, high = np.maximum(-1, seen - reach).tolist(), np.minimum(1, seen + reach).tolist()
     return list(zip(zip(low, high, strict=True), p.tolist(), strict=True))
 
@@ -191,23 +195,26 @@ def by_dialogue(sums: Floats, sizes: Floats) -> list[tuple[tuple[float, float], 
 def items_needed(discordant: float, difference: float, level: float, power: float = POWER) -> float:
     """Items with which McNemar's test at the two-sided `level` has this power, where two answers differ on the share
     `discordant` of the items and their accuracies by `difference` (not 0), both as shares of all items; items are
-    independent. Connor 1987 (Biometrics 43), the formula with variances under both hypotheses.
+    independent. Connor 1987 (Biometrics 43), the formula with variances under both hypotheses; and so many that the
+    exact p can come down to the level at all, for which the discordant ones, all for one side, have to suffice.
     """
     normal = NormalDist()
     at_zero = normal.inv_cdf(1 - level / 2) * math.sqrt(discordant)
     at_difference = normal.inv_cdf(power) * math.sqrt(max(0.0, discordant - difference**2))
-    return ((at_zero + at_difference) / difference) ** 2
+    least = math.ceil(1 - math.log2(level)) / discordant  # p of k to 0 is 2^(1 - k)
+    return max(least, ((at_zero + at_difference) / difference) ** 2)
 
 
-def more_items(found: Difference, items: int, level: float) -> int | None:
-    """Items that would have to be added to `items`, of dialogues like these, to tell the two apart with `POWER` if
-    they differ as they do here. None where they do not differ.
+def more_items(found: Difference, items: int, dialogues: int, level: float) -> int | None:
+    """Items that would have to be added to `items`, of other dialogues like these, to tell the two apart with `POWER`
+    if they differ as they do here; a dialogue's at least. None where they do not differ, and where there is a single
+    dialogue, which does not show how alike its items are.
     """
-    if found.only_one == found.only_other:
+    if found.only_one == found.only_other or dialogues == 1:
         return None
     discordant = (found.only_one + found.only_other) / items
     needed = items_needed(discordant, found.difference, level) * found.design_effect
-    return max(1, math.ceil(needed) - items)
+    return max(math.ceil(items / dialogues), math.ceil(needed) - items)
 
 
 def _design_effect(sums: Floats, sizes: Floats, discordant: int) -> float:

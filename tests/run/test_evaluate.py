@@ -178,7 +178,7 @@ def test_items_of_one_dialogue_say_nothing_of_others(tmp_path: Path, capsys: pyt
         make_run(tmp_path / "results" / name, tmp_path / "data", "dev", made_answers(items, right))
     main(["none", "all", "--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")])
     _, (row,), below = shown_pairs(capsys)
-    assert "-100.0 to +100.0" in row and "not told apart" in row
+    assert "-100.0 to +100.0" in row and row.endswith("| not told apart")
     assert "note: all items are of one dialogue" in below
 
 
@@ -231,6 +231,14 @@ def test_recipes_of_one_seed_each_are_not_compared(seeds: list[str], capsys: pyt
     assert "a 2 96.25%" in printed and "better" not in printed
     main(["a-s1", "a-s2", *seeds])
     assert "note: a-s1, a-s2 are of one recipe under several seeds" in capsys.readouterr().out
+
+
+def test_a_damaged_record_beside_a_file_of_answers_does_no_harm(
+    tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "c" / "record.json").write_text("{", encoding="utf-8")
+    main(["a-s1", str(tmp_path / "results" / "c" / "predictions_dev.json"), *seeds])
+    assert "Who is better?" in capsys.readouterr().out
 
 
 def test_seeds_go_with_runs_alone(tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]) -> None:

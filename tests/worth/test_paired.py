@@ -7,7 +7,7 @@ from scipy.stats import binom, binomtest, t
 
 from src.worth import paired
 from src.worth.metrics import SIGNIFICANT, holm, mcnemar, wilson
-from src.worth.paired import by_dialogue, compare_pairs, difference, items_needed, more_items
+from src.worth.paired import by_dialogue, compare_pairs, difference, differences, items_needed, more_items
 
 OFFICIAL_DEV = np.array([1] * 27 + [4] + [5] * 24)
 """Items of each dialogue of the official dev split, 151 in all; most of the next are single, as in a mixed corpus."""
@@ -45,7 +45,7 @@ def test_pairs_are_told_apart_by_the_items_that_one_alone_gets_right() -> None:
     # Two pairs are left, so Holm tests the first of them at half the level.
     for pair, discordant in ((pairs[0], 0.85), (pairs[2], 0.95)):
         assert pair.design_effect == pytest.approx(1, abs=0.02)
-        assert pair.more_items == more_items(pair, 100, SIGNIFICANT / 2)
+        assert pair.more_items == more_items(pair, 100, 100, SIGNIFICANT / 2)
         assert pair.more_items == pytest.approx(items_needed(discordant, 0.05, 0.025) - 100, rel=0.02)
 
 
@@ -94,12 +94,13 @@ def test_the_interval_is_mirrored_and_does_not_depend_on_the_order_of_items() ->
     assert difference(one[order], other[order], keys[order]) == found
 
 
-def test_many_dialogues_are_drawn_in_parts_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_dialogues_or_pairs_are_drawn_in_parts_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     one, other = rng.random(60) < 0.8, rng.random(60) < 0.6
     whole = difference(one, other, alone(60))
     monkeypatch.setattr(paired, "AT_ONCE", 7_000)
-    assert difference(one, other, alone(60)) == whole
+    monkeypatch.setattr(paired, "PAIRS_AT_ONCE", 2)
+    assert differences([one] * 5, [other] * 5, alone(60)) == [whole] * 5
 
 
 def test_with_much_data_the_interval_is_that_of_the_textbook() -> None:
@@ -175,9 +176,8 @@ def test_the_interval_covers_as_often_as_it_says(
     found = by_dialogue((first - second).astype(float), sizes.astype(float))
     covered = sum(low <= shares[0] - shares[1] <= high for (low, high), _ in found)
     assert 930 <= covered <= 970
-    # The test that belongs to it leaves out 0 where the interval does.
-    agree = [(p <= 0.05) == (low > 0 or high < 0) for (low, high), p in found]
-    assert sum(agree) >= 995
+    # The test that belongs to it calls different what the interval does.
+    assert all((p <= 0.05) == (low > 0 or high < 0) for (low, high), p in found)
 
 
 @pytest.mark.slow
@@ -190,6 +190,19 @@ def test_with_few_discordant_items_the_interval_is_rather_too_wide(
         first, second = drawn(4, sizes, *shares, 0.0)
         found = by_dialogue((first - second).astype(float), sizes.astype(float))
         assert sum(low <= shares[0] - shares[1] <= high for (low, high), _ in found) >= 930
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [0.0, 0.3])
+def test_the_test_by_dialogue_keeps_the_levels_that_holm_asks_for(
+    monkeypatch: pytest.MonkeyPatch, alike: float
+) -> None:
+    """Equal answers: of 10,000 draws at most the share `level`, with room for 2.5 standard errors."""
+    monkeypatch.setattr(paired, "RESAMPLES", 2_000)
+    first, second = drawn(12, OFFICIAL_DEV, 0.12, 0.12, alike, draws=10_000)
+    ps = np.array([p for _, p in by_dialogue((first - second).astype(float), OFFICIAL_DEV.astype(float))])
+    for level in (0.05, 0.01, 0.005):
+        assert (ps <= level).mean() <= level + 2.5 * (level / 10_000) ** 0.5
 
 
 @pytest.mark.slow
@@ -232,7 +245,16 @@ def test_the_design_effect_makes_up_for_dialogues(monkeypatch: pytest.MonkeyPatc
     assert (by_items & np.array(whole)).mean() == pytest.approx(0.8, abs=0.04)
 
 
-def test_more_items_are_at_least_one() -> None:
-    """All right against all wrong, five times: the formula asks for fewer than there are, and the test for more."""
-    found = difference(np.array([True] * 5), np.array([False] * 5), alone(5))
-    assert found.p > 0.05 and more_items(found, 5, 0.05) == 1
+def test_more_items_are_enough_for_the_exact_test() -> None:
+    """All right against all wrong: by the formula four items suffice, and five have a p of .06."""
+    for count, more in ((1, None), (2, 4), (5, 1)):
+        found = difference(np.array([True] * count), np.array([False] * count), alone(count))
+        assert found.p > 0.05 and more_items(found, count, count, 0.05) == more
+    assert mcnemar(6, 0) <= 0.05
+
+
+def test_more_items_are_at_least_those_of_a_dialogue() -> None:
+    """Only one is right on every other item of two dialogues. For items alone there are enough, for dialogues not."""
+    found = difference(np.array([True] * 20), np.array([True, False] * 10), ["a"] * 10 + ["b"] * 10)
+    assert found.p < 0.01 and found.p_by_dialogue > 0.05
+    assert more_items(found, 20, 2, 0.05) == 10
