@@ -12,6 +12,10 @@ the items that only one of the two gets right (McNemar's exact test, corrected a
 by dialogue, since items of one dialogue are no independent draws. Intervals that overlap say nothing about it. A recipe
 is better than another only if that holds for other seeds, too: that takes two runs of each at least (--seeds). The test
 split has no labels outside NIKL, so it cannot be evaluated here.
+
+Floors stand below the line: what is reached without understanding the dialogue. One is a classifier that is trained on
+the options alone. After python -m run.test --model_id qwen2 --split dev --dialogue blanked shuffled swapped the run's
+own accuracy without its dialogues stands there, too.
 """
 
 import argparse
@@ -31,6 +35,7 @@ from src.files.writing import write_json
 from src.runs.inputs import load_own
 from src.runs.recipe_groups import group_by_recipe, seed_notes
 from src.vote.ballots import read_sources, run_folders
+from src.vote.changed import show_changed
 from src.vote.comparison import Comparison, compare
 from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
 from src.vote.seed_table import show_recipe_pairs, show_seeds
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     against = sources[args.inputs.index(args.against)].ballot.run if args.against else None
     named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
     groups = group_by_recipe(named) if args.seeds else []
-    found = compare(items, data, sources, against, pairs=not groups)
+    found = compare(items, data, sources, against, pairs=not groups, split=args.split)
     recipes = compare_seeds(found, groups) if groups else None
     calibration = None
     if args.calibration:
@@ -148,7 +153,7 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def show_accuracy(console: "Console", found: Comparison) -> None:
-    """One row per input, then the floors."""
+    """One row per input, then the floors, runs on changed dialogues among them."""
     from rich.table import Table
 
     from src.console.tables import Fitted
@@ -159,10 +164,11 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
     table.add_section()
     low, high = chance_range(len(found.items))
     table.add_row("chance", "–", f"{1 / len(task.current().options):.2%}", f"{low:.1%} to {high:.1%}", "–")
-    for name, result in found.floors.items():
+    for name, result in [*found.floors.items(), *((one.name, one.result) for one in found.changed[0])]:
         table.add_row(*accuracy_cells(name, result))
     console.print(Fitted(table))
-    console.print("Below the line: what chance and rules that never read the dialogue reach on these items.")
+    console.print(found.how_read, soft_wrap=True)
+    show_changed(console, *found.changed)
     if len(found.results) > 1:
         table = Table("answers", *next(iter(found.results.values())).per_category)
         for name, result in found.results.items():

@@ -5,6 +5,7 @@
     python -m run.test --model_id Qwen/Qwen2-7B-Instruct --method lora --split dev
     python -m run.test --model_id Qwen/Qwen2-7B-Instruct --prompt korean+cot --reasoning --samples 8 --split dev
     python -m run.test --model_id polar --other_prompt korean+cot --split dev
+    python -m run.test --model_id polar --split dev --dialogue blanked shuffled swapped
 
 The first two take a trained run with the prompt and template of its record; the next ones an untrained model from
 the hub or a folder (the zero-shot row), which becomes a run NAME-untrained. Writes scores_SPLIT.jsonl and
@@ -13,9 +14,15 @@ predictions_SPLIT.json into the run's folder.
 With --reasoning the model writes its reasoning first, and the letters are read after it; the letters' probabilities of
 several sampled chains are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that is
 scored with reasoning or with a prompt it was not trained for becomes a run beside it, by a name that says so.
+
+With --dialogue the run answers items whose dialogues are changed: `blanked` leaves speakers without words, `shuffled`
+puts the utterances in random order, `swapped` has another dialogue of the split, with target utterances of its own, in
+the dialogue's place. What is still right does not come from the dialogue. Each change becomes a run beside the first
+(polar-blanked), which never votes; python -m run.evaluate polar shows it next to the floors, with a test.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +34,15 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
-from src.files.locks import lock_folder
-from src.files.paths import ADAPTER, RESULTS, find_run, record_path
+from src.files.locks import Held, lock_folder
+from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
 from src.files.writing import write_text
+from src.items.changes import CHANGES, change_dialogues
 from src.model import hub, trust
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import load_prompt
+from src.runs.changed import changed_runs, changed_split
 from src.runs.facts import DataFile
 from src.runs.inputs import (
     Split,
@@ -74,6 +83,9 @@ def make_parser() -> Parser:
         "--other_prompt", metavar="NAME", help="score a trained run with a prompt that it was not trained with"
     )
     parser.add_argument(
+        "--dialogue", nargs="+", choices=CHANGES, default=[], help="score on changed dialogues: what are they worth?"
+    )
+    parser.add_argument(
         "--merge",
         type=new_folder,
         metavar="DIR",
@@ -110,12 +122,15 @@ def main(argv: list[str] | None = None) -> None:
     for _, path, _ in found.values():
         if note := oddity_note(path):
             print(note)
+    for items, _, _ in found.values():
+        for how in arguments.dialogue:
+            change_dialogues(items, how)  # refused here where it cannot be done
     if recipe is not None:
         hub.check_there(recipe, Record.load(own).commits if record_path(own).is_file() else None)
 
     with announced("loading torch and transformers"):
         from src.model.load import pick_device
-        from src.runs.scoring import open_run, result_line, score_run
+        from src.runs.scoring import open_run
 
     device = pick_device(arguments.device)
     folder, record, sampling = pick_run(arguments, folder, recipe, examples)
@@ -125,32 +140,67 @@ def main(argv: list[str] | None = None) -> None:
     for name, (items, path, _) in found.items():
         kept = sample_items(items, arguments.limit, record.recipe.seed)
         splits.append(Split(name, kept, DataFile.of(path, kept)))
-    with lock_folder(folder) as held:
-        # Another process may have added results since the record was read.
-        run = open_run(folder, record.refreshed(folder), [split.items for split in splits], device, orders, examples)
-        for split in splits:
-            notes = [*found[split.name][2], *([] if arguments.data else notes_on_own(own, split))]
-            for note in [*notes, *notes_on_replaced(run, split, len(orders))]:
-                print(f"{split.name}: {note}")
-            held.refuse_gone()
-            record, scores = score_run(run, split, orders, sampling)
-            held.refuse_gone()
-            record.save(folder)
-            run = replace(run, record=record)
-            print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
-            if arguments.output:
-                write_text(arguments.output, dump_items(predictions(split.items, [one.prediction for one in scores])))
+    runs = changed_runs(folder, record, arguments.dialogue)
+    asked = [[changed_split(split, its.dialogue) for split in splits] for _, its in runs]
+    run = None
+    for (place, its), own_splits in zip(runs, asked, strict=True):
+        with lock_folder(place) as held:
+            its = its.refreshed(place)  # another process may have added results since the record was read
+            if run is None:
+                every = [split.items for some in asked for split in some]
+                run = open_run(place, its, every, device, orders, examples)
+            else:
+                run = replace(run, folder=place, record=replace(its, base_files=run.record.base_files))
+            for split in own_splits:
+                notes = [*found[split.name][2], *([] if arguments.data else notes_on_own(own, split))]
+                for note in [*notes, *notes_on_replaced(run, split, len(orders))]:
+                    print(f"{split.name}: {note}")
+                run = score(run, split, orders, sampling, held, arguments.output)
+    assert run is not None
     if arguments.merge:
         save_merged(run, splits[-1].items, arguments.merge)
+    print(ending(arguments, folder, [place for place, _ in runs]))
+
+
+def score(
+    run: "OpenRun",
+    split: Split,
+    orders: Sequence[str],
+    sampling: "Sampling | None",
+    held: Held,
+    output: Path | None,
+) -> "OpenRun":
+    """Scores a split, writes what comes out and says it; gives the run with its result."""
+    from src.runs.scoring import result_line, score_run
+
+    held.refuse_gone()
+    record, scores = score_run(run, split, orders, sampling)
+    held.refuse_gone()
+    record.save(run.folder)
+    print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
+    if output:
+        write_text(output, dump_items(predictions(split.items, [one.prediction for one in scores])))
+    return replace(run, record=record)
+
+
+def ending(arguments: argparse.Namespace, folder: Path, places: Sequence[Path]) -> str:
+    """Where everything lies, and what to do next. folder: of the run that was asked for; places: where scores went."""
     flag = f" --orders {arguments.orders}" if arguments.orders > 1 else ""
-    print(f"Scores and predictions lie in {folder}. Vote: python -m run.vote{flag}{task.flag()}")
+    where = f"Scores and predictions lie in {', '.join(map(str, places))}."
+    if not arguments.dialogue:
+        return f"{where} Vote: python -m run.vote{flag}{task.flag()}"
+    split = f" --split {arguments.split[0]}" if arguments.split[0] != "dev" else ""
+    run = shlex.quote(folder.name if folder.resolve().parent == RESULTS.resolve() else str(folder))
+    there = scores_path(folder, arguments.split[0], arguments.orders).is_file()
+    scored = "" if there else ", when it is scored, too"
+    return f"{where} Compare with the run itself{scored}: python -m run.evaluate {run}{split}{flag}{task.flag()}"
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
     """UserError for mistakes that can be seen before torch is imported. folder: of a trained run, else None."""
     if folder:
         refuse_settings(arguments, folder)
-        read_run(folder)
+        refuse_changing(arguments, read_run(folder))
     elif arguments.other_prompt:
         raise UserError(
             f"--other_prompt goes with a trained run; for an untrained model: --prompt {arguments.other_prompt}"
@@ -163,6 +213,8 @@ def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | N
     file = arguments.data is not None and arguments.data.suffix == ".json"
     if len(arguments.split) > 1 and (arguments.output or file):
         raise UserError("--output and a --data file go with one --split; found " + ", ".join(arguments.split) + ".")
+    if arguments.dialogue and (arguments.output or arguments.merge):
+        raise UserError("--output and --merge are of a run's own answers; leave out --dialogue, or them.")
     check_limit(arguments.limit)
     if arguments.merge and arguments.merge.exists():
         raise UserError(f"--merge: {arguments.merge} exists already; give a new folder.")
@@ -244,6 +296,18 @@ def find_sampling(arguments: argparse.Namespace, reasons: bool, seed: int) -> "S
 def suffix(sampling: "Sampling") -> str:
     """The end of the name of a run with reasoning."""
     return "reasoning" + (f"{sampling.samples}" if sampling.samples > 1 else "")
+
+
+def refuse_changing(arguments: argparse.Namespace, record: Record) -> None:
+    """UserError where the run with the `record` has changed dialogues already, and is asked to become another."""
+    asked = {"dialogue": arguments.dialogue, "other_prompt": arguments.other_prompt}
+    given = [f"--{name}" for name, value in asked.items() if value]
+    given += ["--reasoning"] if arguments.reasoning not in (None, record.recipe.reasoning) else []
+    if record.dialogue and given:
+        raise UserError(
+            f"{record.run} is a run on dialogues that are {record.dialogue}; {', '.join(given)} is for the run itself, "
+            f"{record.run.removesuffix('-' + record.dialogue)}."
+        )
 
 
 def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from src import task
 from src.data import Item
-from src.worth.metrics import likeness
+from src.worth.floors import likeness
 
 SEED = 0
 SHORT_WINDOW_TURNS = 10

@@ -61,6 +61,7 @@ class Record:
     data       split → the file that the run was trained on, or that chose its weights
     training   what the training leaves; None for an untrained model
     weights    name of the run beside this one whose weights it uses, where they are not its own
+    dialogue   how the dialogues of the items were changed (`src/items/changes.py`), where they were
     files      name → size and sha256 of the weights and tokenizer files that were trained, in the folder of that run
     base_files the same of the base model's files
     by_orders  number of orders of the options → split → what came out
@@ -83,6 +84,7 @@ class Record:
     training: Mapping[str, Any] | None = None
     device: str | None = None
     weights: str | None = None
+    dialogue: str | None = None
     files: Mapping[str, Any] | None = None
     base_files: Mapping[str, Any] | None = None
     by_orders: Mapping[int, Mapping[str, Result]] = field(default_factory=dict)
@@ -184,7 +186,7 @@ class Record:
         if self.settings is not None:
             found |= {"data": {split: file.as_json() for split, file in self.data.items()}}
             found |= {key: getattr(self, key) for key in ("trainable_parameters", "parameters", "training", "device")}
-        own = {key: getattr(self, key) for key in ("weights", "files", "base_files")}
+        own = {key: getattr(self, key) for key in ("weights", "dialogue", "files", "base_files")}
         found |= {key: value for key, value in own.items() if value is not None}
         for orders, results in sorted({1: {}, **self.by_orders}.items()):
             found[results_key(orders)] = {split: result.as_json() for split, result in results.items()}

@@ -27,7 +27,7 @@ class Entry:
     """A folder under the runs'.
 
     state      finished, or why not and what is there
-    recipe     empty for a vote, and where none can be read
+    recipe     empty for a vote, and where none can be read; with `dialogue`, where the record says it was changed
     by_orders  number of orders of the options → split → what came out
     """
 
@@ -49,7 +49,8 @@ def _entry(folder: Path) -> Entry | None:
             record = Record.read(record_path(folder))
         except ValueError as error:
             return Entry(folder.name, f"damaged record.json ({error})", _recipe(folder), {})
-        return Entry(folder.name, "finished", record.settings or {}, record.by_orders)
+        changed = {"dialogue": record.dialogue} if record.dialogue else {}
+        return Entry(folder.name, "finished", {**(record.settings or {}), **changed}, record.by_orders)
     there = [name for name in LEFTOVERS if (folder / name).exists()]
     if not (folder / RECIPE).is_file() and there != ["log.txt"]:
         return None

@@ -1,4 +1,4 @@
-"""Compares answers to a labelled split with the labels, with the accuracy of simple rules, and with each other."""
+"""Compares answers to a labelled split with the labels, with floors, and with each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from src import task
 from src.data import Item, sha256
 from src.vote.ballots import Source
-from src.worth.metrics import Evaluation, chance_range, evaluate, floor_answers
+from src.vote.changed import Changed, find_changed
+from src.worth.metrics import Evaluation, chance_range, evaluate
 
 if TYPE_CHECKING:
     from src.worth.paired import Pair
@@ -20,8 +21,9 @@ class Comparison:
 
     answers  name → its answers, in the order of `items`
     results  name → what they are worth
-    floors   name of a rule that never reads the dialogue → what its answers are worth
+    floors   name of a floor → what its answers are worth; how_read: what they are, in words
     pairs    two answers, tested against each other
+    changed  what runs answer to changed dialogues, and notes on what is left out of it
     """
 
     items: Sequence[Item]
@@ -31,6 +33,8 @@ class Comparison:
     results: Mapping[str, Evaluation]
     floors: Mapping[str, Evaluation]
     pairs: "Sequence[Pair]"
+    how_read: str = ""
+    changed: tuple[Sequence[Changed], Sequence[str]] = ((), ())
 
     @property
     def dialogues(self) -> int:
@@ -46,6 +50,8 @@ class Comparison:
                 "dialogues": self.dialogues,
             },
             "floors": {"chance": chance} | {name: floor.as_json() for name, floor in self.floors.items()},
+            "how_floors_read": self.how_read,
+            "changed_dialogues": [one.as_json() for one in self.changed[0]],
             "pairs": [asdict(pair) | {"better": pair.better} for pair in self.pairs],
             "inputs": [
                 {"name": source.ballot.run, "file": source.file, "sha256": source.sha256}
@@ -66,19 +72,28 @@ class Comparison:
 
 
 def compare(
-    items: Sequence[Item], data: Path, sources: Sequence[Source], against: str | None, pairs: bool = True
+    items: Sequence[Item],
+    data: Path,
+    sources: Sequence[Source],
+    against: str | None,
+    pairs: bool = True,
+    split: str | None = None,
 ) -> Comparison:
     """`items`, each with a label, were read from `data`. against: the name of the answers that all others are tested
-    against; without it every two are, unless `pairs` is False: then none.
+    against; without it every two are, unless `pairs` is False: then none. split: with it, runs on changed dialogues are
+    looked for beside the others.
     """
-    from src.worth.paired import compare_pairs  # loads numpy, for which --help does not wait
+    from src.vote.baselines import all_floors  # loads numpy, for which --help does not wait
+    from src.worth.paired import compare_pairs
 
     answers = {source.ballot.run: [source.ballot.answers[item.id] for item in items] for source in sources}
     results = {name: evaluate(items, given) for name, given in answers.items()}
-    floors = {name: evaluate(items, given) for name, given in floor_answers(items).items()}
+    baselines = all_floors(items, data)
+    floors = {name: evaluate(items, given) for name, given in baselines.answers.items()}
     right = {
         name: [item.label == answer for item, answer in zip(items, given, strict=True)]
         for name, given in answers.items()
     }
     tested = compare_pairs(right, [item.dialogue_key for item in items], against) if pairs else []
-    return Comparison(items, data, sources, answers, results, floors, tested)
+    changed = find_changed(sources, items, data, split) if split else ([], [])
+    return Comparison(items, data, sources, answers, results, floors, tested, baselines.note, changed)

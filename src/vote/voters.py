@@ -60,7 +60,9 @@ def gather_voters(request: Request) -> Voters:
     names = request.runs or [name for name, reason in reasons.items() if not reason]
     if not names:
         raise UserError(_nobody(request, reasons))
-    items, data, notes = load_own(request.data, request.split, run_folders(names, request.results))
+    folders = run_folders(names, request.results)
+    refuse_changed_dialogues(folders)
+    items, data, notes = load_own(request.data, request.split, folders)
     chosen, left_out = (list(request.runs), {}) if request.runs else _able(request, reasons, items)
     sources = join_experts(read_sources(chosen, items, data, request.split, request.results, request.orders), items)
     voters = [source.ballot.run for source in sources]
@@ -69,6 +71,23 @@ def gather_voters(request: Request) -> Voters:
     }
     notes = [*notes, *(source.note for source in sources if source.note), *notes_on_voters(sources)]
     return Voters(sources, chosen, items, data, left_out, missing, notes)
+
+
+def refuse_changed_dialogues(folders: Sequence[Path]) -> None:
+    """UserError for runs whose answers are no answers to the items: their dialogues were changed."""
+    changes = {path: _changed_dialogue(path) for path in folders}
+    if found := [f"{path.name} (dialogue {how})" for path, how in changes.items() if how]:
+        raise UserError(
+            f"{', '.join(found)}: scored with changed dialogues, to see what the dialogue is worth to a run; "
+            "they do not vote. Leave them out; python -m run.evaluate shows them beside the run itself."
+        )
+
+
+def _changed_dialogue(folder: Path) -> str | None:
+    try:
+        return Record.read(record_path(folder)).dialogue
+    except (OSError, ValueError):  # a file may lie anywhere, and reading a run reports what is wrong
+        return None
 
 
 def why_cannot_vote(run: Path, split: str) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy with its interval and parts, and the accuracy of rules that never read the dialogue."""
+"""Accuracy with its interval and parts, tests of two answers, and what chance reaches."""
 
 import math
 from collections.abc import Sequence
@@ -118,30 +118,5 @@ def chance_range(total: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(low) / total, float(high) / total
 
 
-def floor_answers(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Name → answers of each rule that never reads the dialogue. Of options that tie, a rule takes the first.
-
-    The most alike option has most in common with the others: the right one, where distractors are edits of it.
-    """
-    return {
-        "longest option": [_first_best([len(option) for option in item.options]) for item in items],
-        "shortest option": [_first_best([-len(option) for option in item.options]) for item in items],
-        "most alike option": [_first_best(likeness(item.options)) for item in items],
-    }
-
-
 def _share(hits: Sequence[bool]) -> Share:
     return Share(sum(hits), len(hits), sum(hits) / len(hits), wilson(sum(hits), len(hits)))
-
-
-def _first_best(values: Sequence[float]) -> int:
-    return values.index(max(values))
-
-
-def likeness(options: Sequence[str]) -> list[float]:
-    """For each option the sum of its Jaccard similarities with the others, on pairs of neighbouring characters."""
-    bigrams = [{option[start : start + 2] for start in range(max(1, len(option) - 1))} for option in options]
-    return [
-        sum(len(one & other) / len(one | other) for place, other in enumerate(bigrams) if place != own)
-        for own, one in enumerate(bigrams)
-    ]

@@ -51,7 +51,9 @@ def test_one_input(tmp_path: Path, items: list[Item], predicted: Path, capsys: p
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert found["data"]["sha256"] == sha256(tmp_path / "data" / "data_dev.json")
     assert found["floors"]["chance"]["accuracy"] == pytest.approx(1 / 3)
-    assert set(found["floors"]) == {"chance", "longest option", "shortest option", "most alike option"}
+    rules = {"longest option", "shortest option", "most alike option"}
+    overlaps = {"overlap with dialogue", "overlap with targets"}
+    assert set(found["floors"]) == {"chance", "trained on options"} | rules | overlaps
     (result,) = found["inputs"]
     assert (result["name"], result["sha256"]) == (str(predicted), sha256(predicted))
     assert (result["correct"], result["interval"]) == (8, [*wilson(8, 10)])

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from run.evaluate import main as evaluate
 from run.test import main
 from run.train import main as train
+from run.vote import main as vote
 from src import task
 from src.console.cli import UserError, run_main
 from src.data import dump_items
@@ -395,6 +397,69 @@ def test_a_trained_run_under_another_prompt(place: Path) -> None:
     scored(place, there.name, "--split", "dev")
     assert [row.logits for row in read_scores(there / "scores_dev.jsonl")] == [row.logits for row in own]
     assert "for an untrained model: --prompt korean" in problem_of(place, "base/or/hub", "--other_prompt", "korean")
+
+
+def test_a_run_on_changed_dialogues(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place / "results" / "lora" / "record.json").read_bytes()
+    scored(place, "lora", "--split", "dev", "--dialogue", "blanked", "shuffled", "swapped")
+    said = capsys.readouterr().out
+    assert "Compare with the run itself: python -m run.evaluate lora\n" in said and "lora-swapped, dev: 6 items" in said
+    assert (place / "results" / "lora" / "record.json").read_bytes() == before
+    own = stored(place / "results" / "lora")
+    logits = {}
+    for how in ("blanked", "shuffled", "swapped"):
+        there = place / "results" / f"lora-{how}"
+        record = stored(there)
+        assert (record["run"], record["weights"], record["dialogue"]) == (there.name, "lora", how)
+        assert record["splits"]["dev"]["data_sha256"] == own["splits"]["dev"]["data_sha256"]
+        assert (record["files"], record["prompt"]) == (own["files"], own["prompt"]) and set(record["splits"]) == {"dev"}
+        logits[how] = [row.logits for row in read_scores(there / "scores_dev.jsonl")]
+        written = json.loads((there / "predictions_dev.json").read_text(encoding="utf-8"))
+        raw = json.loads((place / "data" / "data_dev.json").read_text(encoding="utf-8"))
+        assert [one["input"] for one in written] == [one["input"] for one in raw], "the file's own text"
+        names = ["predictions_dev.json", "record.json", "scores_dev.jsonl"]
+        assert sorted(path.name for path in there.iterdir()) == names
+    logits["as it is"] = [row.logits for row in read_scores(place / "results" / "lora" / "scores_dev.jsonl")]
+    assert len({str(rows) for rows in logits.values()}) == 4
+    # Without a word it goes on as it was made, and other splits and orders join.
+    scored(place, "lora-blanked", "--split", "dev", "--orders", "6")
+    scored(place, "lora", "--dialogue", "blanked")
+    record = stored(place / "results" / "lora-blanked")
+    assert record["splits_6orders"]["dev"]["items"] == 6 and set(record["splits"]) == {"dev", "test"}
+    six = read_scores(place / "results" / "lora-blanked" / "scores_dev.6orders.jsonl")
+    assert [row.logits[0] for row in six] == [pytest.approx(rows[0], abs=1e-4) for rows in logits["blanked"]]
+    # The run itself is evaluated with them, and they do not vote.
+    capsys.readouterr()
+    where = ("--data", str(place / "data"), "--results", str(place / "results"))
+    evaluate(["lora", *where, "--json", str(place / "found.json")])
+    assert "lora-shuffled: " in capsys.readouterr().out
+    found = json.loads((place / "found.json").read_text(encoding="utf-8"))["changed_dialogues"]
+    assert [one["name"] for one in found] == ["lora-blanked", "lora-shuffled", "lora-swapped"]
+    with pytest.raises(UserError, match=r"lora-blanked \(dialogue blanked\): .* they do not vote"):
+        vote(["lora", "lora-blanked", "--split", "dev", *where])
+
+
+def test_changed_dialogues_that_are_refused(
+    place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "leave out --dialogue" in problem_of(place, "lora", "--dialogue", "blanked", "--output", "x.json")
+    make_split(place / "few", "dev", 3)
+    few = ["--model_id", "lora", "--data", str(place / "few"), "--split", "dev", "--dialogue", "swapped"]
+    with pytest.raises(UserError, match="there is none to swap it with"):
+        main(few)
+    model = backbone_folder("qwen2")
+    scored(place, model, "--split", "dev", "--name", "base", "--prompt", "plain", "--dialogue", "blanked")
+    record = stored(place / "results" / "base-untrained-blanked")
+    assert record["dialogue"] == "blanked" and "weights" not in record and record["base_files"]
+    assert not (place / "results" / "base-untrained").exists()
+    assert "itself, when it is scored, too: python -m run.evaluate base-untrained\n" in capsys.readouterr().out
+    told = problem_of(place, "base-untrained-blanked", "--split", "dev", "--dialogue", "swapped")
+    assert "base-untrained-blanked is a run on dialogues that are blanked; --dialogue is for the run itself" in told
+    (place / "results" / "lora-swapped").mkdir()
+    (place / "results" / "lora-swapped" / "recipe.yaml").write_text("backbone: polar\n", encoding="utf-8")
+    assert "is a run of its own" in problem_of(place, "lora", "--split", "dev", "--dialogue", "swapped")
+    examples = ("--other_prompt", "korean+1shots", "--dialogue", "blanked")
+    assert "has examples, and --dialogue is for prompts without" in problem_of(place, "lora", *examples)
 
 
 def test_examples_come_from_the_split_of_the_record(place: Path) -> None:

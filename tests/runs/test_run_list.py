@@ -89,3 +89,11 @@ def test_each_number_of_orders_has_its_columns(results: Path) -> None:
         "0.800 [0.490, 0.943]",
         "",
     )
+
+
+def test_a_run_on_changed_dialogues_says_so(results: Path) -> None:
+    (results / "alpha-blanked").mkdir()
+    changed = {"recipe": RECIPE, "dialogue": "blanked", "splits": {"dev": DEV}}
+    (results / "alpha-blanked" / "record.json").write_text(json.dumps(changed), encoding="utf-8")
+    rows = {row["run"]: row for row in table_rows(list_runs(results))}
+    assert [rows[name]["dialogue"] for name in ("alpha", "alpha-blanked", "vote")] == ["–", "blanked", ""]

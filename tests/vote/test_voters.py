@@ -6,7 +6,7 @@ import pytest
 from src import task
 from src.console.cli import UserError
 from src.data import load_data
-from src.files.paths import record_path, scores_path
+from src.files.paths import predictions_path, record_path, scores_path
 from src.runs.facts import TaskFacts
 from src.runs.record import Record
 from src.vote.voters import Request, earlier_votes, gather_voters, other_items, why_cannot_vote
@@ -85,3 +85,18 @@ def test_runs_of_another_task_do_not_vote(data: Path, results: Path) -> None:
             gather_voters(Request([str(run)], [], "test", results, data))
     finally:
         task.use(None)
+
+
+def test_answers_to_changed_dialogues_do_not_vote(data: Path, results: Path) -> None:
+    for name in ("alpha", "alpha-blanked"):
+        make_run(results / name, data, "test", [0] * 8)
+    changed = results / "alpha-blanked"
+    replace(Record.load(changed), dialogue="blanked").save(changed)
+    request = Request(["alpha", "alpha-blanked"], [], "test", results, data)
+    with pytest.raises(UserError, match=r"^alpha-blanked \(dialogue blanked\): .* they do not vote\. Leave them out"):
+        gather_voters(request)
+    with pytest.raises(UserError, match="they do not vote"):
+        gather_voters(replace(request, runs=["alpha", str(predictions_path(changed, "test"))]))
+    # Made by run.test it has no recipe.yaml, so nobody takes it for a run that may vote without being named.
+    (changed / "recipe.yaml").unlink()
+    assert [source.ballot.run for source in gather_voters(replace(request, runs=[])).sources] == ["alpha"]

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from src.data import Item, parse_items
 from src.task import Task
-from src.worth.metrics import Share, chance_range, evaluate, floor_answers, holm, wilson
+from src.worth.metrics import Share, chance_range, evaluate, holm, wilson
 from tests.conftest import make_item
 
 
@@ -82,7 +82,6 @@ def test_four_options(four_options: Task) -> None:
     assert result.confusion == ((0, 0, 1, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 1, 0, 1))
     assert {category: share[:2] for category, share in result.per_category.items()} == {"까닭": (0, 1), "결과": (1, 2)}
     assert list(result.as_json()["per_label"]) == ["choice_1", "choice_4"]
-    assert floor_answers(items[:1]) == {"longest option": [1], "shortest option": [3], "most alike option": [2]}
     low, high = (round(share * 100) for share in chance_range(100))
     probability = [math.comb(100, k) * 3 ** (100 - k) / 4**100 for k in range(101)]
     assert sum(probability[:low]) <= 0.025 < sum(probability[: low + 1])
@@ -114,25 +113,9 @@ def test_as_json_survives_json() -> None:
     assert again["confusion"] == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
 
 
-def test_floor_answers() -> None:
-    options = {
-        "inference_1": "비가 온다.",
-        "inference_2": "그는 우산을 들고 집을 나섰다.",
-        "inference_3": "그는 우산을 샀다.  ",
-    }
-    (item,) = made_items(options)
-    assert floor_answers([item]) == {"longest option": [1], "shortest option": [0], "most alike option": [2]}
-    # Of equal options the first.
-    (item,) = made_items({"inference_1": "가나", "inference_2": "다라", "inference_3": "마바"})
-    assert floor_answers([item]) == {"longest option": [0], "shortest option": [0], "most alike option": [0]}
-    # A single character has no pair of neighbours.
-    (item,) = made_items({"inference_1": "가", "inference_2": "나", "inference_3": "나다"})
-    assert floor_answers([item])["shortest option"] == [0]
-
-
 def test_imports_are_light() -> None:
-    heavy = "import sys, src.worth.metrics, src.vote.voting, src.vote.ballots; "
-    heavy += "print({'torch', 'transformers', 'scipy'} & set(sys.modules))"
+    heavy = "import sys, src.worth.metrics, src.worth.floors, src.vote.voting, src.vote.ballots; "
+    heavy += "print({'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -16,7 +16,8 @@ from src.eda.view import View
 from src.eda.words import overlap, read_words, texts_of
 from src.figures import style
 from src.figures.canvas import Axes
-from src.worth.metrics import floor_answers, wilson
+from src.worth.floors import floor_answers
+from src.worth.metrics import wilson
 
 MOST_SAID = "most said"
 RULES = {
