@@ -29,7 +29,7 @@ def join(folder: Path, data: Path, parts: Mapping[Path, Path], splits: Mapping[s
     parts   folder of each fold run → folder of its splits
     splits  the items in `data`
     """
-    records = {run: Record.load(run) for run in parts}
+    records, software = {run: Record.load(run) for run in parts}, made_with()
     record, texts = Record(run=folder.name, task=TaskFacts.current()), dict[Path, str]()
     for split, items in splits.items():
         for orders in _common_orders(records, parts, split):
@@ -61,7 +61,7 @@ def join(folder: Path, data: Path, parts: Mapping[Path, Path], splits: Mapping[s
                     for run, file in files.items()
                 ],
                 files=digests_json({path.name: Digest.of_text(text) for path, text in own.items()}),
-                **made_with(),
+                **software,
             )
             record = record.with_result(split, _with_accuracy(result, items, scores), orders)
             texts |= own
