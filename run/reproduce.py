@@ -14,7 +14,8 @@ each other, so that no download is made twice. Each run's output is in resource/
 With --folds K, train and dev together are divided into K folds: whole dialogues, the categories spread evenly. Each
 recipe is trained K times (times S with --seeds S, the recipe's seed and those after it): run NAME-f1of5 is trained on
 all folds but the first and scored on the first, which is its dev split, and on test. It keeps its last weights and not
-those that are best on dev, so no fold chooses anything about the run that it is scored with. NAME-oof5 joins them: as
+those that are best on dev, so no fold chooses anything about the run that it is scored with. Checkpoints of finished
+fold runs are removed. NAME-oof5 joins them: as
 its dev split all labelled items, each scored by the run that was not trained on its dialogue, and on test the mean of
 the K runs. It is compared and votes like any run: python -m run.vote NAME-oof5 … --rule weighted.
 """
@@ -197,18 +198,17 @@ def work(asked: Asked, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> di
         return {}
     with announced("asking torch for GPUs"):
         gpus = devices.gpus()
-    each = len(wanted) // len(recipes)
+    each, at_once = len(wanted) // len(recipes), arguments.jobs or max(1, len(gpus))
     estimates = plan.estimate_runs(recipes, sizes, gpu=gpus[0] if gpus else None)
-    shown = estimates if each == 1 else [cross.of_many(one, each) for one in estimates]
+    shown = estimates if each == 1 else [cross.of_many(one, each, at_once) for one in estimates]
     too_long = lengths.too_long(recipes, asked.splits)
     if arguments.dry_run:
         show_plan(asked.console, shown, too_long)
         return None
     of_each = [replace(estimates[place // each], run=run.name) for place, run in enumerate(wanted)]
-    jobs, failures = jobs_left(wanted, of_each, gpus)
+    jobs, failures = jobs_left(wanted, of_each, gpus, at_once)
     show_plan(asked.console, shown, too_long)
     left = [one.recipe for one in wanted if one.name in {job.name for job in jobs}]
-    at_once = arguments.jobs or max(1, len(gpus))
     return failures | run_jobs(jobs, at_once, len(gpus), asked.console, hub.handed_on(left), IMPORTED)
 
 

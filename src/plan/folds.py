@@ -6,6 +6,7 @@ trained nor chose it.
 """
 
 import importlib.metadata
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from src.console.words import counted, some
 from src.data import Item, dump_items, load_split, split_path
 from src.files.digests import Digest, digests
 from src.files.locks import lock_folder
-from src.files.paths import is_file, predictions_path
+from src.files.paths import CHECKPOINTS, is_file, predictions_path
 from src.files.reading import parse_json, read_text
 from src.files.writing import as_json, write_texts
 from src.items.json_files import same
@@ -227,7 +228,7 @@ def fold_runs(
                 flags = {"name": name, "seed": recipe.seed + more, "keep": "last"}
                 words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
                 there = replace(place, data=fold_folder(folder, number))
-                wanted.append(Wanted(file, load_recipe(file, flags), there, words))
+                wanted.append(Wanted(file, load_recipe(file, flags), there, words, lean=True))
     names = [one.name for one in wanted]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--folds: two recipes make the same runs: {some(twice)}. Give each its own `name`.")
@@ -241,6 +242,8 @@ def join_finished(
     items = {split: load_split(folder, split) for split in ANSWERED if is_file(split_path(folder, split))}
     runs = {one.name: one for one in wanted}
     joined = [joint for joint in joints if set(joint.parts) <= set(finished)]
+    for name in finished:  # a command that was killed may have left them
+        shutil.rmtree(runs[name].folder / CHECKPOINTS, ignore_errors=True)
     for joint in joined:
         parts = [runs[name] for name in joint.parts]
         own = parts[0].folder.with_name(joint.name)
@@ -264,12 +267,16 @@ def next_steps(answers: Sequence[str], folder: Path, out: Path, tested: bool) ->
     return lines
 
 
-def of_many(estimate: Estimate, runs: int) -> Estimate:
-    """The estimate of so many runs like one, done one after the other."""
+def of_many(estimate: Estimate, runs: int, at_once: int = 1) -> Estimate:
+    """The estimate of so many lean runs like one, `at_once` at a time; the seconds are those of all, one after the
+    other.
+    """
+    disk, kept = estimate.disk, estimate.kept
+    largest = min(runs, at_once)
     return replace(
         estimate,
         run=f"{estimate.run} x {runs}",
-        disk=None if estimate.disk is None else estimate.disk * runs,
+        disk=None if disk is None or kept is None else disk * largest + kept * (runs - largest),
         seconds=None if estimate.seconds is None else estimate.seconds * runs,
         elsewhere={card: seconds * runs for card, seconds in estimate.elsewhere.items()},
     )

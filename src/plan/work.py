@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.console.cli import UserError
 from src.console.jobs import Job
 from src.data import sha256, split_path
-from src.files.paths import record_path
+from src.files.paths import CHECKPOINTS, record_path
 from src.model import trust
 from src.model.recipes import ORPO, Recipe, differing_settings
 from src.plan import ready
@@ -41,12 +41,14 @@ class Wanted:
     recipe  what that becomes with `flags`
     place   of its folder and its data
     flags   of the training, on top of the file
+    lean    whether its checkpoints are removed once it is finished
     """
 
     file: Path
     recipe: Recipe
     place: Place
     flags: Sequence[str] = ()
+    lean: bool = False
 
     @property
     def name(self) -> str:
@@ -66,9 +68,10 @@ def all_done(wanted: Sequence[Wanted]) -> bool:
 
 
 def jobs_left(
-    wanted: Sequence[Wanted], estimates: Sequence[Estimate], gpus: Sequence[Gpu]
+    wanted: Sequence[Wanted], estimates: Sequence[Estimate], gpus: Sequence[Gpu], at_once: int = 1
 ) -> tuple[list[Job], dict[str, str]]:
-    """(jobs that this machine can do, name → why a run cannot be done). estimates: one for each run.
+    """(jobs that this machine can do, name → why a run cannot be done). estimates: one for each run. at_once: number of
+    jobs at the same time.
 
     UserError, before anything is downloaded or trained, when nothing can be done or the disk has no room for all.
     """
@@ -81,10 +84,11 @@ def jobs_left(
             failures[one.name] = str(error)
             continue
         if command:
-            jobs.append(Job(one.name, tuple(command), one.folder / "log.txt", estimate.seconds or 1.0))
+            passing = (one.folder / CHECKPOINTS,) if one.lean else ()
+            jobs.append(Job(one.name, tuple(command), one.folder / "log.txt", estimate.seconds or 1.0, passing))
     names = {job.name for job in jobs}
     left = [(one, estimate) for one, estimate in zip(wanted, estimates, strict=True) if one.name in names]
-    obstacles = _obstacles(left, gpus, len(wanted))
+    obstacles = _obstacles(left, gpus, len(wanted), at_once)
     return [job for job in jobs if job.name not in obstacles], failures | obstacles
 
 
@@ -124,7 +128,7 @@ def _is_to_score(folder: Path, record: Record, split: str, place: Place) -> bool
     return scored is not None and bool(differing_results(folder, scored))
 
 
-def _obstacles(left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu], runs: int) -> dict[str, str]:
+def _obstacles(left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu], runs: int, at_once: int) -> dict[str, str]:
     """Name → why a run that is left to do cannot be done here. runs: their number, the finished ones included."""
     found = ready.obstacles([one.recipe for one, _ in left], [estimate for _, estimate in left], gpus)
     if found and len(found) == runs:
@@ -139,5 +143,15 @@ def _obstacles(left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu], run
         from huggingface_hub import constants
 
         results = training[0][0].place.results
-        ready.check_room([estimate for _, estimate in training], results, Path(constants.HF_HUB_CACHE))
+        ready.check_room(_at_their_peak(training, at_once), results, Path(constants.HF_HUB_CACHE))
     return found
+
+
+def _at_their_peak(training: Sequence[tuple[Wanted, Estimate]], at_once: int) -> list[Estimate]:
+    """The estimates, with the disk that each run takes when all together take most: of lean runs, only the `at_once`
+    largest have checkpoints.
+    """
+    lean = [estimate for one, estimate in training if one.lean]
+    lean.sort(key=lambda estimate: (estimate.kept or 0) - (estimate.disk or 0))
+    whole = [estimate for one, estimate in training if not one.lean]
+    return [*whole, *lean[:at_once], *(replace(estimate, disk=estimate.kept) for estimate in lean[at_once:])]

@@ -178,7 +178,10 @@ def test_a_plan_of_many_runs_takes_as_many_times_the_hours(recipes: Path) -> Non
     assert sizes == {"train": 727, "dev": 182, "test": 605}
     (one, _) = estimate_runs(list(load_recipes(recipes).values()), sizes)
     many = cross.of_many(one, 10)
-    assert one.seconds and one.disk and one.elsewhere
-    assert (many.run, many.seconds, many.disk) == ("eeve x 10", one.seconds * 10, one.disk * 10)
+    assert one.seconds and one.disk and one.kept and one.elsewhere
+    # Finished ones have no checkpoints any more.
+    assert (many.run, many.seconds, many.disk) == ("eeve x 10", one.seconds * 10, one.disk + 9 * one.kept)
+    assert cross.of_many(one, 10, at_once=4).disk == 4 * one.disk + 6 * one.kept
+    assert cross.of_many(one, 2, at_once=4).disk == 2 * one.disk
     assert many.elsewhere == {card: seconds * 10 for card, seconds in one.elsewhere.items()}
     assert many.download == one.download

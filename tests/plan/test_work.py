@@ -101,6 +101,29 @@ def test_what_cannot_be_done_here_is_named_and_the_rest_goes_on(place: Place, mo
         jobs_left(wanted, estimates, [])
 
 
+def test_room_is_asked_for_as_many_checkpoints_as_lean_runs_have_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [make_recipe({"backbone": "qwen2", "method": "full", "name": f"{name}"}, "here") for name in "abc"]
+    small = make_recipe({"backbone": "polar", "method": "lora", "name": "d"}, "here")
+    wanted = [Wanted(FILE, recipe, place, lean=True) for recipe in [small, *recipes]]
+    estimates = estimate_runs([one.recipe for one in wanted], {})
+    asked: list[float] = []
+    monkeypatch.setattr(ready, "check_room", lambda found, *place: asked.append(sum(one.disk for one in found)))
+    monkeypatch.setattr(ready, "obstacles", lambda *given: {})
+    disk, kept = ([getattr(one, name) or 0 for one in estimates] for name in ("disk", "kept"))
+    assert all(5 * one < other for one, other in zip(kept, disk, strict=True))
+    jobs, _ = jobs_left(wanted, estimates, [], at_once=2)
+    assert [job.passing for job in jobs] == [(place.results / name / "checkpoints",) for name in "dabc"]
+    jobs, _ = jobs_left([replace(one, lean=False) for one in wanted], estimates, [], at_once=2)
+    assert [job.passing for job in jobs] == [()] * 4
+    assert asked == [disk[1] + disk[2] + kept[3] + kept[0], sum(disk)]
+    # A finished run takes no place of one that has checkpoints still.
+    finished(place, recipes[0])
+    jobs_left(wanted, estimates, [])
+    assert asked[2] == disk[2] + kept[3] + kept[0]
+
+
 def test_a_damaged_run_is_a_failure_of_its_own(place: Place) -> None:
     write_json(place.results / "polar" / "record.json", [])
     jobs, failures = jobs_left([Wanted(FILE, RECIPE, place)], estimate_runs([RECIPE], {}), [])

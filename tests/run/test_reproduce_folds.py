@@ -174,10 +174,14 @@ def test_what_was_killed_goes_on_and_what_is_finished_is_kept(trainings: Trainin
         call("--folds", "3")
     assert not (RESULTS / "eeve-oof3").exists() and not record_path(RESULTS / "eeve-f2of3").exists()
     before = record_path(RESULTS / "eeve-f1of3").read_bytes()
+    left = {name: RESULTS / name / "checkpoints" / "checkpoint-1" for name in ("eeve-f1of3", "eeve-f2of3")}
+    for folder in left.values():
+        folder.mkdir(parents=True)
     trainings.stop, trainings.seen = None, []
     assert call("--folds", "3") == 0
     assert trainings.seen == ["eeve-f2of3", "eeve-f3of3", "vote dev", "vote test"]
     assert record_path(RESULTS / "eeve-f1of3").read_bytes() == before
+    assert not any(folder.parent.exists() for folder in left.values())
     trainings.seen.clear()
     assert call("--folds", "3") == 0
     assert trainings.seen == ["vote dev", "vote test"]
