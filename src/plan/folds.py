@@ -121,13 +121,11 @@ class Joint:
     """The fold runs of one recipe and seed, whose scores are joined under a name of their own.
 
     recipe  the recipe's name
-    seed    of all of them
     parts   names of the fold runs, in the order of the folds
     """
 
     name: str
     recipe: str
-    seed: int
     parts: Sequence[str]
 
 
@@ -223,7 +221,7 @@ def fold_runs(
         for more in range(seeds):
             own = recipe.name if more == 0 else f"{recipe.name}-s{more + 1}"
             parts = [f"{own}-f{number}of{folds}" for number in range(1, folds + 1)]
-            joints.append(Joint(f"{own}-oof{folds}", recipe.name, recipe.seed + more, parts))
+            joints.append(Joint(f"{own}-oof{folds}", recipe.name, parts))
             for number, name in enumerate(parts, start=1):
                 flags = {"name": name, "seed": recipe.seed + more, "keep": "last"}
                 words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
@@ -257,7 +255,7 @@ def next_steps(answers: Sequence[str], folder: Path, out: Path, tested: bool) ->
     names, flag = " ".join(answers), task.flag()
     lines = [
         f"Fold runs lie in {out.parent}, their data in {folder}",
-        f"Joined, with all labelled items as their dev split: {', '.join(answers)}",
+        f"Joined, with all labelled items as their dev split, and on test the mean of the fold runs: {', '.join(answers)}",
         f"Compare: python -m run.evaluate {names}{flag}",
     ]
     if tested:
