@@ -255,7 +255,7 @@ def next_steps(answers: Sequence[str], folder: Path, out: Path, tested: bool) ->
     names, flag = " ".join(answers), task.flag()
     lines = [
         f"Fold runs lie in {out.parent}, their data in {folder}",
-        f"Joined, with all labelled items as their dev split, and on test the mean of the fold runs: {', '.join(answers)}",
+        f"Joined (dev: all labelled items, out of fold; test: the mean of the fold runs): {', '.join(answers)}",
         f"Compare: python -m run.evaluate {names}{flag}",
     ]
     if tested:
