@@ -5,6 +5,7 @@ Several run at the same time, each on its own GPU, under one bar for all and one
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +35,16 @@ INTERRUPTED_WORD = "interrupted"
 
 @dataclass(frozen=True)
 class Job:
-    """A command, where its output goes, and its share of the whole in estimated seconds."""
+    """A command, where its output goes, and its share of the whole in estimated seconds.
+
+    passing  folders that are removed once the command is done
+    """
 
     name: str
     command: tuple[str, ...]
     log: Path
     weight: float
+    passing: tuple[Path, ...] = ()
 
 
 def run_jobs(
@@ -77,6 +82,8 @@ def run_jobs(
             slots.put(slot)
             if reason:
                 failures[job.name] = reason
+            for folder in () if reason else job.passing:
+                shutil.rmtree(folder, ignore_errors=True)
             word = "[red]failed[/red]" if reason else "done"
             bars.progress.console.print(f"{word} {job.name}, {time.monotonic() - started:.0f} s", highlight=False)
 

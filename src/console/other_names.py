@@ -60,7 +60,7 @@ REASONS = {
     "the same command goes on where it stopped, and a finished run is never overwritten": (
         "resume_from_checkpoint resume overwrite_output_dir overwrite_cache auto_resume"
     ),
-    "the weights that answer most dev items correctly are kept, always": (
+    "the weights that answer most dev items correctly are kept, or with keep last the last ones": (
         "load_best_model_at_end metric_for_best_model greater_is_better"
     ),
     "nothing leaves the machine; what a run did is in its log.txt and record.json": (

@@ -240,11 +240,17 @@ def run_folder_bytes(shape: Shape, method: str, optimizer: str, lora_r: int = 6)
 
     A checkpoint is the weights and Adam's moments, in the dtypes they are trained in.
     """
+    best = best_weights_bytes(shape, method, lora_r)
     if method != "full":
-        best, weights, states = (factor * shape.lora_parameters(lora_r) for factor in (4, 4, 8))
+        weights, states = (factor * shape.lora_parameters(lora_r) for factor in (4, 8))
         return best + 2 * (weights + states)
     weights = shape.parameters * (2 if optimizer == BF16_STOCHASTIC else 4)
-    return 2 * shape.parameters + 2 * (weights + moments_bytes(shape, optimizer))
+    return best + 2 * (weights + moments_bytes(shape, optimizer))
+
+
+def best_weights_bytes(shape: Shape, method: str, lora_r: int = 6) -> int:
+    """What is left of a run folder without its checkpoints: the weights that the run keeps."""
+    return 2 * shape.parameters if method == "full" else 4 * shape.lora_parameters(lora_r)
 
 
 def in_fp32(method: str, optimizer: str) -> bool:

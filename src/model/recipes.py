@@ -168,6 +168,12 @@ class Recipe:
     early_stopping_patience: int | None = _setting(
         None, "stop after so many evaluations without a better one; never by default", POSITIVE
     )
+    keep: str = _setting(
+        "best",
+        "weights that the run keeps: those of the evaluation with most right dev items, or the last ones, so that dev "
+        "chooses nothing",
+        choices=("best", "last"),
+    )
     prompt: str = _setting(
         "entry", "name of a file in resource/prompts, or a path to one; +name after it for each of its strategies"
     )
@@ -355,6 +361,11 @@ def _conflicts(clean: Mapping[str, Any]) -> list[str]:
         found.append(f"method: orpo means objective orpo; found objective {clean.get('objective')!r}")
     if clean.get("reasoning") and clean.get("objective", "answer") != "answer":
         found.append(f"objective: found {clean['objective']}, allowed with reasoning: answer, whose loss is on it, too")
+    if clean.get("keep") == "last" and clean.get("early_stopping_patience") is not None:
+        found.append(
+            f"early_stopping_patience: found {clean['early_stopping_patience']}, allowed with keep last: none, since "
+            "dev would choose when to stop"
+        )
     return found
 
 

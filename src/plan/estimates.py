@@ -14,6 +14,7 @@ from src.model.memory import (
     ANSWER_TOKENS,
     MemoryPlan,
     Workload,
+    best_weights_bytes,
     choose_memory_plan,
     run_folder_bytes,
     scoring_memory,
@@ -60,6 +61,8 @@ class Estimate:
     """Name of a card → the memory plan on it."""
     disk: int | None
     """Bytes of the run folder at most."""
+    kept: int | None
+    """Bytes of the run folder without its checkpoints."""
     seconds: float | None
     """Training, an evaluation on dev after each epoch, and scoring the test set once."""
     elsewhere: Mapping[str, float]
@@ -86,7 +89,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     wrong = make_objective(recipe).wrong_answers(len(task.current().options))
     trained = mean_tokens + wrong * ANSWER_TOKENS
     longest += wrong * ANSWER_TOKENS
-    training = weights = disk = seconds = None
+    training = weights = disk = kept = seconds = None
     cards: dict[str, MemoryPlan] = {}
     elsewhere: dict[str, float] = {}
     if shape is not None:
@@ -97,6 +100,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         cards = {name: _memory_plan(shape, recipe, work, size) for name, size in sizes.items()}
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, training.optimizer, recipe.lora_r)
+        kept = best_weights_bytes(shape, recipe.method, recipe.lora_r)
         # A miniature spends its time launching kernels, which this arithmetic does not cover.
         if "train" in items and not miniature:
             tokens = trained, mean_tokens / kind.scoring_ratio
@@ -119,6 +123,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         training=training,
         cards=cards,
         disk=disk,
+        kept=kept,
         seconds=seconds,
         elsewhere=elsewhere,
         note="; ".join(text for text in (base.place, facts.note if facts else "") if text),

@@ -1,14 +1,14 @@
 """The work left for a set of recipes: a command for each, and whether this machine can do it."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.console.cli import UserError
 from src.console.jobs import Job
 from src.data import sha256, split_path
-from src.files.paths import record_path
+from src.files.paths import CHECKPOINTS, record_path
 from src.model import trust
 from src.model.recipes import ORPO, Recipe, differing_settings
 from src.plan import ready
@@ -33,48 +33,74 @@ class Place:
     task: Sequence[str] = ()
 
 
-def all_done(recipes: Mapping[Path, Recipe], place: Place) -> bool:
-    """Whether nothing is left of any recipe."""
+@dataclass(frozen=True)
+class Wanted:
+    """A run that there is to be in the end.
+
+    file    of its recipe
+    recipe  what that becomes with `flags`
+    place   of its folder and its data
+    flags   of the training, on top of the file
+    lean    whether its checkpoints are removed once it is finished
+    """
+
+    file: Path
+    recipe: Recipe
+    place: Place
+    flags: Sequence[str] = ()
+    lean: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def folder(self) -> Path:
+        return self.place.results / self.name
+
+
+def all_done(wanted: Sequence[Wanted]) -> bool:
+    """Whether nothing is left of any run."""
     try:
-        return not any(command_left(file, recipe, place) for file, recipe in recipes.items())
+        return not any(map(command_left, wanted))
     except UserError:
         return False
 
 
 def jobs_left(
-    recipes: Mapping[Path, Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu], place: Place
+    wanted: Sequence[Wanted], estimates: Sequence[Estimate], gpus: Sequence[Gpu], at_once: int = 1
 ) -> tuple[list[Job], dict[str, str]]:
-    """(jobs that this machine can do, name → why a recipe cannot be done). estimates: one for each recipe.
+    """(jobs that this machine can do, name → why a run cannot be done). estimates: one for each run. at_once: number of
+    jobs at the same time.
 
-    UserError, before anything is downloaded or written, when nothing can be done or the disk has no room for all.
+    UserError, before anything is downloaded or trained, when nothing can be done or the disk has no room for all.
     """
     failures: dict[str, str] = {}
     jobs: list[Job] = []
-    for (file, recipe), estimate in zip(recipes.items(), estimates, strict=True):
+    for one, estimate in zip(wanted, estimates, strict=True):
         try:
-            command = command_left(file, recipe, place)
+            command = command_left(one)
         except UserError as error:
-            failures[recipe.name] = str(error)
+            failures[one.name] = str(error)
             continue
         if command:
-            log = place.results / recipe.name / "log.txt"
-            jobs.append(Job(recipe.name, tuple(command), log, estimate.seconds or 1.0))
+            passing = (one.folder / CHECKPOINTS,) if one.lean else ()
+            jobs.append(Job(one.name, tuple(command), one.folder / "log.txt", estimate.seconds or 1.0, passing))
     names = {job.name for job in jobs}
-    left = [
-        (recipe, estimate) for recipe, estimate in zip(recipes.values(), estimates, strict=True) if recipe.name in names
-    ]
-    obstacles = _obstacles(left, gpus, place.results, len(recipes))
+    left = [(one, estimate) for one, estimate in zip(wanted, estimates, strict=True) if one.name in names]
+    obstacles = _obstacles(left, gpus, len(wanted), at_once)
     return [job for job in jobs if job.name not in obstacles], failures | obstacles
 
 
-def command_left(file: Path, recipe: Recipe, place: Place) -> list[str]:
-    """The command for what is left of a recipe; [] when it is done. UserError when its folder holds something else."""
-    folder = place.results / recipe.name
+def command_left(wanted: Wanted) -> list[str]:
+    """The command for what is left of a run; [] when it is done. UserError when its folder holds something else."""
+    recipe, place, folder = wanted.recipe, wanted.place, wanted.folder
     where, code = ["--data", str(place.data)], trust.flags(recipe)
     if not record_path(folder).is_file():
         score = ["--score", "test"] if place.test else []
         module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
-        return [sys.executable, "-m", module, "--recipe", str(file), *where, *score, *place.task, *code]
+        flags = [*wanted.flags, *where, *score, *place.task, *code]
+        return [sys.executable, "-m", module, "--recipe", str(wanted.file), *flags]
     record = Record.load(folder)
     differing = differing_settings(record.settings or {}, recipe)
     for split in ("train", "dev"):
@@ -102,21 +128,30 @@ def _is_to_score(folder: Path, record: Record, split: str, place: Place) -> bool
     return scored is not None and bool(differing_results(folder, scored))
 
 
-def _obstacles(
-    left: Sequence[tuple[Recipe, Estimate]], gpus: Sequence[Gpu], results: Path, recipes: int
-) -> dict[str, str]:
-    """Name → why a run that is left to do cannot be done here. recipes: their number, the finished ones included."""
-    found = ready.obstacles([recipe for recipe, _ in left], [estimate for _, estimate in left], gpus)
-    if found and len(found) == recipes:
+def _obstacles(left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu], runs: int, at_once: int) -> dict[str, str]:
+    """Name → why a run that is left to do cannot be done here. runs: their number, the finished ones included."""
+    found = ready.obstacles([one.recipe for one, _ in left], [estimate for _, estimate in left], gpus)
+    if found and len(found) == runs:
         raise UserError(
             f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "
             "The plan for other machines: --dry_run; a try-out in some minutes: "
             "--recipes resource/miniature/recipes --data resource/miniature/data"
         )
-    able = [estimate for recipe, estimate in left if recipe.name not in found]
-    training = [estimate for estimate in able if not record_path(results / estimate.run).is_file()]
+    able = [(one, estimate) for one, estimate in left if one.name not in found]
+    training = [(one, estimate) for one, estimate in able if not record_path(one.folder).is_file()]
     if training:
         from huggingface_hub import constants
 
-        ready.check_room(training, results, Path(constants.HF_HUB_CACHE))
+        results = training[0][0].place.results
+        ready.check_room(_at_their_peak(training, at_once), results, Path(constants.HF_HUB_CACHE))
     return found
+
+
+def _at_their_peak(training: Sequence[tuple[Wanted, Estimate]], at_once: int) -> list[Estimate]:
+    """The estimates, with the disk that each run takes when all together take most: of lean runs, only the `at_once`
+    largest have checkpoints.
+    """
+    lean = [estimate for one, estimate in training if one.lean]
+    lean.sort(key=lambda estimate: (estimate.kept or 0) - (estimate.disk or 0))
+    whole = [estimate for one, estimate in training if not one.lean]
+    return [*whole, *lean[:at_once], *(replace(estimate, disk=estimate.kept) for estimate in lean[at_once:])]

@@ -151,6 +151,13 @@ class Result(Part):
         return found
 
 
+JOINED = {
+    "dev": "Out of fold: each item has the scores of the fold run that was not trained on its dialogue.",
+    "test": "The mean of the fold runs' log-probabilities, for each order of the options.",
+}
+"""Split → how the scores of fold runs were joined, where that is a vote's rule."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VoteResult(Result):
     """The result of a vote on a split, with its rule and voters.

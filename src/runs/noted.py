@@ -18,7 +18,7 @@ from src.files.paths import MODEL, record_path, weights_folder
 from src.files.sealed import Broken, read_seal
 from src.model import hub
 from src.model.recipes import Recipe
-from src.runs.facts import Result
+from src.runs.facts import JOINED, Result
 from src.runs.record import Record
 
 OF_A_MODEL = (".json", ".safetensors", ".model", ".jinja", "vocab.txt", "merges.txt")
@@ -108,6 +108,8 @@ def remedy(folder: Path, record: Record, split: str, orders: int = 1) -> str:
     if record.is_vote:
         of_splits = record.results(orders)
         result = of_splits.get(split) or next(iter(of_splits.values()), None)  # who voted on another split
+        if getattr(result, "rule", None) in JOINED.values():
+            return "the command python -m run.reproduce --folds … that made them"
         voters = [_voter(folder, one) for voter in getattr(result, "voters", ()) for one in _experts(voter)]
         rule = (getattr(result, "fitted", None) or {}).get("rule")
         many += f" --rule {shlex.quote(rule)}" if isinstance(rule, str) else ""

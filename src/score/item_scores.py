@@ -77,10 +77,10 @@ class ItemScores:
         """
         by_option: list[list[float]] = [[] for _ in self.orders[0]]
         for order, logits in zip(self.orders, self.logits, strict=True):
-            for option, logprob in zip(order, _log_softmax(logits), strict=True):
+            for option, logprob in zip(order, log_softmax(logits), strict=True):
                 by_option[int(option)].append(logprob)
         # fsum rounds once, so options with the same values in another sequence tie exactly.
-        return tuple(_log_softmax([math.fsum(values) / len(values) for values in by_option]))
+        return tuple(log_softmax([math.fsum(values) / len(values) for values in by_option]))
 
     @property
     def prediction(self) -> int:
@@ -173,7 +173,7 @@ def _told(value: Any) -> str:
     return shortened(repr(value), 200)
 
 
-def _log_softmax(values: Sequence[float]) -> list[float]:
+def log_softmax(values: Sequence[float]) -> list[float]:
     top = max(values)
     total = top + math.log(math.fsum(math.exp(value - top) for value in values))
     return [value - total for value in values]

@@ -97,7 +97,7 @@ def fine_tune(
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
         "resumed_from": str(checkpoint.folder) if checkpoint else None,
-        "best_step": history[best_of(history)]["step"],
+        "best_step": history[best_of(history, recipe.keep)]["step"],
         "evaluations": history,
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }

@@ -38,15 +38,19 @@ def evaluations(state: TrainerState) -> list[dict[str, Any]]:
     return [entry for entry in state.log_history if "eval_accuracy" in entry]
 
 
-def best_of(history: Sequence[dict[str, Any]]) -> int:
-    """Index of the evaluation with most right items; of equals the one with the lowest log-loss, then the first."""
+def best_of(history: Sequence[dict[str, Any]], keep: str = "best") -> int:
+    """Index of the evaluation with most right items; of equals the one with the lowest log-loss, then the first. With
+    the recipe's `keep` at last, the last one.
+    """
+    if keep == "last":
+        return len(history) - 1
     ranks = [(entry["eval_correct"], -entry["eval_log_loss"]) for entry in history]
     return ranks.index(max(ranks))
 
 
 class KeepBest(TrainerCallback):
-    """Tells what each evaluation found, keeps the weights of the best one, and stops when none was better for a while.
-    It keeps no state beside the trainer's log, so a stopped run can resume.
+    """Tells what each evaluation found, keeps the weights of the best one (with `keep: last` those of the last), and
+    stops when none was better for a while. It keeps no state beside the trainer's log, so a stopped run can resume.
 
     The weights are written after the checkpoint of the same step. If that is interrupted, they are those of the
     checkpoint, and are written when training goes on.
@@ -78,7 +82,7 @@ class KeepBest(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # type: ignore[no-untyped-def]
         history = evaluations(state)
         last = history[-1]
-        is_best = best_of(history) == len(history) - 1
+        is_best = self.recipe.keep == "best" and best_of(history) == len(history) - 1
         print(
             f"epoch {last['epoch']:.2f}, step {last['step']}: "
             f"dev accuracy {last['eval_accuracy']:.4f} ({last['eval_correct']}/{self.items}), "

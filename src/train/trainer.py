@@ -307,7 +307,7 @@ class LetterTrainer(Trainer):
         folder = place.checkpoints / f"checkpoint-{step}"
         remove(folder)  # what an interrupted training left of it
         history = evaluations(self.state)
-        best = history[best_of(history)]["step"]
+        best = history[best_of(history, self.recipe.keep)]["step"]
         made = {"step": step, "optimizer": self.optimizer_name, "best": best, "weights": self.best.target.name}
         try:
             with full_disk.told(f"checkpoint-{step}", place.checkpoints):

@@ -143,3 +143,15 @@ def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert list(failures) == ["bad"] and failures["bad"].startswith("no room (exit 1")
     assert "failed bad, " in printed and "done good, " in printed and "all 2 runs" in printed
     assert run_all([], 1, 0)[0] == {}
+
+
+def test_what_is_passing_goes_when_the_command_is_done(tmp_path: Path) -> None:
+    some = []
+    for name, code in {"bad": "raise SystemExit(1)", "good": "pass"}.items():
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "state").write_text("all of it", encoding="utf-8")
+        some.append(Job(name, (sys.executable, "-c", code), tmp_path / f"{name}.txt", 1.0, (folder,)))
+    run_all(some, 1, 0)
+    assert (tmp_path / "bad" / "checkpoints" / "state").is_file(), "to go on from"
+    assert (tmp_path / "good").is_dir() and not (tmp_path / "good" / "checkpoints").exists()

@@ -306,6 +306,8 @@ def test_run_folder_holds_the_best_and_two_checkpoints() -> None:
     assert memory.run_folder_bytes(BLLOSSOM, "full", "fp32") == 2 * n + 2 * (4 + 8) * n
     assert memory.run_folder_bytes(BLLOSSOM, "full", "fp32-8bit") == pytest.approx(2 * n + 2 * 6.42 * n, rel=0.01)
     assert memory.run_folder_bytes(BLLOSSOM, "full", "bf16-stochastic") == pytest.approx(2 * n + 2 * 4.03 * n, rel=0.01)
+    assert memory.best_weights_bytes(BLLOSSOM, "full") == 2 * n
+    assert memory.best_weights_bytes(BLLOSSOM, "qlora") == 4 * adapter
     assert memory.run_folder_bytes(BLLOSSOM, "qlora", "fp32") == 4 * adapter + 2 * 12 * adapter
     assert memory.run_folder_bytes(BLLOSSOM, "lora", "fp32", 12) == 2 * memory.run_folder_bytes(
         BLLOSSOM, "lora", "fp32"

@@ -37,6 +37,13 @@ def parsed(*flags: str) -> argparse.Namespace:
     return parser.parse_args(list(flags))
 
 
+def test_the_last_weights_and_early_stopping_do_not_go_together() -> None:
+    values = {"backbone": "polar", "keep": "last"}
+    assert make_recipe(values, "mine.yaml").keep == "last" and make_recipe({"backbone": "polar"}, "").keep == "best"
+    told = "early_stopping_patience: found 2, allowed with keep last: none"
+    assert told in problem_of({**values, "early_stopping_patience": 2})
+
+
 # Preference pairs
 
 

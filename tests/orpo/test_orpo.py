@@ -15,7 +15,7 @@ from orpo import orpo_data, orpo_train
 from src.console.cli import UserError
 from src.data import load_items, split_path
 from src.model.recipe_files import RECIPES, load_recipe, load_recipes
-from src.plan.work import Place, command_left
+from src.plan.work import Place, Wanted, command_left
 from tests.made_runs import make_place, make_split, stored
 
 pytestmark = pytest.mark.trains
@@ -135,7 +135,7 @@ def test_reproduce_starts_the_right_command(tmp_path: Path) -> None:
     modules, place = {}, Place(tmp_path, Path("data"), test=True)
     for folder in ("published", "supervised", "orpo"):
         for file, recipe in load_recipes(RECIPES / folder).items():
-            command = command_left(file, recipe, place)
+            command = command_left(Wanted(file, recipe, place))
             assert command[3:] == ["--recipe", str(file), "--data", "data", "--score", "test"]
             modules[recipe.name] = command[2]
     trained_with_orpo = {name for name, module in modules.items() if module == "orpo.orpo_train"}

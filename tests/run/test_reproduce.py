@@ -22,9 +22,8 @@ from src.data import load_split, sha256, split_path
 from src.files.paths import record_path
 from src.files.writing import write_json
 from src.model.recipe_files import load_recipe
+from tests.made_reproduce import ROOT, make_house, set_run_job
 from tests.made_runs import make_run, make_split, stored
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +34,7 @@ def official_afterwards() -> Iterator[None]:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in: the repository's rooms, but data, recipes and results of its own."""
-    for name in ("run", "src"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "resource").mkdir()
-    for name in ("backbones.yaml", "tokenizers.yaml", "speeds.yaml", "task.yaml", "prompts"):
-        (tmp_path / "resource" / name).symlink_to(ROOT / "resource" / name)
-    for split, count in (("train", 6), ("dev", 6), ("test", 9)):
-        make_split(tmp_path / "data", split, count, labelled=split != "test")
-    (tmp_path / "recipes").mkdir()
-    for name in ("eeve", "polar", "qwen2"):
-        (tmp_path / "recipes" / f"{name}.yaml").write_text(f"backbone: {name}\nmethod: lora\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return make_house(tmp_path, monkeypatch)
 
 
 class Commands:
@@ -93,12 +80,6 @@ class Commands:
 
     def modules(self) -> list[str]:
         return [module for module, _ in self.seen]
-
-
-def set_run_job(monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., str]) -> None:
-    """For the runs, and for the vote."""
-    for module in ("src.console.jobs", "run.reproduce"):
-        monkeypatch.setattr(f"{module}.run_job", stand_in)
 
 
 @pytest.fixture

@@ -46,6 +46,8 @@ def test_the_best_has_most_right_then_the_lowest_log_loss_then_is_first(pairs: l
     most = max(correct for correct, _ in pairs)
     lowest = min(log_loss for correct, log_loss in pairs if correct == most)
     assert best == pairs.index((most, lowest))
+    history = [{"eval_correct": correct, "eval_log_loss": log_loss} for correct, log_loss in pairs]
+    assert best_of(history, keep="last") == len(pairs) - 1
 
 
 @pytest.mark.trains
@@ -70,6 +72,18 @@ def test_the_best_evaluation_is_kept_not_the_last(
         [CHECKPOINTS, "adapter" if method == "lora" else "model"]
     )
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.trains
+def test_the_last_weights_are_kept_where_dev_may_choose_nothing(
+    backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder], dev_results: list[tuple[int, float]]
+) -> None:
+    dev_results += [(4, 0.9), (6, 0.0), (3, 1.0)]
+    recipe = toys.recipe(backbone_folder("polar"), "polar", method="lora", epoch=3, batch_size=4, keep="last")
+    outcome = train(recipe, tmp_path)
+    assert outcome.training["best_step"] == outcome.training["steps"] == 6
+    last = {name.replace(".default", ""): value for name, value in recorder.evaluated[2].items()}
+    assert equal(weights(tmp_path / "adapter"), last)
 
 
 @pytest.mark.trains
