@@ -84,6 +84,7 @@ def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, str]:
         published = RECIPES / "published" / f"{short}.yaml"
         recipe = yaml.safe_load(published.read_text(encoding="utf-8"))
         recipe |= {"model_id": (folder / short).as_posix(), **values["recipes"][recipe["method"]]}
+        recipe |= values["recipes"].get(short, {})
         head = f"# {published.name} at toy size, made by run.make_miniature from {VALUES.as_posix()}.\n"
         texts[f"mini-{short}"] = head + yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, width=120)
     return texts
