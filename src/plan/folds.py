@@ -19,7 +19,7 @@ from src.console.words import counted, some
 from src.data import Item, dump_items, load_split, split_path
 from src.files.digests import Digest, digests
 from src.files.locks import lock_folder
-from src.files.paths import CHECKPOINTS, is_file, predictions_path
+from src.files.paths import CHECKPOINTS, FOLDS, is_file, predictions_path
 from src.files.reading import parse_json, read_text
 from src.files.writing import as_json, write_texts
 from src.items.json_files import same
@@ -31,8 +31,6 @@ from src.runs.facts import DataFile
 from src.runs.joined import join
 from src.worth.folds import divide
 
-NOTE = "folds.json"
-"""What a folder of folds was made from, and which items each fold has."""
 LABELLED, ANSWERED = ("train", "dev"), ("dev", "test")
 
 
@@ -75,7 +73,7 @@ class Folds:
         return found
 
     def note(self) -> dict[str, Any]:
-        """What `NOTE` holds."""
+        """What `FOLDS` holds."""
         return {
             "folds": self.count,
             "drop_shared": self.dropped,
@@ -166,7 +164,7 @@ def fold_folder(folder: Path, number: int) -> Path:
 
 def refuse_other_folds(folder: Path, folds: Folds) -> None:
     """UserError when `folder` was made with another division: its runs would be mixed with runs of this one."""
-    path = folder / NOTE
+    path = folder / FOLDS
     if not is_file(path):
         return
     try:
@@ -190,7 +188,7 @@ def refuse_other_folds(folder: Path, folds: Folds) -> None:
 def write_folds(folder: Path, folds: Folds) -> None:
     """Writes the files that are not there as they should be; those of another division are refused before."""
     with lock_folder(folder):
-        texts = {**folds.texts(folder), folder / NOTE: as_json(folds.note())}
+        texts = {**folds.texts(folder), folder / FOLDS: as_json(folds.note())}
         there = {path: digests(path.parent, [path.name])[path.name] for path in texts if is_file(path)}
         write_texts({path: text for path, text in texts.items() if there.get(path) != Digest.of_text(text)})
 

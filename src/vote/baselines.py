@@ -41,9 +41,9 @@ def all_floors(items: Sequence[Item], data: Path) -> Floors:
     about = f"; {TRAINED}: a classifier of what sets an option apart from the others of its item, {told}"
     return Floors(
         answers,
-        "Below the line: what chance and rules that never read the dialogue reach on these items"
-        f"{about if TRAINED in answers else ''}. Overlap: the option of which the dialogue, or its target utterances, "
-        "say most.",
+        "Below the line: what needs no understanding. Chance; rules that see the options alone"
+        f"{about if TRAINED in answers else ''}; overlap: the option of whose characters the dialogue, or its target "
+        "utterances, have the largest share.",
     )
 
 

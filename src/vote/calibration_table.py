@@ -55,7 +55,7 @@ def how_fitted(fitted: FittedOn | None) -> str:
         return f"Temperatures: fitted on {on}, and on nothing else."
     return (
         f"Temperatures: fitted on {on}. The one shown is fitted on all of them; what stands beside it is measured "
-        f"out of fold: each item is scaled by what was fitted on the dialogues of the other of {fitted.folds} folds."
+        f"out of fold: each item is scaled by what was fitted on the dialogues of the other {fitted.folds - 1} folds."
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from src.console.cli import UserError
 from src.console.words import counted
 from src.data import Item
-from src.files.paths import record_path, run_names
+from src.files.paths import FOLDS, record_path, run_names
 from src.runs.inputs import load_own
 from src.runs.record import OtherTask, Record
 from src.score.item_scores import read_scores
@@ -57,6 +57,10 @@ class Voters:
 def gather_voters(request: Request) -> Voters:
     """UserError when no run can vote, or when a ballot does not answer exactly the items."""
     reasons = {name: why_cannot_vote(request.results / name, request.split) for name in _meant(request)}
+    if not request.expected:
+        # Each of them stands for a recipe's run and would count it once more.
+        of_folds = [name for name, reason in reasons.items() if not reason and _of_folds(request.results / name)]
+        reasons |= dict.fromkeys(of_folds, "a fold run: votes when it is named")
     names = request.runs or [name for name, reason in reasons.items() if not reason]
     if not names:
         raise UserError(_nobody(request, reasons))
@@ -88,6 +92,11 @@ def _changed_dialogue(folder: Path) -> str | None:
         return Record.read(record_path(folder)).dialogue
     except (OSError, ValueError):  # a file may lie anywhere, and reading a run reports what is wrong
         return None
+
+
+def _of_folds(run: Path) -> bool:
+    train = Record.load(run).data.get("train")
+    return train is not None and train.path is not None and (Path(train.path).parent.parent / FOLDS).is_file()
 
 
 def why_cannot_vote(run: Path, split: str) -> str:

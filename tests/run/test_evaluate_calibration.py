@@ -71,7 +71,7 @@ def test_runs_and_votes_are_judged_and_drawn(place: Path, capsys: pytest.Capture
     assert (fitted["split"], fitted["items"], fitted["dialogues"], fitted["folds"]) == ("dev", 30, 10, 10)
     assert fitted["data_sha256"] == sha256(place / "data" / "data_dev.json")
     assert f"fitted on the 30 items of {place / 'data' / 'data_dev.json'}, 10 dialogues" in printed
-    assert "measured out of fold" in printed and "the other of 10 folds" in printed
+    assert "measured out of fold" in printed and "the other 9 folds" in printed
 
     alpha, soft, hard = found["answers"]
     told = (

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,8 +7,8 @@ import pytest
 from src import task
 from src.console.cli import UserError
 from src.data import load_data
-from src.files.paths import predictions_path, record_path, scores_path
-from src.runs.facts import TaskFacts
+from src.files.paths import FOLDS, predictions_path, record_path, scores_path
+from src.runs.facts import DataFile, TaskFacts
 from src.runs.record import Record
 from src.vote.voters import Request, earlier_votes, gather_voters, other_items, why_cannot_vote
 from tests.made_runs import add_orders, make_run, make_split
@@ -30,6 +31,24 @@ def test_why_a_run_cannot_vote(data: Path, results: Path) -> None:
     }
     record_path(gamma).unlink()
     assert why_cannot_vote(gamma, "test") == "not finished"
+
+
+def test_fold_runs_vote_when_they_are_named(data: Path, results: Path) -> None:
+    make_run(results / "alpha", data, "test", [0] * 8)
+    part = make_run(results / "alpha-f1of2", data, "test", [0] * 8)
+    train = results / "folds-x" / "f1" / "data_train.json"
+    replace(Record.load(part), data={"train": DataFile(path=str(train))}).save(part)
+
+    def voters(*runs: str, expected: Sequence[str] = ()) -> list[str]:
+        gathered = gather_voters(Request(runs, expected, "test", results, data))
+        return [source.ballot.run for source in gathered.sources]
+
+    assert voters() == ["alpha", "alpha-f1of2"], "a folder of another kind is none of folds"
+    (train.parents[1]).mkdir()
+    (train.parents[1] / FOLDS).write_text("{}", encoding="utf-8")
+    assert voters() == ["alpha"]
+    assert voters("alpha-f1of2") == ["alpha-f1of2"]
+    assert voters(expected=["alpha", "alpha-f1of2"]) == ["alpha", "alpha-f1of2"]
 
 
 def test_a_run_of_some_items_and_one_of_others(data: Path, results: Path, tmp_path: Path) -> None:
