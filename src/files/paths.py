@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 """The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
 FOLDS = "folds.json"
-"""In a folder of folds: what was divided, and which items each fold has. Each fold's data lie in a folder of its own beside it."""
+"""In a folder of folds: what was divided, and which items each fold has. Beside it each fold has a folder of data."""
 RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
 
 
