@@ -190,10 +190,11 @@ def ending(arguments: argparse.Namespace, folder: Path, places: Sequence[Path]) 
     if not arguments.dialogue:
         return f"{where} Vote: python -m run.vote{flag}{task.flag()}"
     split = f" --split {arguments.split[0]}" if arguments.split[0] != "dev" else ""
+    data = f" --data {shlex.quote(str(arguments.data))}" if arguments.data else ""
     run = shlex.quote(folder.name if folder.resolve().parent == RESULTS.resolve() else str(folder))
     there = scores_path(folder, arguments.split[0], arguments.orders).is_file()
     scored = "" if there else ", when it is scored, too"
-    return f"{where} Compare with the run itself{scored}: python -m run.evaluate {run}{split}{flag}{task.flag()}"
+    return f"{where} Compare with the run itself{scored}: python -m run.evaluate {run}{split}{data}{flag}{task.flag()}"
 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:

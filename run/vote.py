@@ -11,6 +11,7 @@ with --who_helps nothing but the file of --json. Rules other than hard are fitte
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -123,7 +124,8 @@ def vote(request: Request, rule: str, out: Path) -> None:
         console.print(how_fitted(fit.entry))
     show(console, decision)
     console.print(f"\nwritten: {predicted}\n         {votes}\n         {record_path(out)}", soft_wrap=True)
-    evaluation = f"python -m run.evaluate {predicted} --data {voters.data}{task.flag()}"
+    file, data = shlex.quote(str(predicted)), shlex.quote(str(voters.data))
+    evaluation = f"python -m run.evaluate {file} --data {data}{task.flag()}"
     submission = "hand in the first; the same command with --split dev shows what such a vote is worth"
     console.print(f"next: {evaluation if decision.result.interval else submission}", soft_wrap=True)
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -215,4 +216,4 @@ def _from_flag(text: str) -> Path:
 
 def flag() -> str:
     """What a command that is suggested to the user needs behind it, so that it works on the current task."""
-    return "" if _file is None or current().sha256 == official().sha256 else f" --task {_file}"
+    return "" if _file is None or current().sha256 == official().sha256 else f" --task {shlex.quote(str(_file))}"

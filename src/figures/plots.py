@@ -1,12 +1,15 @@
 """Plots of numbers that commands measured, in English and without fonts of our own."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.console.cli import UserError
 from src.figures.canvas import Axes, Figure, MaxNLocator
 from src.figures.style import BLUE, GREY
+from src.files.writing import advice
 
 LINE = "#999999"
 
@@ -55,10 +58,16 @@ def accuracy_by_step(points: Sequence[Point], in_use: Sequence[float]) -> Figure
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes the figure as a PNG, whole or not at all. Makes the folders that are missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. {advice(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

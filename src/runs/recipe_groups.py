@@ -101,6 +101,7 @@ def _facts(folder: Path) -> tuple[dict[str, Any], int]:
     seed = facts.pop("seed")
     del facts["name"]
     facts["trained"] = "no" if record.training is None else "yes"
+    facts["dialogues"] = record.dialogue or "true"
     for split, file in record.data.items():
         facts[f"{split} data"] = f"{(file.sha256 or '–')[:HASH_DIGITS]}, {file.items} items"
     facts["text of the prompt"] = record.prompt.sha256[:HASH_DIGITS]

@@ -84,13 +84,17 @@ def _read(beside: Path, how: str, source: Source, items: Sequence[Item], data: P
     record, own = Record.load(beside), Record.load(source.file.parent)
     run, orders = shlex.quote(str(source.file.parent)), source.orders or 1
     again = f"Score it: python -m run.test --model_id {run} --split {split} --dialogue {how}"
-    again += f"{f' --orders {orders}' if orders > 1 else ''}{task.flag()}"
+    again += f" --orders {orders}" if orders > 1 else ""
+    scored, digest = own.results(orders).get(split), sha256(data)
+    if scored is None or scored.data_sha256 != digest:  # without --data run.test takes the items that the run names
+        again += f" --data {shlex.quote(str(data))}"
+    again += task.flag()
     if record.dialogue != how:
         raise UserError(f"its record does not say that its dialogues are {how}.")
     if differs(record, own):
         raise UserError(f"it was scored with another model or prompt. Delete {beside}. {again}")
     result = record.results(orders).get(split)
-    if result is None or result.data_sha256 != sha256(data):
+    if result is None or result.data_sha256 != digest:
         raise UserError(f"it has no scores of {counted(orders, 'order')} on {data}. {again}")
     return read_sources([str(beside)], items, data, split, beside.parent, source.orders)[0]
 

@@ -124,6 +124,14 @@ def test_another_split_can_be_fitted_on(place: Path, capsys: pytest.CaptureFixtu
         evaluate(place, "beta", *words[2:])
 
 
+def test_a_picture_that_cannot_be_written_is_one_message_and_nothing_half_written(place: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.png cannot be written: File name too long\. Make room, or give"):
+        evaluate(place, "alpha", "--calibration", "--figure", str(place / f"{'x' * 250}x.png"))
+    with pytest.raises(UserError, match=r"x\.png cannot be written: No such file"):
+        evaluate(place, "alpha", "--calibration", "--figure", "/proc/x.png")
+    assert not list(place.rglob("*.png"))
+
+
 def test_what_makes_no_sense_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = make_predictions(place / "alone.json", load_items(place / "data" / "data_dev.json"), [0] * 30)
     with pytest.raises(UserError, match=r"--calibration needs probabilities.*alone\.json"):

@@ -403,7 +403,8 @@ def test_a_run_on_changed_dialogues(place: Path, capsys: pytest.CaptureFixture[s
     before = (place / "results" / "lora" / "record.json").read_bytes()
     scored(place, "lora", "--split", "dev", "--dialogue", "blanked", "shuffled", "swapped")
     said = capsys.readouterr().out
-    assert "Compare with the run itself: python -m run.evaluate lora\n" in said and "lora-swapped, dev: 6 items" in said
+    asked = f"python -m run.evaluate lora --data {place / 'data'}\n"
+    assert f"Compare with the run itself: {asked}" in said and "lora-swapped, dev: 6 items" in said
     assert (place / "results" / "lora" / "record.json").read_bytes() == before
     own = stored(place / "results" / "lora")
     logits = {}

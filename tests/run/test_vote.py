@@ -132,6 +132,15 @@ def test_expected_runs_that_are_missing(place: Path, capsys: pytest.CaptureFixtu
         vote(place, "--expect", "omega")
 
 
+def test_the_next_command_can_be_pasted_where_names_have_spaces(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(place / "results" / "alpha", place / "data", "dev", [0, 1, 2, 1], dev_accuracy=0.5)
+    out = place / "내 투표"
+    vote(place, "alpha", "--split", "dev", "--out", str(out))
+    assert f"next: python -m run.evaluate '{out / 'predictions_dev.json'}' --data {place}" in capsys.readouterr().out
+
+
 def test_labelled_split_gives_accuracy_and_keeps_the_other_split(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

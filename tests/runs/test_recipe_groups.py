@@ -47,6 +47,7 @@ def test_a_setting_that_a_record_does_not_name_has_its_default(tmp_path: Path) -
         ({"prompt": {"name": "entry", "sha256": "c" * 64, "text": "other"}}, "text of the prompt"),
         ({"training": {"steps": 3}}, "trained"),
         ({"base_revision": "d" * 40}, "revision"),
+        ({"dialogue": "blanked"}, "dialogues"),
     ],
 )
 def test_other_data_or_prompts_are_another_recipe(tmp_path: Path, other: dict[str, Any], fact: str) -> None:

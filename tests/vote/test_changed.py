@@ -7,7 +7,7 @@ import pytest
 from src.console.tables import make_console
 from src.data import Item, sha256
 from src.files.paths import record_path
-from src.files.writing import write_json
+from src.files.writing import write_json, write_text
 from src.vote.ballots import Source, read_sources
 from src.vote.changed import find_changed, show_changed
 from src.worth.metrics import holm, mcnemar
@@ -78,3 +78,13 @@ def test_what_was_scored_otherwise_is_left_out(tmp_path: Path, items: list[Item]
     assert "does not say that its dialogues are blanked" in notes[0]
     assert "it has no scores of 1 order on" in notes[1] and "--split dev --dialogue shuffled" in notes[1]
     assert "scored with another model or prompt" in notes[2]
+
+
+def test_other_items_than_the_run_names_are_named_in_the_advice(tmp_path: Path, items: list[Item]) -> None:
+    results, data = tmp_path / "results", tmp_path / "data" / "data_dev.json"
+    make_changed(results, items, "a", 28)
+    make_changed(results, items, "a-blanked", 10, "blanked")
+    other = tmp_path / "다른 자리" / "data_dev.json"
+    write_text(other, f"{data.read_text('utf-8')}\n")
+    _, (note,) = find_changed(read(results, items, "a"), items, other, "dev")
+    assert note.endswith(f"--split dev --dialogue blanked --data '{other}'")
