@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, new_file, run_main
+from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS, run_folder
 from src.files.writing import write_json
@@ -72,7 +73,9 @@ def make_parser() -> Parser:
     parser.add_argument("--calibration", action="store_true", help=sure)
     where = "the picture of --calibration; default: reliability_SPLIT.png in the run's folder, for several in --results"
     parser.add_argument("--figure", type=new_file, metavar="FILE.png", help=where)
-    fitted = "fit temperatures on this split; default: on the same items, each by those of other dialogues"
+    fitted = (
+        "fit temperatures on this split; default: on the same items, each by those of other dialogues; for test: dev"
+    )
     parser.add_argument("--fitted_on", choices=[split for split in SPLITS if split != "test"], help=fitted)
     parser.add_argument(
         "--seeds", action="store_true", help="runs of one recipe that differ in their seed are one row: mean and spread"
@@ -103,9 +106,11 @@ def main(argv: list[str] | None = None) -> None:
         from src.vote.calibration import calibrate
 
         request = Request(args.inputs, [], args.split, args.results, args.data, args.orders)
-        calibration = calibrate(request, items, data, sources, args.fitted_on)
+        # Nothing is fitted on test, even where its labels are there.
+        fitted_on = args.fitted_on or ("dev" if args.split == "test" else None)
+        calibration = calibrate(request, items, data, sources, fitted_on)
 
-    console.print(f"{len(items)} items of {data}")
+    console.print(f"{counted(len(items), 'item')} of {data}")
     if recipes:
         show_seeds(console, recipes)
     show_accuracy(console, replace(found, results={}) if recipes else found)
@@ -232,7 +237,9 @@ def show_missed(console: "Console", missed: Sequence[Mapping[str, str]], shown: 
 
     from src.console.tables import Fitted
 
-    console.print(f"missed: {len(missed)} items" + (f", the first {shown}" if shown < len(missed) else ""))
+    console.print(
+        f"missed: {counted(len(missed), 'item')}" + (f", the first {shown}" if 0 < shown < len(missed) else "")
+    )
     if missed and shown:
         table = Table("item", "category", "label", "answer")
         for item in missed[:shown]:

@@ -160,7 +160,7 @@ def cross_validate(asked: Asked) -> dict[str, str] | None:
     console, arguments, folder = asked.console, asked.arguments, RESULTS / f"folds-{asked.name}"
     cross.refuse_recipes(list(asked.recipes.values()))
     seeds, recipes = arguments.seeds or 1, len(asked.recipes)
-    wanted, joints = cross.fold_runs(asked.recipes, arguments.folds, seeds, asked.place, folder)
+    wanted, joints = cross.fold_runs(asked.recipes, arguments.folds, seeds, asked.place, folder, arguments.name or "")
     if set(cross.LABELLED) <= set(asked.splits):  # a dry run may do without
         folds = cross.gather_folds(asked.splits, arguments.data, arguments.folds, arguments.drop_shared)
         cross.refuse_other_folds(folder, folds)

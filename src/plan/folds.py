@@ -209,15 +209,15 @@ def refuse_recipes(recipes: Sequence[Recipe]) -> None:
 
 
 def fold_runs(
-    recipes: Mapping[Path, Recipe], folds: int, seeds: int, place: Place, folder: Path
+    recipes: Mapping[Path, Recipe], folds: int, seeds: int, place: Place, folder: Path, label: str = ""
 ) -> tuple[list[Wanted], list[Joint]]:
     """(all fold runs, recipe after recipe, what they are joined to). The seeds of a recipe are its own and those after.
-    folder: of the folds.
+    folder: of the folds. label: stands in the names of their runs, so that other folds have other runs.
     """
     wanted, joints = [], []
     for file, recipe in recipes.items():
         for more in range(seeds):
-            own = recipe.name if more == 0 else f"{recipe.name}-s{more + 1}"
+            own = "-".join([recipe.name, *([label] if label else []), *([f"s{more + 1}"] if more else [])])
             parts = [f"{own}-f{number}of{folds}" for number in range(1, folds + 1)]
             joints.append(Joint(f"{own}-oof{folds}", recipe.name, parts))
             for number, name in enumerate(parts, start=1):

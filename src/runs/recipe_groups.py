@@ -10,6 +10,7 @@ from typing import Any
 
 from src.console.cli import UserError
 from src.files.paths import is_file, record_path
+from src.runs.facts import JOINED, VoteResult
 from src.runs.record import Record
 from src.runs.run_list import DERIVED, HASH_DIGITS, setting_text
 
@@ -75,7 +76,26 @@ def _without_recipe(folder: Path) -> str:
     """Why there is no recipe, in a few words; empty where there is one."""
     if not record_path(folder).is_file():
         return "a file outside of a run's folder"
-    return "a vote" if Record.load(folder).is_vote else ""
+    if not Record.load(folder).is_vote or _parts(folder):
+        return ""
+    return "a vote"
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The fold runs whose joined scores lie in `folder`; none where it is of another kind, or where one is gone."""
+    joined = [
+        result
+        for result in Record.load(folder).splits.values()
+        if isinstance(result, VoteResult) and result.rule in JOINED.values()
+    ]
+    parts = [folder.with_name(Path(str(voter["run"])).name) for voter in joined[0].voters] if joined else []
+    return parts if all(record_path(part).is_file() for part in parts) else []
+
+
+def _with_recipe(folder: Path) -> tuple[Record, int]:
+    """(the record with the recipe of what lies in `folder`, number of runs that it is of)."""
+    parts = _parts(folder)
+    return (Record.load(parts[0]), len(parts)) if parts else (Record.load(folder), 1)
 
 
 def _grouped(folders: Mapping[str, Path]) -> list[RecipeGroup]:
@@ -96,14 +116,15 @@ def _grouped(folders: Mapping[str, Path]) -> list[RecipeGroup]:
 
 def _facts(folder: Path) -> tuple[dict[str, Any], int]:
     """(what a run has in common with the others of its recipe, its seed)."""
-    record = Record.load(folder)
+    record, parts = _with_recipe(folder)
     facts = {**dataclasses.asdict(record.pinned_recipe), **record.unknown_settings}
     seed = facts.pop("seed")
     del facts["name"]
     facts["trained"] = "no" if record.training is None else "yes"
     facts["dialogues"] = record.dialogue or "true"
-    for split, file in record.data.items():
+    for split, file in (record.data if parts == 1 else {}).items():  # of fold runs, only the first one's data
         facts[f"{split} data"] = f"{(file.sha256 or '–')[:HASH_DIGITS]}, {file.items} items"
+    facts["fold runs"] = parts if parts > 1 else "none"
     facts["text of the prompt"] = record.prompt.sha256[:HASH_DIGITS]
     facts["prompt's examples"] = (record.prompt.examples_sha256 or "–")[:HASH_DIGITS]
     return facts, seed

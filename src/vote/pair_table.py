@@ -68,7 +68,7 @@ def verdict(pair: "Pair") -> str:
     if pair.more_items is None:
         if pair.difference:
             return "not told apart"
-        return "not told apart;\nno number of items would do: the difference is 0"
+        return "not told apart;\nno difference here, so no number of items can be given"
     more = "1 more item" if pair.more_items == 1 else f"{about(pair.more_items)} more items"
     return f"not told apart;\nabout {more} would be needed"
 

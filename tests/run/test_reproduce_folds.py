@@ -1,6 +1,7 @@
 """run.reproduce --folds: what is done, what is left, what is refused, with a stand-in for the training."""
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ def test_every_labelled_item_is_scored_by_a_run_that_never_saw_its_dialogue(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("--folds", "3") == 0
-    assert trainings.seen == ["eeve-f1of3", "eeve-f2of3", "eeve-f3of3", "vote dev", "vote test"]
+    assert trainings.seen == ["eeve-try-f1of3", "eeve-try-f2of3", "eeve-try-f3of3", "vote dev", "vote test"]
     labelled = {item.id: item for split in ("train", "dev") for item in load_split("data", split)}
     scored: list[str] = []
     for run in trainings.seen[:3]:
@@ -131,14 +132,14 @@ def test_every_labelled_item_is_scored_by_a_run_that_never_saw_its_dialogue(
         assert not {item.dialogue_key for item in trained} & {labelled[id].dialogue_key for id in own}
         scored += own
     assert sorted(scored) == sorted(labelled)
-    joined = {one.id: one.logits for one in read_scores(scores_path(RESULTS / "eeve-oof3", "dev"))}
+    joined = {one.id: one.logits for one in read_scores(scores_path(RESULTS / "eeve-try-oof3", "dev"))}
     for run in trainings.seen[:3]:
         assert all(joined[one.id] == one.logits for one in read_scores(scores_path(RESULTS / run, "dev")))
     shown = capsys.readouterr().out
     assert "train and dev share 1 dialogue (2 items of train, 1 of dev): in one fold each" in shown
     assert "3 fold runs: 1 recipe, 3 folds, 1 seed" in shown and "The vote is of 3 of 3" in shown
-    result = stored(RESULTS / "eeve-oof3")["splits"]["dev"]
-    assert "eeve-oof3 " in shown and " 30/9 " in shown and f"{result['accuracy']:.3f} [" in shown
+    result = stored(RESULTS / "eeve-try-oof3")["splits"]["dev"]
+    assert "eeve-try-oof3 " in shown and " 30/9 " in shown and f"{result['accuracy']:.3f} [" in shown
 
 
 def test_the_fold_runs_vote_on_test_and_their_joint_answers_on_all_labelled_items(trainings: Trainings) -> None:
@@ -146,9 +147,9 @@ def test_the_fold_runs_vote_on_test_and_their_joint_answers_on_all_labelled_item
     vote = RESULTS / "vote-folds-try"
     splits = stored(vote)["splits"]
     assert [voter["run"] for voter in splits["test"]["voters"]] == [
-        *("eeve-f1of2", "eeve-f2of2", "eeve-s2-f1of2", "eeve-s2-f2of2")
+        *("eeve-try-f1of2", "eeve-try-f2of2", "eeve-try-s2-f1of2", "eeve-try-s2-f2of2")
     ]
-    assert [voter["run"] for voter in splits["dev"]["voters"]] == ["eeve-oof2", "eeve-s2-oof2"]
+    assert [voter["run"] for voter in splits["dev"]["voters"]] == ["eeve-try-oof2", "eeve-try-s2-oof2"]
     assert (splits["dev"]["items"], splits["test"]["items"]) == (30, 9)
     sources = [item.source for item in load_split("data", "test")]
     handed_in = json.loads(predictions_path(vote, "test").read_text(encoding="utf-8"))
@@ -157,7 +158,7 @@ def test_the_fold_runs_vote_on_test_and_their_joint_answers_on_all_labelled_item
 
 def test_seeds_are_told_by_mean_and_spread(trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--folds", "2", "--seeds", "2") == 0
-    one, other = (stored(RESULTS / name)["splits"]["dev"]["accuracy"] for name in ("eeve-oof2", "eeve-s2-oof2"))
+    one, other = (stored(RESULTS / name)["splits"]["dev"]["accuracy"] for name in ("eeve-try-oof2", "eeve-try-s2-oof2"))
     assert one != other
     spread = abs(one - other) / 2**0.5
     assert "eeve, mean of 2 seeds" in (shown := capsys.readouterr().out)
@@ -165,22 +166,22 @@ def test_seeds_are_told_by_mean_and_spread(trainings: Trainings, capsys: pytest.
     # One seed more keeps the runs that are there.
     trainings.seen.clear()
     assert call("--folds", "2", "--seeds", "3") == 0
-    assert trainings.seen == ["eeve-s3-f1of2", "eeve-s3-f2of2", "vote dev", "vote test"]
+    assert trainings.seen == ["eeve-try-s3-f1of2", "eeve-try-s3-f2of2", "vote dev", "vote test"]
 
 
 def test_what_was_killed_goes_on_and_what_is_finished_is_kept(trainings: Trainings) -> None:
     trainings.stop = 1
     with pytest.raises(KeyboardInterrupt):
         call("--folds", "3")
-    assert not (RESULTS / "eeve-oof3").exists() and not record_path(RESULTS / "eeve-f2of3").exists()
-    before = record_path(RESULTS / "eeve-f1of3").read_bytes()
-    left = {name: RESULTS / name / "checkpoints" / "checkpoint-1" for name in ("eeve-f1of3", "eeve-f2of3")}
+    assert not (RESULTS / "eeve-try-oof3").exists() and not record_path(RESULTS / "eeve-try-f2of3").exists()
+    before = record_path(RESULTS / "eeve-try-f1of3").read_bytes()
+    left = {name: RESULTS / name / "checkpoints" / "checkpoint-1" for name in ("eeve-try-f1of3", "eeve-try-f2of3")}
     for folder in left.values():
         folder.mkdir(parents=True)
     trainings.stop, trainings.seen = None, []
     assert call("--folds", "3") == 0
-    assert trainings.seen == ["eeve-f2of3", "eeve-f3of3", "vote dev", "vote test"]
-    assert record_path(RESULTS / "eeve-f1of3").read_bytes() == before
+    assert trainings.seen == ["eeve-try-f2of3", "eeve-try-f3of3", "vote dev", "vote test"]
+    assert record_path(RESULTS / "eeve-try-f1of3").read_bytes() == before
     assert not any(folder.parent.exists() for folder in left.values())
     trainings.seen.clear()
     assert call("--folds", "3") == 0
@@ -188,15 +189,18 @@ def test_what_was_killed_goes_on_and_what_is_finished_is_kept(trainings: Trainin
 
 
 def test_a_recipe_without_all_its_folds_is_not_joined(trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:
-    trainings.fail = {"polar-f2of2": "the disk is full"}
+    trainings.fail = {"polar-try-f2of2": "the disk is full"}
     assert call("--folds", "2", "--only", "eeve", "polar") == 1
-    assert not (RESULTS / "polar-oof2").exists() and record_path(RESULTS / "eeve-oof2").is_file()
+    assert not (RESULTS / "polar-try-oof2").exists() and record_path(RESULTS / "eeve-try-oof2").is_file()
     shown = capsys.readouterr().out
-    assert "failed polar-f2of2: the disk is full" in shown and "The vote is of 3 of 4; missing: polar-f2of2" in shown
-    assert stored(RESULTS / "vote-folds-try")["splits"]["dev"]["missing"] == {"polar-oof2": "no such run"}
+    assert (
+        "failed polar-try-f2of2: the disk is full" in shown
+        and "The vote is of 3 of 4; missing: polar-try-f2of2" in shown
+    )
+    assert stored(RESULTS / "vote-folds-try")["splits"]["dev"]["missing"] == {"polar-try-oof2": "no such run"}
     trainings.fail, trainings.seen = {}, []
     assert call("--folds", "2", "--only", "eeve", "polar") == 0
-    assert trainings.seen == ["polar-f2of2", "vote dev", "vote test"]
+    assert trainings.seen == ["polar-try-f2of2", "vote dev", "vote test"]
 
 
 def test_other_data_and_another_number_of_folds_are_refused(trainings: Trainings) -> None:
@@ -212,21 +216,25 @@ def test_other_data_and_another_number_of_folds_are_refused(trainings: Trainings
     assert trainings.seen == []
     put(train=range(20))
     assert call("--folds", "3", "--name", "other") == 0
-    assert trainings.seen[:3] == ["eeve-f1of3", "eeve-f2of3", "eeve-f3of3"]
+    assert trainings.seen[:3] == ["eeve-other-f1of3", "eeve-other-f2of3", "eeve-other-f3of3"]
 
 
-def test_runs_of_other_folds_under_the_same_name_are_not_taken(
-    trainings: Trainings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_folds_have_other_runs(trainings: Trainings) -> None:
     assert call("--folds", "2") == 0
-    assert call("--folds", "2", "--drop_shared", "--name", "other") == 1
-    assert "failed eeve-f1of2, eeve-f2of2" not in (shown := capsys.readouterr().out)  # each names its own folder
-    assert "eeve-f1of2 is a finished run with other settings (train data" in shown
+    assert call("--folds", "2", "--drop_shared", "--name", "other") == 0
+    assert trainings.seen[-4:] == ["eeve-other-f1of2", "eeve-other-f2of2", "vote dev", "vote test"]
+
+
+def test_runs_that_are_of_no_folds_are_not_taken(trainings: Trainings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--folds", "2", "--drop_shared") == 0
+    shutil.rmtree(RESULTS / "folds-try")
+    assert call("--folds", "2") == 1
+    assert "eeve-try-f1of2 is a finished run with other settings (train data" in capsys.readouterr().out
 
 
 def test_shared_dialogues_can_be_left_out(trainings: Trainings) -> None:
     assert call("--folds", "3", "--drop_shared") == 0
-    assert stored(RESULTS / "eeve-oof3")["splits"]["dev"]["items"] == 27
+    assert stored(RESULTS / "eeve-try-oof3")["splits"]["dev"]["items"] == 27
 
 
 @pytest.mark.parametrize(
@@ -258,7 +266,7 @@ def test_without_dev_there_is_nothing_to_divide(trainings: Trainings, house: Pat
 def test_without_test_the_fold_runs_do_not_vote(trainings: Trainings, house: Path) -> None:
     (house / "data" / "data_test.json").unlink()
     assert call("--folds", "2") == 0
-    assert trainings.seen == ["eeve-f1of2", "eeve-f2of2", "vote dev"]
+    assert trainings.seen == ["eeve-try-f1of2", "eeve-try-f2of2", "vote dev"]
 
 
 def test_the_plan_is_of_all_fold_runs_and_starts_nothing(

@@ -6,6 +6,7 @@ import pytest
 from src.console.cli import UserError
 from src.files.paths import record_path
 from src.files.writing import write_json
+from src.runs.facts import JOINED
 from src.runs.recipe_groups import _common_name, differing_facts, group_by_recipe, seed_notes
 
 
@@ -55,6 +56,30 @@ def test_other_data_or_prompts_are_another_recipe(tmp_path: Path, other: dict[st
     groups = group_by_recipe(folders)
     assert [list(group.seeds) for group in groups] == [["a"], ["b"]]
     assert list(differing_facts(groups)["b"]) == [fact]
+
+
+def test_joined_fold_runs_have_the_recipe_of_their_parts(tmp_path: Path) -> None:
+    folders = {}
+    for name, seed, lr in (("a", 1, 1e-4), ("a-s2", 2, 1e-4), ("b", 1, 2e-4), ("b-s2", 2, 2e-4)):
+        parts = [f"{name}-f{number}of2" for number in (1, 2)]
+        for part in parts:
+            made(tmp_path, part, seed, {"data": {"train": {"sha256": part[-4] * 64, "items": 9}}}, lr=lr, keep="last")
+        folders[f"{name}-oof2"] = tmp_path / f"{name}-oof2"
+        folders[f"{name}-oof2"].mkdir()
+        result = {"items": 9, "rule": JOINED["dev"], "voters": [{"run": part} for part in parts]}
+        whole = {"run": f"{name}-oof2", "splits": {"dev": result}}
+        write_json(record_path(folders[f"{name}-oof2"]), whole)
+    groups = group_by_recipe(folders)
+    assert [(group.name, dict(group.seeds)) for group in groups] == [
+        ("a", {"a-oof2": 1, "a-s2-oof2": 2}),
+        ("b", {"b-oof2": 1, "b-s2-oof2": 2}),
+    ]
+    assert differing_facts(groups) == {"a": {"lr": "0.0001"}, "b": {"lr": "0.0002"}}
+    part = made(tmp_path, "a-s3", 3, lr=1e-4, keep="last")
+    assert len(group_by_recipe({"a-oof2": folders["a-oof2"], "a-s3": part})) == 2, "joined runs are no single one"
+    record_path(tmp_path / "a-f2of2").unlink()
+    with pytest.raises(UserError, match=r"a-oof2 \(a vote\)"):
+        group_by_recipe(folders)
 
 
 def test_what_has_no_recipe_or_the_same_seed_is_refused(tmp_path: Path) -> None:

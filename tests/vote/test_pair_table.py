@@ -17,7 +17,7 @@ def test_a_verdict_claims_no_more_than_both_tests_do() -> None:
     assert verdict(pair(0.01, 0.3, 0.4, 1234)) == "not told apart;\nabout 1,200 more items would be needed"
     assert verdict(pair(0.01, 0.06, 0.4, 1)) == "not told apart;\nabout 1 more item would be needed"
     assert verdict(pair(0.01, 0.04, 0.06, 60)) == "not told apart;\nabout 60 more items would be needed"
-    assert verdict(pair(0.0, 1, 1, None)) == "not told apart;\nno number of items would do: the difference is 0"
+    assert verdict(pair(0.0, 1, 1, None)) == "not told apart;\nno difference here, so no number of items can be given"
     assert verdict(pair(0.03, 0.01, 1, None)) == "not told apart"
 
 
