@@ -88,6 +88,7 @@ class ForkServer:
         """Within the block, `python -m module arguments` runs, with its guardian; None where the server is gone.
 
         variables: all of its environment. log: file for its output. pipe: its number will be in the variable `name`.
+        As many as a process started by `subprocess` would be given: whoever calls has them singly.
         """
         request = {"module": module, "arguments": list(arguments), "variables": dict(variables), "pipe": name}
         child = self._ask(request, [log, pipe])

@@ -155,7 +155,7 @@ def updated(
     settings: tuple[float, float, float],
     rounds: bool,
 ) -> None:
-    """AdamW's step for one parameter, in place.
+    """AdamW's step for one parameter, in place. It is compiled as a whole, so it takes what the kernel reads, singly.
 
     weights, gradient   (blocks, 256); or (weights,) where moments are not in 8 bits
     first, second       the moments: codes in uint8 and scales of the blocks, in fp32; or values alone
