@@ -1,16 +1,21 @@
-"""One self-contained line per item and run, to read, to sort, and to count with other tools.
+"""One self-contained line per item and run, to read, to sort, and to count with other tools; or the same items under
+the same prompt, for other tools to train and score on.
 
     python -m run.export polar --out exported                      # every split that the run was scored on
     python -m run.export polar eeve vote-8 --split dev test --out exported
+    python -m run.export polar --to trl --out for_trl              # the run's prompt, its items
+    python -m run.export --prompt korean --to lm-eval --split dev  # no run is needed
 
-Writes items.jsonl and items.csv (for Excel, too): run, id, split, category, dialogue, target utterances, options,
+Without --to it writes items.jsonl and items.csv (for Excel, too): run, id, split, category, dialogue, target utterances, options,
 label, prediction, right or wrong, margin, the options' log-probabilities, the letters' probabilities in each order, and
-the prompt's digest. A vote has predictions alone. The text of the official corpus is licensed: what is exported from it
-must not be passed on.
+the prompt's digest. A vote has predictions alone. With --to it writes a folder: for TRL one that `datasets` loads, for LLaMA-Factory
+data and dataset_info.json, for lm-evaluation-harness a task for each split. Items without a label are left out of it.
+The text of the official corpus is licensed: what is exported from it must not be passed on.
 """
 
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, UserError, new_folder, run_main
-from src.data import SPLITS, sha256
-from src.files.paths import RESULTS, predictions_path, run_folder
+from src.data import DATA, SPLITS, Item, sha256, split_path
+from src.files.paths import RESULTS, predictions_path, record_path, run_folder
 from src.files.writing import write_texts
-from src.runs.inputs import load_own
+from src.model.recipes import ORPO, make_recipe
+from src.prompt.prompts import load_prompt, parse_prompt
+from src.runs.inputs import load_own, named_data, read_run
+from src.runs.other_tools import SYSTEM_TURNS, TOOLS, WARNING, Exported, files_for
 from src.runs.record import Record
 from src.runs.samples import as_csv, as_jsonl
 from src.vote.exported import samples_of
@@ -30,13 +38,26 @@ from src.vote.exported import samples_of
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.export")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or folder")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, help="default: all that a run was scored on")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's name or folder; with --to one, or --prompt")
+    parser.add_argument("--to", choices=TOOLS, help="write the items under the run's prompt for this tool")
+    parser.add_argument("--prompt", metavar="NAME", help="with --to and without RUN: the prompt, by name or file")
+    parser.add_argument(
+        "--system_turn",
+        choices=SYSTEM_TURNS,
+        help="with --to: own, or folded before the user's text for models whose chat template takes no system turn; "
+        "default: as the run has it, else own",
+    )
+    parser.add_argument(
+        "--split", nargs="+", choices=SPLITS, help="default: all that a run was scored on; with --to all that are there"
+    )
     parser.add_argument("--data", type=Path, help="folder, or with one --split a file; default: each run's own data")
     parser.add_argument("--orders", type=int, metavar="N", help="orders of the options; default: the fewest")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' folder; default: %(default)s")
     parser.add_argument(
-        "--out", type=new_folder, default=RESULTS / "export", metavar="DIR", help="default: %(default)s"
+        "--out",
+        type=new_folder,
+        metavar="DIR",
+        help=f"default: {RESULTS / 'export'}, with --to TOOL-PROMPT in it. With --to it has to be new or empty",
     )
     task.add_flag(parser)
     return parser
@@ -46,6 +67,15 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.data and args.data.suffix == ".json" and len(args.split or ()) != 1:
         raise UserError(f"--data {args.data}: a file goes with one --split; a folder with several.")
+    if args.to:
+        export_to(args)
+        return
+    if not args.runs or args.prompt or args.system_turn:
+        raise UserError(
+            "--prompt and --system_turn go with --to."
+            if args.runs
+            else f"name a run, or the tool to export to: --to {' | '.join(TOOLS)}."
+        )
     if args.orders:
         task.current().orders(args.orders)
     samples: list[dict[str, Any]] = []
@@ -66,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
             samples += found
             lines += [*notes, summary(found, data, record, split)]
     print("\n".join(lines))
-    files = {args.out / "items.jsonl": as_jsonl(samples), args.out / "items.csv": as_csv(samples)}
+    out = args.out or RESULTS / "export"
+    files = {out / "items.jsonl": as_jsonl(samples), out / "items.csv": as_csv(samples)}
     write_texts(files)
     print(f"written: {', '.join(map(str, files))}: {len(samples)} lines")
 
@@ -78,6 +109,100 @@ def summary(samples: Sequence[Mapping[str, Any]], data: Path, record: Record, sp
     same = result is None or result.data_sha256 in (None, sha256(data))
     changed = "" if same else "; note: the file has changed since the run was scored"
     return f"{record.run}, {split}: {len(samples)} items of {data}, {worth}{changed}"
+
+
+# To other tools
+
+
+def export_to(args: Namespace) -> None:
+    if len(args.runs) + bool(args.prompt) != 1:
+        raise UserError(f"--to {args.to} takes one prompt: that of one RUN, or --prompt NAME.")
+    if args.orders:
+        raise UserError(f"--to {args.to}: options stand in the file's own order, so leave out --orders.")
+    folder = run_folder(args.runs[0], args.results) if args.runs else None
+    exported = of_run(folder, args) if folder else of_prompt(args)
+    out = args.out or RESULTS / "export" / f"{args.to}-{exported.name}"
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty. Give another --out, or delete it: an export is never mixed with another.")
+    files = files_for(args.to, exported)
+    write_texts({out / name: text for name, text in files.items()}, all_or_none=True)
+    told = ", ".join(f"{split} {len(items)}" for split, items in exported.splits.items())
+    print(f"written: {out}: {told}; how it is used: {out / 'README.md'}")
+    print(WARNING.rstrip().split("\n")[-1])
+
+
+def of_prompt(args: Namespace) -> Exported:
+    prompt = load_prompt(args.prompt)
+    splits, origin = labelled_splits(args, None)
+    library = None
+    if prompt.examples:
+        from src.runs.encoder import find_library
+
+        library = find_library(prompt, examples_folder(args, None))
+    recipe = make_recipe({"model_id": "any", "method": "full", "objective": ORPO}, "--to")
+    return Exported(prompt, recipe, splits, args.system_turn or "own", library, {}, origin)
+
+
+def of_run(folder: Path, args: Namespace) -> Exported:
+    """What a run was trained on and is scored on: its own prompt, data, system turn and preference pairs."""
+    record = read_run(folder)
+    prompt, recipe = parse_prompt(record.prompt.text, f"{record_path(folder)}: prompt"), record.recipe
+    if recipe.reasoning or record.dialogue:
+        what = "reasons before it answers" if recipe.reasoning else "was scored on changed dialogues"
+        raise UserError(f"{folder} {what}, which is not exported. Give the prompt alone: --prompt {recipe.prompt}")
+    splits, origin = labelled_splits(args, folder)
+    if only := recipe.only_category:
+        splits = {
+            split: [item for item in items if split == "test" or item.category == only]
+            for split, items in splits.items()
+        }
+    library = None
+    if prompt.examples:
+        from src.runs.encoder import library_of
+
+        library = library_of(folder, record, prompt, examples_folder(args, folder))
+    system_turn = args.system_turn or record.template.system_turn or "own"
+    return Exported(
+        prompt, recipe, splits, system_turn, library, record.template.arguments, [f"run {record.run}", *origin]
+    )
+
+
+def labelled_splits(args: Namespace, folder: Path | None) -> tuple[dict[str, list[Item]], list[str]]:
+    """Split → its labelled items, and lines on where they are from. Without --split, what is not there is left out."""
+    runs = [folder] if folder else []
+    found: dict[str, list[Item]] = {}
+    origin = []
+    for split in dict.fromkeys(args.split or SPLITS):
+        if not args.split and not place_of(args, folder, split).is_file():
+            continue
+        items, path, notes = load_own(args.data, split, runs)
+        kept = [item for item in items if item.label is not None]
+        without = len(items) - len(kept)
+        lines = [f"{split}: {path}, sha256 {sha256(path)}", *notes]
+        lines += [f"{split}: {without} of {len(items)} items have no label and are left out"] if without else []
+        print("\n".join(lines))
+        origin += lines
+        if kept:
+            found[split] = kept
+    if not found:
+        raise UserError(
+            f"there is no item with a label in {', '.join(args.split or SPLITS)} of "
+            f"{place_of(args, folder, 'train').parent}. Name the folder of the data: --data DIR"
+        )
+    return found, origin
+
+
+def place_of(args: Namespace, folder: Path | None, split: str) -> Path:
+    """The file of a split, whether it is there or not."""
+    if args.data is not None:
+        return args.data if args.data.suffix == ".json" else split_path(args.data, split)
+    named = named_data(folder, split) if folder else None
+    return named[0] if named and named[0].is_file() else split_path(DATA, split)
+
+
+def examples_folder(args: Namespace, folder: Path | None) -> Path:
+    """Of the training split, which a prompt's examples are from."""
+    return place_of(args, folder, "train").parent
 
 
 if __name__ == "__main__":
