@@ -6,10 +6,14 @@ the same prompt, for other tools to train and score on.
     python -m run.export polar --to trl --out for_trl              # the run's prompt, its items
     python -m run.export --prompt korean --to lm-eval --split dev  # no run is needed
 
-Without --to it writes items.jsonl and items.csv (for Excel, too): run, id, split, category, dialogue, target utterances, options,
-label, prediction, right or wrong, margin, the options' log-probabilities, the letters' probabilities in each order, and
-the prompt's digest. A vote has predictions alone. With --to it writes a folder: for TRL one that `datasets` loads, for LLaMA-Factory
-data and dataset_info.json, for lm-evaluation-harness a task for each split. Items without a label are left out of it.
+Without --to: items.jsonl and items.csv (for Excel, too): run, id, split, category, dialogue, target utterances,
+options, label, prediction, right or wrong, margin, the options' log-probabilities, the letters' probabilities in each
+order, and the prompt's digest. A vote has predictions alone. Missed items with their text, by pandas:
+
+    pd.read_csv("items.csv").query("right == 0")
+
+With --to it writes a folder: for TRL one that `datasets` loads, for LLaMA-Factory data and dataset_info.json, for
+lm-evaluation-harness a task for each split. Its README.md says how it is used. Items without a label are left out.
 The text of the official corpus is licensed: what is exported from it must not be passed on.
 """
 

@@ -135,7 +135,8 @@ def trl_files(exported: Exported) -> dict[str, str]:
         f'datasets.load_dataset("THIS_FOLDER", "sft", split="{first}")         # SFTTrainer\n'
         f'datasets.load_dataset("THIS_FOLDER", "preference", split="{first}")  # DPOTrainer, ORPOTrainer\n'
         "```\n\n"
-        "TRL cuts what is longer than `max_length` (1,024 by default): set it to the longest item, or to None.\n"
+        "TRL cuts what is longer than `max_length` (1,024 by default): set it to the longest item, or to None. Where\n"
+        "a chat template writes no BOS, SFTTrainer and DPOTrainer add none; we add it where the tokenizer does.\n"
     )
     return {"README.md": head + readme(exported, "TRL", use), **data}
 
