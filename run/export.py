@@ -144,7 +144,7 @@ def of_prompt(args: Namespace) -> Exported:
 
         library = find_library(prompt, examples_folder(args, None))
     recipe = make_recipe({"model_id": "any", "method": "full", "objective": ORPO}, "--to")
-    return Exported(prompt, recipe, splits, args.system_turn or "own", library, {}, origin)
+    return Exported(prompt, recipe, splits, args.system_turn or "own", library, origin=origin)
 
 
 def of_run(folder: Path, args: Namespace) -> Exported:
@@ -165,9 +165,16 @@ def of_run(folder: Path, args: Namespace) -> Exported:
         from src.runs.encoder import library_of
 
         library = library_of(folder, record, prompt, examples_folder(args, folder))
-    system_turn = args.system_turn or record.template.system_turn or "own"
+    then = record.template
     return Exported(
-        prompt, recipe, splits, system_turn, library, record.template.arguments, [f"run {record.run}", *origin]
+        prompt,
+        recipe,
+        splits,
+        args.system_turn or then.system_turn or "own",
+        library,
+        then.arguments,
+        recipe.chat_template if then.source == "recipe" else None,
+        [f"run {record.run}", *origin],
     )
 
 

@@ -32,6 +32,7 @@ WARNING = (
     "국립국어원 말뭉치의 글은 다시 배포할 수 없습니다. 말뭉치에서 내보낸 파일을 공개하거나 넘기지 마세요.\n\n"
     "The text of the official corpus is licensed: what is exported from it must not be passed on.\n"
 )
+TEMPLATE = "chat_template.jinja"
 SYSTEM_TURNS = ("own", "folded")
 READER = '''"""Reads the items that lie beside this file."""
 
@@ -59,6 +60,7 @@ class Exported:
     system_turn "own" keeps a system message, "folded" puts its text before the user's
     library     where a prompt with examples takes them from
     arguments   that the run's chat template was given
+    template    the run's chat template, where it is not the one that the tokenizer ships
     origin      lines about where the items and the prompt are from
     """
 
@@ -68,6 +70,7 @@ class Exported:
     system_turn: str = "own"
     library: Library | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
     origin: Sequence[str] = ()
 
     @property
@@ -98,7 +101,8 @@ def assistant(text: str) -> Message:
 
 def files_for(tool: str, exported: Exported) -> dict[str, str]:
     """Path in the folder → text. Without the first, which tells what is there, none of the others is used."""
-    return WRITERS[tool](exported)
+    files = WRITERS[tool](exported)
+    return files | ({TEMPLATE: exported.template} if exported.template else {})
 
 
 # TRL
@@ -243,6 +247,9 @@ def readme(exported: Exported, tool: str, use: str) -> str:
         *exported.origin,
         f"items: {count}",
         system,
+        f"The run's chat template is not the tokenizer's own: give the tool {TEMPLATE}."
+        if exported.template
+        else "The tool applies the chat template of the model's tokenizer; where there is none, give it one.",
         "A word that is a control token of the model (`<|im_end|>`, say) is read as text by us, and not by every tool.",
     ]
     return f"# For {tool}\n\n{WARNING}\n" + "".join(f"- {line}\n" for line in lines) + f"\n{use}"

@@ -12,7 +12,7 @@ from src.console.cli import UserError
 from src.files.writing import write_json
 from src.prompt.prompts import parse_prompt
 from tests import toys
-from tests.made_runs import make_place, name_data
+from tests.made_runs import make_place, name_data, stored
 from tests.run.test_export import export
 
 PROMPT = parse_prompt(toys.SHORT, "short")
@@ -60,6 +60,19 @@ def test_a_run_gives_its_prompt_its_data_and_its_system_turn(place: Path, capsys
     assert "test: 4 of 4 items have no label and are left out" in printed
     assert "train 8, dev 6" in printed and "must not be passed on" in printed
     assert "run alpha" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_chat_template_of_the_recipe_goes_along(place: Path) -> None:
+    run = make_record(place, chat_template=toys.SOLAR)
+    assert not (to(place, "llamafactory", "alpha") / "chat_template.jinja").exists()
+    record = stored(run)
+    record["template"]["source"] = "recipe"
+    write_json(run / "record.json", record)
+    for file in sorted((place / "out").iterdir()):
+        file.unlink()
+    out = to(place, "llamafactory", "alpha")
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == toys.SOLAR
+    assert "give the tool chat_template.jinja" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_prompt_needs_no_run_and_a_system_turn_can_be_chosen(place: Path) -> None:
