@@ -28,13 +28,12 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, UserError, new_folder, run_main
-from src.data import DATA, SPLITS, Item, sha256, split_path
-from src.files.paths import RESULTS, predictions_path, record_path, run_folder
+from src.data import SPLITS, sha256
+from src.files.paths import RESULTS, predictions_path, run_folder
 from src.files.writing import write_texts
-from src.model.recipes import ORPO, make_recipe
-from src.prompt.prompts import load_prompt, parse_prompt
-from src.runs.inputs import load_own, named_data, read_run
-from src.runs.other_tools import SYSTEM_TURNS, TOOLS, WARNING, Exported, files_for
+from src.runs.export_inputs import Wanted, of_prompt, of_run
+from src.runs.inputs import load_own
+from src.runs.other_tools import SYSTEM_TURNS, TOOLS, WARNING, files_for
 from src.runs.record import Record
 from src.runs.samples import as_csv, as_jsonl
 from src.vote.exported import samples_of
@@ -123,8 +122,9 @@ def export_to(args: Namespace) -> None:
         raise UserError(f"--to {args.to} takes one prompt: that of one RUN, or --prompt NAME.")
     if args.orders:
         raise UserError(f"--to {args.to}: options stand in the file's own order, so leave out --orders.")
-    folder = run_folder(args.runs[0], args.results) if args.runs else None
-    exported = of_run(folder, args) if folder else of_prompt(args)
+    wanted = Wanted(args.split, args.data, args.system_turn)
+    exported = of_prompt(args.prompt, wanted) if args.prompt else of_run(run_folder(args.runs[0], args.results), wanted)
+    print("\n".join(exported.origin))
     out = args.out or RESULTS / "export" / f"{args.to}-{exported.name}"
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty. Give another --out, or delete it: an export is never mixed with another.")
@@ -133,87 +133,6 @@ def export_to(args: Namespace) -> None:
     told = ", ".join(f"{split} {len(items)}" for split, items in exported.splits.items())
     print(f"written: {out}: {told}; how it is used: {out / 'README.md'}")
     print(WARNING.rstrip().split("\n")[-1])
-
-
-def of_prompt(args: Namespace) -> Exported:
-    prompt = load_prompt(args.prompt)
-    splits, origin = labelled_splits(args, None)
-    library = None
-    if prompt.examples:
-        from src.runs.encoder import find_library
-
-        library = find_library(prompt, examples_folder(args, None))
-    recipe = make_recipe({"model_id": "any", "method": "full", "objective": ORPO}, "--to")
-    return Exported(prompt, recipe, splits, args.system_turn or "own", library, origin=origin)
-
-
-def of_run(folder: Path, args: Namespace) -> Exported:
-    """What a run was trained on and is scored on: its own prompt, data, system turn and preference pairs."""
-    record = read_run(folder)
-    prompt, recipe = parse_prompt(record.prompt.text, f"{record_path(folder)}: prompt"), record.recipe
-    if recipe.reasoning or record.dialogue:
-        what = "reasons before it answers" if recipe.reasoning else "was scored on changed dialogues"
-        raise UserError(f"{folder} {what}, which is not exported. Give the prompt alone: --prompt {recipe.prompt}")
-    splits, origin = labelled_splits(args, folder)
-    if only := recipe.only_category:
-        splits = {
-            split: [item for item in items if split == "test" or item.category == only]
-            for split, items in splits.items()
-        }
-    library = None
-    if prompt.examples:
-        from src.runs.encoder import library_of
-
-        library = library_of(folder, record, prompt, examples_folder(args, folder))
-    then = record.template
-    return Exported(
-        prompt,
-        recipe,
-        splits,
-        args.system_turn or then.system_turn or "own",
-        library,
-        then.arguments,
-        recipe.chat_template if then.source == "recipe" else None,
-        [f"run {record.run}", *origin],
-    )
-
-
-def labelled_splits(args: Namespace, folder: Path | None) -> tuple[dict[str, list[Item]], list[str]]:
-    """Split → its labelled items, and lines on where they are from. Without --split, what is not there is left out."""
-    runs = [folder] if folder else []
-    found: dict[str, list[Item]] = {}
-    origin = []
-    for split in dict.fromkeys(args.split or SPLITS):
-        if not args.split and not place_of(args, folder, split).is_file():
-            continue
-        items, path, notes = load_own(args.data, split, runs)
-        kept = [item for item in items if item.label is not None]
-        without = len(items) - len(kept)
-        lines = [f"{split}: {path}, sha256 {sha256(path)}", *notes]
-        lines += [f"{split}: {without} of {len(items)} items have no label and are left out"] if without else []
-        print("\n".join(lines))
-        origin += lines
-        if kept:
-            found[split] = kept
-    if not found:
-        raise UserError(
-            f"there is no item with a label in {', '.join(args.split or SPLITS)} of "
-            f"{place_of(args, folder, 'train').parent}. Name the folder of the data: --data DIR"
-        )
-    return found, origin
-
-
-def place_of(args: Namespace, folder: Path | None, split: str) -> Path:
-    """The file of a split, whether it is there or not."""
-    if args.data is not None:
-        return args.data if args.data.suffix == ".json" else split_path(args.data, split)
-    named = named_data(folder, split) if folder else None
-    return named[0] if named and named[0].is_file() else split_path(DATA, split)
-
-
-def examples_folder(args: Namespace, folder: Path | None) -> Path:
-    """Of the training split, which a prompt's examples are from."""
-    return place_of(args, folder, "train").parent
 
 
 if __name__ == "__main__":
