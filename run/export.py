@@ -12,11 +12,14 @@ order, and the prompt's digest. A vote has predictions alone. Missed items with 
 
     pd.read_csv("items.csv").query("right == 0")
 
+--inspect adds a log for each run and split in DIR/inspect: inspect view --log-dir DIR/inspect
+
 With --to it writes a folder: for TRL one that `datasets` loads, for LLaMA-Factory data and dataset_info.json, for
 lm-evaluation-harness a task for each split. Its README.md says how it is used. Items without a label are left out.
 The text of the official corpus is licensed: what is exported from it must not be passed on.
 """
 
+import datetime
 import shlex
 import sys
 from argparse import Namespace
@@ -33,6 +36,7 @@ from src.files.paths import RESULTS, predictions_path, run_folder
 from src.files.writing import write_texts
 from src.runs.export_inputs import Wanted, of_prompt, of_run
 from src.runs.inputs import load_own
+from src.runs.inspect_log import inspect_logs
 from src.runs.other_tools import SYSTEM_TURNS, TOOLS, WARNING, files_for
 from src.runs.record import Record
 from src.runs.samples import as_csv, as_jsonl
@@ -42,6 +46,7 @@ from src.vote.exported import samples_of
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.export")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's name or folder; with --to one, or --prompt")
+    parser.add_argument("--inspect", action="store_true", help="write logs for Inspect's viewer, too: DIR/inspect")
     parser.add_argument("--to", choices=TOOLS, help="write the items under the run's prompt for this tool")
     parser.add_argument("--prompt", metavar="NAME", help="with --to and without RUN: the prompt, by name or file")
     parser.add_argument(
@@ -101,8 +106,12 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(lines))
     out = args.out or RESULTS / "export"
     files = {out / "items.jsonl": as_jsonl(samples), out / "items.csv": as_csv(samples)}
+    if args.inspect:
+        logs = inspect_logs(samples, datetime.datetime.now(datetime.UTC))
+        files |= {out / "inspect" / name: text for name, text in logs.items()}
+    written = [str(path) for path in files if path.parent == out] + [str(out / "inspect")] * args.inspect
     write_texts(files)
-    print(f"written: {', '.join(map(str, files))}: {len(samples)} lines")
+    print(f"written: {', '.join(written)}: {len(samples)} lines")
 
 
 def summary(samples: Sequence[Mapping[str, Any]], data: Path, record: Record, split: str) -> str:
@@ -120,6 +129,8 @@ def summary(samples: Sequence[Mapping[str, Any]], data: Path, record: Record, sp
 def export_to(args: Namespace) -> None:
     if len(args.runs) + bool(args.prompt) != 1:
         raise UserError(f"--to {args.to} takes one prompt: that of one RUN, or --prompt NAME.")
+    if args.inspect:
+        raise UserError(f"--to {args.to} writes items, and --inspect answers: leave one of them out.")
     if args.orders:
         raise UserError(f"--to {args.to}: options stand in the file's own order, so leave out --orders.")
     wanted = Wanted(args.split, args.data, args.system_turn)

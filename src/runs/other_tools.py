@@ -239,7 +239,7 @@ def task_name(exported: Exported, split: str) -> str:
 def readme(exported: Exported, tool: str, use: str) -> str:
     count = ", ".join(f"{split} {len(items)}" for split, items in exported.splits.items())
     system = {
-        "own": "A system text is a turn of its own.",
+        "own": "A system text is a turn of its own. For a chat template that takes none: --system_turn folded.",
         "folded": "A system text stands before the user's, in one turn.",
     }[exported.system_turn]
     lines = [

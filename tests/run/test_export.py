@@ -61,6 +61,17 @@ def test_pandas_reads_missed_items_in_one_line(place: Path) -> None:
     )
 
 
+def test_logs_for_inspect_lie_beside_the_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(place, "alpha", "vote", "--inspect")
+    logs = [json.loads(file.read_text(encoding="utf-8")) for file in (place / "out" / "inspect").iterdir()]
+    assert sorted((log["eval"]["model"], log["eval"]["task"], len(log["samples"])) for log in logs) == [
+        ("alpha", "dev", 6),
+        ("alpha", "test", 4),
+        ("vote", "dev", 6),
+    ]
+    assert str(place / "out" / "inspect") in capsys.readouterr().out
+
+
 def test_a_split_and_other_data_may_be_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(export(place, "alpha", "--split", "test")) == 4
     make_split(place / "labelled", "test", 4)  # the labels came later

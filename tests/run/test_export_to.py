@@ -124,6 +124,7 @@ def test_worked_examples_are_of_the_training_split(place: Path) -> None:
         (["--to", "trl"], "--to trl takes one prompt: that of one RUN, or --prompt NAME"),
         (["alpha", "--prompt", "korean", "--to", "trl"], "takes one prompt"),
         (["alpha", "--to", "trl", "--orders", "6"], "options stand in the file's own order, so leave out --orders"),
+        (["alpha", "--to", "trl", "--inspect"], "--inspect answers: leave one of them out"),
         (["alpha", "--to", "trl", "--split", "test"], "there is no item with a label in test of"),
         (["alpho", "--to", "trl"], r"no such run.*Did you mean 'alpha'"),
         (["alpha", "--prompt", "korean"], "--prompt and --system_turn go with --to"),
