@@ -137,7 +137,7 @@ def export_to(args: Namespace) -> None:
     exported = of_prompt(args.prompt, wanted) if args.prompt else of_run(run_folder(args.runs[0], args.results), wanted)
     print("\n".join(exported.origin))
     out = args.out or RESULTS / "export" / f"{args.to}-{exported.name}"
-    if out.is_dir() and any(out.iterdir()):
+    if any(path.is_file() for path in out.rglob("*")):
         raise UserError(f"{out} is not empty. Give another --out, or delete it: an export is never mixed with another.")
     files = files_for(args.to, exported)
     write_texts({out / name: text for name, text in files.items()}, all_or_none=True)

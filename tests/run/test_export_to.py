@@ -91,6 +91,11 @@ def test_a_prompt_needs_no_run_and_a_system_turn_can_be_chosen(place: Path) -> N
     assert rows(place / "other" / "dev.jsonl")[1]["system"] == ""
 
 
+def test_a_folder_that_a_failure_left_empty_is_taken(place: Path) -> None:
+    (place / "out" / "sft").mkdir(parents=True)
+    assert rows(to(place, "trl", "alpha") / "sft" / "dev.jsonl")
+
+
 def test_an_item_without_label_is_left_out_and_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = place / "data" / "data_dev.json"
     raw = json.loads(file.read_text(encoding="utf-8"))
