@@ -9,9 +9,11 @@ import pytest
 
 from run.export import main
 from src.console.cli import UserError
+from src.data import sha256
 from src.files.writing import write_json
 from src.prompt.prompts import parse_prompt
 from tests import toys
+from tests.conftest import make_item
 from tests.made_runs import make_place, name_data, stored
 from tests.run.test_export import export
 
@@ -116,11 +118,25 @@ def test_worked_examples_are_of_the_training_split(place: Path) -> None:
     shots = toys.SHORT.replace("name: short", "name: short+1shots")
     (place / "shots.yaml").write_text(shots + "\nexamples: {count: 1}\n", encoding="utf-8")
     for split in ("train", "dev"):  # of every category several, from other dialogues
-        raw = [toys.make_item(number) for number in range(30)]
+        raw = [make_item(number) for number in range(30)]
         write_json(place / "data" / f"data_{split}.json", raw)
     words = ("--prompt", str(place / "shots.yaml"), "--data", str(place / "data"), "--split", "dev")
     found = rows(to(place, "trl", *words) / "sft" / "dev.jsonl")
     assert {tuple(turn["role"] for turn in row["prompt"]) for row in found} == {("system", "user", "assistant", "user")}
+
+
+def test_a_run_has_the_examples_that_it_was_trained_with(place: Path) -> None:
+    run = make_record(place, text=PROMPT.text + "examples: {count: 1}\n")
+    train = place / "data" / "data_train.json"
+    write_json(train, [make_item(number) for number in range(30)])
+    name_data(run, train=train, dev=place / "data" / "data_dev.json")
+    with pytest.raises(UserError, match=r"takes its prompt's examples from another .*data_train\.json"):
+        to(place, "trl", "alpha")
+    record = stored(run)
+    record["prompt"]["examples_sha256"] = sha256(train)
+    write_json(run / "record.json", record)
+    found = rows(to(place, "trl", "alpha") / "sft" / "dev.jsonl")
+    assert [turn["role"] for turn in found[0]["prompt"]] == ["user", "assistant", "user"]
 
 
 @pytest.mark.parametrize(
