@@ -19,7 +19,7 @@ from src.console.cli import UserError
 from src.files import templates
 from src.files.reading import HALF, shortened
 from src.prompt.control import ControlTokens
-from src.prompt.messages import Message
+from src.prompt.messages import Message, fold_system
 
 ANOTHER = "Give another one: --chat_template FILE."
 
@@ -100,9 +100,8 @@ class Chat:
     def render(self, messages: Sequence[Message]) -> str:
         """The messages up to the answer, marked (`ControlTokens.mark`) where their texts spell control tokens."""
         marked = [{**message, "content": self.control.hide(message["content"])} for message in messages]
-        if self.system_turn == "folded" and marked[0]["role"] == "system":
-            system, user, *rest = marked
-            marked = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        if self.system_turn == "folded":
+            marked = fold_system(marked)
         text = self._apply(marked)
         for message in marked:
             self._check_whole(text, message)

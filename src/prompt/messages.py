@@ -170,6 +170,14 @@ class Prompt:
         }
 
 
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """`messages` with a system text put before the user's, for chat templates that take no system turn."""
+    if messages[0]["role"] != "system":
+        return list(messages)
+    system, user, *rest = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
 def reasoning_of(item: Item) -> str | None:
     """The reasoning that a data file has for an item, under the key `reasoning` of its object; official files have
     none.

@@ -42,15 +42,21 @@ def encoder_of(folder: Path, record: Record, data_folder: Path = DATA) -> Encode
     """
     prompt = parse_prompt(record.prompt.text, f"{record_path(folder)}: prompt")
     recipe = record.pinned_recipe
-    library = find_library(prompt, data_folder, recipe.reasoning)
+    library = library_of(folder, record, prompt, data_folder)
+    kept = weights_folder(record.weights_in(folder))
+    return make_encoder(recipe, prompt, kept, library, frozen_of(record.template))
+
+
+def library_of(folder: Path, record: Record, prompt: Prompt, data_folder: Path) -> Library | None:
+    """`find_library` for the finished run in `folder`. UserError where the training split is not the one it had."""
+    library = find_library(prompt, data_folder, record.recipe.reasoning)
     then, train = record.prompt.examples_sha256 or "none", data.split_path(data_folder, "train")
     if library and (now := data.sha256(train)) != then:
         raise UserError(
             f"{folder} takes its prompt's examples from another {train}: "
             f"sha256 {then[:HASH_SHOWN]} then, {now[:HASH_SHOWN]} now. Give the folder of the first as --data."
         )
-    kept = weights_folder(record.weights_in(folder))
-    return make_encoder(recipe, prompt, kept, library, frozen_of(record.template))
+    return library
 
 
 def find_library(prompt: Prompt, data_folder: Path, reasoning: bool = False) -> Library | None:

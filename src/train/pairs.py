@@ -10,6 +10,7 @@ from typing import Any
 from src import task
 from src.data import Item
 from src.model.recipes import Recipe
+from src.prompt.fewshot import Library
 from src.prompt.prompts import Message, Prompt
 from src.train.objectives import make_objective
 
@@ -20,16 +21,22 @@ of the user's; or as bare texts, one below the other.
 
 
 def text_pairs(
-    items: Sequence[Item], recipe: Recipe, prompt: Prompt, render: Callable[[Sequence[Message]], str], end: str
+    items: Sequence[Item],
+    recipe: Recipe,
+    prompt: Prompt,
+    render: Callable[[Sequence[Message]], Any],
+    end: str,
+    library: Library | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Each pair of the labelled `items` as texts: id, prompt, chosen, rejected, as other tools take them.
 
-    render: messages → the text in front of the answer; end: the text that ends a whole answer.
+    render: messages → the text in front of the answer, or whatever stands for it; end: the text that ends a whole
+    answer; library: where a prompt with examples takes them from.
     """
     objective, letters = make_objective(recipe), task.current().letters
     for item in items:
         assert item.label is not None, f"{item.id} has no label"
-        rendered = prompt.render(item)
+        rendered = prompt.render(item, examples=library.choose(item) if library else ())
         whole = recipe.orpo_answer == "whole"
         answers = [f"{text}{end}" for text in rendered.answers] if whole else letters
         text = render(rendered.messages)

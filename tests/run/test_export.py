@@ -48,6 +48,30 @@ def test_every_item_of_every_run_is_a_line(place: Path, capsys: pytest.CaptureFi
     assert "alpha, dev: 6 items of" in printed and "5 of 6 right" in printed and "no labels" in printed
 
 
+def test_pandas_reads_missed_items_in_one_line(place: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    export(place, "alpha", "vote")
+    missed = pandas.read_csv(place / "out" / "items.csv").query("right == 0")
+    same = pandas.read_json(place / "out" / "items.jsonl", lines=True).query("right == False")
+    assert list(missed["id"]) == list(same["id"]) == ["made-0005", *(f"made-{n:04d}" for n in (1, 2, 4, 5))]
+    first = missed.iloc[0]
+    assert first["run"] == "alpha" and first["prediction"] == "inference_1" and first["label"] == "inference_3"
+    assert "집에" in " ".join(missed["dialogue"]) and list(same["options"].iloc[0]) == list(
+        first[["option_1", "option_2", "option_3"]]
+    )
+
+
+def test_logs_for_inspect_lie_beside_the_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(place, "alpha", "vote", "--inspect")
+    logs = [json.loads(file.read_text(encoding="utf-8")) for file in (place / "out" / "inspect").iterdir()]
+    assert sorted((log["eval"]["model"], log["eval"]["task"], len(log["samples"])) for log in logs) == [
+        ("alpha", "dev", 6),
+        ("alpha", "test", 4),
+        ("vote", "dev", 6),
+    ]
+    assert str(place / "out" / "inspect") in capsys.readouterr().out
+
+
 def test_a_split_and_other_data_may_be_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(export(place, "alpha", "--split", "test")) == 4
     make_split(place / "labelled", "test", 4)  # the labels came later
