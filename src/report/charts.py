@@ -1,4 +1,4 @@
-"""Pictures of the page, drawn as SVG: shapes with classes, to which the page's style gives the colours of light and dark.
+"""Pictures of the page, as SVG: shapes with classes, to which the page's style gives the colours of light and dark.
 
 Shapes have attributes and no style of their own, which the page's policy would forbid. Every number that is drawn is
 also written somewhere near, or in the picture's title.
@@ -19,8 +19,8 @@ Interval = tuple[float, float]
 def picture(width: float, height: float, shapes: Sequence[str], title: str, name: str = "") -> Markup:
     """title: what a reader hears who sees no picture. name: a class."""
     return Markup(
-        f'<svg class="chart {name}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img">'
-        f"<title>{escape(title)}</title>{''.join(shapes)}</svg>"
+        f'<svg class="chart {name}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'role="img"><title>{escape(title)}</title>{"".join(shapes)}</svg>'
     )
 
 

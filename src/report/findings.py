@@ -154,9 +154,9 @@ def _measured(
 def _settings(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """Name of a run → the settings in which runs differ, as `run.runs` shows them."""
     beside = {parent: list_runs(parent) for parent in {folder.parent for folder in folders.values()}}
-    entries: dict[str, Entry] = {}
-    for name, folder in folders.items():
-        entries |= {name: one for one in beside[folder.parent] if one.name == folder.name}
+    entries: dict[str, Entry] = {
+        name: one for name, folder in folders.items() for one in beside[folder.parent] if one.name == folder.name
+    }
     keys = differing(list(entries.values()))
     return {
         name: {key: setting_text(entry.recipe.get(key)) for key in keys if key in entry.recipe}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -67,7 +68,7 @@ def error_groups(found: Findings) -> dict[str, list[Group]]:
     }
     if found.scores:
         margins = [median(scores[item.id].margin for scores in found.scores.values()) for item in found.items]
-        names = [f"{low:g}–{high:g}" for low, high in zip(MARGINS, MARGINS[1:], strict=False)] + [f"{MARGINS[-1]:g}+"]
+        names = [f"{low:g}–{high:g}" for low, high in pairwise(MARGINS)] + [f"{MARGINS[-1]:g}+"]
         divisions["by_margin"] = grouped(names, [sum(margin >= low for low in MARGINS) - 1 for margin in margins])
     several = [scores for scores in found.scores.values() if len(scores[found.items[0].id].orders) > 1]
     if several:
