@@ -5,6 +5,7 @@ also written somewhere near, or in the picture's title.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,7 @@ def matrix(names: Sequence[str], above: Sequence[Sequence[float]], below: Sequen
     A cell is as dark as its share lies between the least and the largest of its half.
     """
     cell, top, count = 40.0, 22.0, len(names)
-    label = 30.0 + 7.2 * max(map(len, names))
+    label = 34.0 + 7.2 * max(_letters(name) for name in names)
     pairs = [(row, column) for row in range(count) for column in range(count) if row != column]
     halves = {True: above, False: above if below is None else below}
     found = {(row, column): halves[row < column][min(row, column)][max(row, column)] for row, column in pairs}
@@ -162,3 +163,8 @@ def matrix(names: Sequence[str], above: Sequence[Sequence[float]], below: Sequen
         shapes.append(words(x + cell / 2, y + cell / 2 + 4, f"{100 * share:.0f}", "cell", "middle"))
     title = "; ".join(f"{names[row]}, {names[column]} {share:.1%}" for (row, column), share in found.items())
     return picture(label + cell * count, top + cell * count, shapes, title, "matrix")
+
+
+def _letters(text: str) -> int:
+    """How many Latin letters it is about as wide as."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
