@@ -15,6 +15,7 @@ from src.report.findings import Findings
 from src.report.groups import MISSED_BY, missed_by
 from src.report.item_data import item_data
 from src.report.words import say, script_words, words
+from src.vote.calibration_table import how_fitted
 
 FOLDER = Path(__file__).parent
 SECTIONS = ("runs", "tests", "categories", "errors", "alike", "voters", "calibration", "curves", "items")
@@ -48,13 +49,20 @@ def page(found: Findings, text: bool = True) -> str:
         dialogues=len({item.dialogue_key for item in found.items}),
         figures=sections.key_figures(found, shown["pairs"]),
         sections=[key for key in SECTIONS if there[key]],
-        notes=[*found.notes, *(found.calibration.notes if found.calibration else ())],
+        notes=_notes(found),
         policy=policy(style, script),
         style=Markup(style),
         script=Markup(script),
         words_json=embedded(script_words()),
         data_json=embedded(_data(found, text)),
     )
+
+
+def _notes(found: Findings) -> list[str]:
+    """What the commands say below their tables, in English as they say it."""
+    compared = [found.compared.how_read, *found.compared.changed[1]] if found.compared else []
+    calibrated = [how_fitted(found.calibration.fitted), *found.calibration.notes] if found.calibration else []
+    return [note for note in [*found.notes, *compared, *calibrated] if note]
 
 
 def _data(found: Findings, text: bool) -> dict[str, Any]:

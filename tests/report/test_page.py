@@ -327,6 +327,7 @@ def test_the_language_can_be_switched(file: Path) -> None:
     assert play(file, "[root.dataset.lang, root.dataset.theme]", "?lang=en&theme=dark") == ["en", "dark"]
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_full_set_stays_small_and_filters_at_once(found: Findings, tmp_path: Path) -> None:
     """605 items, 20 runs and 6 orders. The time is that of the script, without that of a browser's drawing."""
