@@ -11,7 +11,7 @@ from src.report import charts
 from src.report.findings import Findings
 from src.report.groups import error_groups
 from src.report.item_data import missed
-from src.report.words import say
+from src.report.words import say, words
 from src.vote.pair_table import MOST_FOR_ALL_PAIRS, about
 from src.worth.calibration import CALIBRATED, OVER, UNDER, UNEVEN
 from src.worth.metrics import SIGNIFICANT, Evaluation, chance_range
@@ -53,8 +53,17 @@ def run_rows(found: Findings) -> Row:
     }
     return {
         "rows": [_facts(found, name) | _accuracy(name, compared.results[name], scale) for name in ranked],
-        "floors": [chance, *(_accuracy(name, result, scale) for name, result in floors.items())],
+        "floors": [
+            chance,
+            *(_accuracy(name, result, scale) | {"name": _floor(name)} for name, result in floors.items()),
+        ],
     }
+
+
+def _floor(name: str) -> str:
+    """In both languages; runs on changed dialogues keep their names."""
+    key = f"floor_{name.replace(' ', '_')}"
+    return say(key) if key in words() else name
 
 
 def _facts(found: Findings, name: str) -> Row:
@@ -63,12 +72,12 @@ def _facts(found: Findings, name: str) -> Row:
         "name": name,
         "vote": name in found.votes,
         "orders": found.sources[place].orders,
-        "settings": found.settings.get(name, {}),
+        "settings": {key: value for key, value in found.settings.get(name, {}).items() if value != "–"},
     }
 
 
 def _accuracy(name: str, result: Evaluation, scale: charts.Interval) -> Row:
-    told = f"{name}: {percent(result.accuracy)}, {between(result.interval)}"
+    told = f"{percent(result.accuracy)}, {between(result.interval)}"
     return {
         "name": name,
         "correct": f"{result.correct}/{result.items}",
@@ -154,7 +163,8 @@ def error_rows(found: Findings) -> list[Row] | None:
                     "name": group.name,
                     "items": group.items,
                     "mean": percent(group.mean),
-                    "interval": between(group.interval),
+                    # Of a single dialogue, or where all are right, the bootstrap has nothing to draw from.
+                    "interval": between(group.interval) if group.interval[0] < group.interval[1] else "–",
                     "picture": charts.dot_and_interval(group.mean, group.interval, scale, f"{group.name}"),
                     "missed_by": group.missed_by,
                 }
