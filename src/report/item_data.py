@@ -23,7 +23,7 @@ def item_data(found: Findings, text: bool) -> dict[str, Any]:
     margins     for each the margins (nats), or null
     byOrder     for each, where it has scores of several orders, the letters' probabilities under each order
     flips       for each, how many orders choose another option than all orders together do, or null
-    missed      how many runs, votes left out, miss the item; null without labels
+    missed      how many runs, votes left out, miss the item; null as in `missed`
     """
     the_task = task.current()
     names = found.names
@@ -61,8 +61,8 @@ def flips(scores: ItemScores) -> int:
 
 
 def missed(found: Findings) -> list[int] | None:
-    """For each item how many runs miss it; None without labels."""
-    if found.compared is None:
+    """For each item how many runs miss it; None without labels, and of votes alone."""
+    if found.compared is None or not found.runs:
         return None
     lists = [found.compared.results[name].missed for name in found.runs]
     wrong = [set(ids) for ids in lists]

@@ -159,17 +159,28 @@ function show(place, told) {
   current = place;
   mark();
   document.getElementById("item").replaceChildren(...itemView(place));
-  rows[place].scrollIntoView?.({ block: "nearest" });
-  if (told) history.replaceState(null, "", location.pathname + location.search + "#" + encodeURIComponent(items[place].id));
+  reveal(rows[place]);
+  if (told) history.replaceState(null, "", "#" + encodeURIComponent(items[place].id));
+}
+
+// Scrolls the list and never the page: scrollIntoView would do both.
+function reveal(row) {
+  const list = document.getElementById("list");
+  const [inside, frame] = [row.getBoundingClientRect(), list.getBoundingClientRect()];
+  if (inside.top < frame.top) list.scrollTop -= frame.top - inside.top;
+  else if (inside.bottom > frame.bottom) list.scrollTop += inside.bottom - frame.bottom;
+}
+
+function inBrowser() {
+  return document.getElementById("sec-items").getBoundingClientRect().top < innerHeight / 2;
 }
 
 function move(by) {
   if (!shown.length) return;
   const at = shown.indexOf(current);
   const next = at < 0 ? 0 : Math.min(shown.length - 1, Math.max(0, at + by));
-  const y = scrollY;
+  if (!inBrowser()) document.getElementById("sec-items").scrollIntoView();
   show(shown[next], true);
-  scrollTo(scrollX, y);
 }
 
 // An item.
@@ -309,7 +320,7 @@ function choose(name, key, choices) {
 const any = ["", "any"];
 const runChoices = every.map((run) => [String(run), runs[run], null]);
 form.append(search, choose("category", "category", [any, ...DATA.categories.map((category, place) => [String(place), category, null])]));
-if (DATA.labelled) form.append(choose("missed", "missed", [any, ...["all", "most", "some", "one", "none"].map((one) => [one, "missed_" + one])]));
+if (DATA.missed) form.append(choose("missed", "missed", [any, ...["all", "most", "some", "one", "none"].map((one) => [one, "missed_" + one])]));
 const kinds = [any, ["disagree", "disagree"]];
 if (flippable) kinds.push(["flipped", "flipped"]);
 if (DATA.labelled) kinds.push(["focus_wrong", "focus_wrong"]);
@@ -317,7 +328,7 @@ form.append(choose("only", "only", kinds));
 if (margined) form.append(choose("margin", "margin", [any, ...["0.5", "1", "2"].map((one) => ["<" + one, "margin_under", one]), ...["2", "4"].map((one) => [">" + one, "margin_over", one])]));
 form.append(choose("focus", "focus", [["", "all_runs"], ...runChoices]));
 if (DATA.labelled) form.append(choose("right", "right", [["", "–", null], ...runChoices]), choose("wrong", "wrong", [["", "–", null], ...runChoices]));
-const sorts = Object.keys(SORTS).filter((one) => (DATA.labelled || !["confident", "missed"].includes(one)) && (margined || one !== "margin"));
+const sorts = Object.keys(SORTS).filter((one) => (DATA.labelled || one !== "confident") && (DATA.missed || one !== "missed") && (margined || one !== "margin"));
 form.append(choose("sort", "sort", sorts.map((one) => [one, "sort_" + one])));
 
 function reset() {
@@ -340,10 +351,9 @@ document.addEventListener("keydown", (event) => {
     if (event.target === search && event.key === "Enter") event.target.blur();
     return;
   }
-  const inBrowser = document.getElementById("sec-items").getBoundingClientRect().top < innerHeight / 2;
   if (event.key === "/") { search.focus(); search.scrollIntoView({ block: "center" }); }
-  else if (event.key === "j" || (event.key === "ArrowDown" && inBrowser)) move(1);
-  else if (event.key === "k" || (event.key === "ArrowUp" && inBrowser)) move(-1);
+  else if (event.key === "j" || (event.key === "ArrowDown" && inBrowser())) move(1);
+  else if (event.key === "k" || (event.key === "ArrowUp" && inBrowser())) move(-1);
   else return;
   event.preventDefault();
 });

@@ -301,7 +301,7 @@ def key_figures(found: Findings, pairs: Row | None) -> list[Row]:
             told = say("of_others", better=pairs["better"], others=pairs["others"])
             figures.append({"what": say("told_apart"), "value": f"{pairs['better']}/{pairs['others']}", "note": told})
     wrong = missed(found)
-    if wrong is not None and found.runs:
+    if wrong is not None:
         count = sum(one == len(found.runs) for one in wrong)
         told = say("of_items", count=count, items=len(wrong))
         figures.append({"what": say("missed_by_all"), "value": str(count), "note": told})

@@ -26,7 +26,7 @@ class Element {
   focus() { document.focused = this; }
   blur() { document.focused = null; }
   scrollIntoView() {}
-  getBoundingClientRect() { return { top: 0 }; }
+  getBoundingClientRect() { return { top: 0, bottom: 0 }; }
   find(test) { return this.children.filter((one) => one instanceof Element).flatMap((one) => [...(test(one) ? [one] : []), ...one.find(test)]); }
 }
 
@@ -39,7 +39,7 @@ for (const id of ["words", "data"]) {
   element.textContent = html.split(`<script type="application/json" id="${id}">`)[1].split("</script>")[0];
 }
 const context = vm.createContext({
-  document, URLSearchParams, performance, innerHeight: 800, scrollX: 0, scrollY: 0, scrollTo() {}, setTimeout: (act) => act(), clearTimeout() {},
+  document, URLSearchParams, performance, innerHeight: 800, setTimeout: (act) => act(), clearTimeout() {},
   location: { search: query ?? "", hash: hash ? "#" + hash : "", pathname: "/page.html" },
   history: { replaceState(_, __, to) { context.location.hash = to.slice(to.indexOf("#")); } },
   matchMedia: () => ({ matches: false }), localStorage: { getItem: () => null, setItem() {} }, addEventListener() {},

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from run import evaluate as evaluate_command
-from run import report
+from run import report, vote
 from src.console.cli import UserError
 from src.figures import style
 from src.report.findings import Findings, find
@@ -135,6 +135,20 @@ def test_the_page_says_what_it_holds(found: Findings, text: str) -> None:
     unescaped = json.dumps(data_of(bare), ensure_ascii=False)
     assert not [one for one in spoken if one in bare or one in unescaped or html.escape(one) in bare]
     assert data_of(bare)["answers"] == data_of(text)["answers"] and words()["licence"][1] not in bare
+
+
+def test_votes_miss_nothing_of_their_own(place: Path, tmp_path: Path) -> None:
+    runs, results = [str(place / "results" / name) for name in ("good", "fair", "poor")], place / "results"
+    vote.main([*runs, "--split", "dev", "--results", str(results), "--out", str(tmp_path / "vote")])
+    both = find(Request([*runs, str(tmp_path / "vote")], [], "dev", results))
+    assert len(both.votes) == 1 and both.runs == both.names[:3] and len(both.names) == 4
+    data = data_of(page(both))
+    assert data["votes"] == [False] * 3 + [True] and max(data["missed"]) <= 3
+    assert data["byOrder"][3] is data["margins"][3] is None
+    counts = [[own[place] for own in data["answers"][:3]] for place in range(24)]
+    assert data["shares"][3][0] == [round(1000 * counts[0].count(option) / 3) for option in range(3)]
+    alone = data_of(page(find(Request([str(tmp_path / "vote")], [], "dev", results))))
+    assert (alone["labelled"], alone["missed"], alone["missedBy"]) == (True, None, None)
 
 
 def test_items_without_labels_have_neither_right_nor_wrong(tmp_path: Path) -> None:
