@@ -15,7 +15,7 @@ from src.runs.run_list import Entry, differing, list_runs, setting_text
 from src.score.item_scores import ItemScores, read_scores
 from src.vote.ballots import Source, read_sources, run_folders
 from src.vote.comparison import Comparison, compare
-from src.vote.orders import whole_orders
+from src.vote.orders import scored_orders
 from src.vote.voters import Request, gather_voters, refuse_changed_dialogues
 from src.vote.voting import Agreement, agreement
 
@@ -119,7 +119,8 @@ def _all(request: Request) -> tuple[list[str], dict[str, str]]:
     shown.
     """
     try:
-        voters = gather_voters(request)
+        with announced("reading scores"):
+            voters = gather_voters(request)
     except UserError as error:
         raise UserError(str(error).replace("Nobody can vote on", "There is nothing to show of", 1)) from error
     digest, left_out = sha256(voters.data), dict(voters.left_out)
@@ -167,17 +168,20 @@ def _settings(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 def _scores(
     folders: Mapping[str, Path], sources: Sequence[Source], split: str, items: Sequence[Item]
 ) -> dict[str, dict[str, ItemScores]]:
+    """By the largest number of orders that there are scores of all items by."""
     ids = {item.id for item in items}
     found = {}
     for source in sources:
         name = source.ballot.run
         if name in folders:
-            files = list(whole_orders(folders[name], split, items).values())
+            files = list(scored_orders(folders[name], split).values())
         else:
             files = [source.file] if source.file.suffix == ".jsonl" else []
-        scores = {one.id: one for one in read_scores(files[0])} if files else {}
-        if scores.keys() == ids:
-            found[name] = scores
+        for file in files:
+            scores = {one.id: one for one in read_scores(file)}
+            if scores.keys() == ids:
+                found[name] = scores
+                break
     return found
 
 
