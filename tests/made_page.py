@@ -1,6 +1,7 @@
 """Runs for tests of the page: invented items, one with markup in its texts, and as many runs as are asked for."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ from src import task
 from src.data import Item, dump_items, load_items, predictions, sha256, split_path
 from src.files.paths import predictions_path, record_path, scores_path
 from src.files.writing import write_json, write_text
+from src.report.findings import Findings
 from src.runs.record import results_key
 from src.score.item_scores import ItemScores, write_scores
+from src.vote.claims import claim_of
+from src.vote.voting import Ballot
+from src.worth.metrics import evaluate
 from tests.conftest import make_item
 
 SCRIPT = "<script>alert(1)</script> & </script><!-- \u2028 \" '"
@@ -61,3 +66,38 @@ def make_page_run(run: Path, data: Path, split: str, *, right: float, orders: in
     about = {"name": task.current().name, "sha256": task.current().sha256}
     found = {"run": run.name, "recipe": {"seed": draw.randrange(100)}, "task": about, **results}
     write_json(record_path(run), found | ({"training": training} if training else {}))
+
+
+def full_findings(found: Findings, folder: Path) -> Findings:
+    """What the page shows of 605 items in dialogues of official length, 20 runs and 6 orders, with labels for the
+    browser of items; tests and pictures are left out, which are small. `found` is of any run with labels.
+    """
+    items = make_items(folder, "dev", 605, turns=17)
+    orders = task.current().all_orders
+    draw, names = random.Random(0), [f"run-{run}" for run in range(20)]
+    sources, scores = [], {}
+    for name in names:
+        own = {
+            item.id: ItemScores(item.id, orders, tuple(tuple(draw.gauss(0, 2) for _ in range(3)) for _ in orders))
+            for item in items
+        }
+        answers = {id: one.prediction for id, one in own.items()}
+        ballot = Ballot(name, answers, {id: one.logprobs for id, one in own.items()})
+        sources.append(replace(found.sources[0], ballot=ballot))
+        scores[name] = own
+    results = {name: evaluate(items, [scores[name][item.id].prediction for item in items]) for name in names}
+    assert found.compared
+    return replace(
+        found,
+        items=items,
+        sources=sources,
+        records={},
+        settings={},
+        compared=replace(found.compared, items=items, sources=sources, results=results, pairs=[]),
+        calibration=None,
+        who_helps=None,
+        alike=None,
+        claims={source.ballot.run: claim for source in sources if (claim := claim_of(source, items))},
+        scores=scores,
+        chains={},
+    )

@@ -186,10 +186,12 @@ def _scores(
 
 
 def _chains(folder: Path, split: str) -> dict[str, list[str]]:
-    """Item → the first chains that were generated for it. {} without a file; UserError for one that is damaged."""
-    path = reasoning_path(folder, split)
+    """Item → the first chains that were generated for it, under whatever orders. {} without a file; UserError for one
+    that is damaged.
+    """
     found: dict[str, list[str]] = {}
-    if not path.is_file():
+    path = next(iter(sorted(folder.glob(f"{reasoning_path(folder, split).stem}*.jsonl"))), None)
+    if path is None:
         return found
     for number, line in enumerate(decoded(read_bytes(path), str(path)).splitlines(), start=1):
         try:

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from src.report.sections import curves
 from src.report.words import LANGUAGES, say, script_words, words
 from src.score.item_scores import ItemScores
 from src.vote.voters import Request
-from tests.made_page import SCRIPT, make_items, make_page_run
+from tests.made_page import SCRIPT, full_findings, make_items, make_page_run
 
 SOURCES = Path(report.__file__).parents[1] / "src" / "report"
 LOSS = {"loss": [[10, 2.5], [20, 1.0]], "evaluations": [{"step": 20, "eval_accuracy": 0.75}]}
@@ -345,47 +344,9 @@ def test_the_language_can_be_switched(file: Path) -> None:
 @pytest.mark.slow
 @needs_node
 def test_a_full_set_stays_small_and_filters_at_once(found: Findings, tmp_path: Path) -> None:
-    """605 items, 20 runs and 6 orders. The time is that of the script, without that of a browser's drawing."""
-    items = make_items(tmp_path, "dev", 605, turns=17)
-    orders = ("012", "021", "102", "120", "201", "210")
-    scores = [
-        {
-            item.id: ItemScores(item.id, orders, tuple((place % 7 + run, turn + 0.5, 3.0) for turn in range(6)))
-            for place, item in enumerate(items)
-        }
-        for run in range(20)
-    ]
-    names = [f"run-{run}" for run in range(20)]
-    sources = [
-        replace(
-            found.sources[0],
-            ballot=replace(
-                found.sources[0].ballot,
-                run=name,
-                answers={id: one.prediction for id, one in own.items()},
-                logprobs={id: one.logprobs for id, one in own.items()},
-            ),
-        )
-        for name, own in zip(names, scores, strict=True)
-    ]
-    from src.vote.claims import claim_of
-
-    whole = replace(
-        found,
-        items=items,
-        sources=sources,
-        records={},
-        settings={},
-        compared=None,
-        calibration=None,
-        who_helps=None,
-        alike=None,
-        claims={source.ballot.run: claim for source in sources if (claim := claim_of(source, items))},
-        scores=dict(zip(names, scores, strict=True)),
-        chains={},
-    )
+    """The time is that of the script, without that of a browser's drawing."""
     path = tmp_path / "page.html"
-    path.write_text(page(whole), encoding="utf-8")
+    path.write_text(page(full_findings(found, tmp_path)), encoding="utf-8")
     assert 1e6 < path.stat().st_size < 10e6
     steps = """
     const times = [];
