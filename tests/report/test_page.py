@@ -14,6 +14,7 @@ from run import evaluate as evaluate_command
 from run import report, vote
 from src.console.cli import UserError
 from src.figures import style
+from src.files.writing import write_json
 from src.report.findings import Findings, find
 from src.report.groups import MISSED_BY, error_groups, missed_by
 from src.report.item_data import flips
@@ -23,6 +24,7 @@ from src.report.words import LANGUAGES, say, script_words, words
 from src.score.item_scores import ItemScores
 from src.vote.voters import Request
 from tests.made_page import SCRIPT, full_findings, make_items, make_page_run
+from tests.made_runs import stored
 
 SOURCES = Path(report.__file__).parents[1] / "src" / "report"
 LOSS = {"loss": [[10, 2.5], [20, 1.0]], "evaluations": [{"step": 20, "eval_accuracy": 0.75}]}
@@ -148,6 +150,23 @@ def test_votes_miss_nothing_of_their_own(place: Path, tmp_path: Path) -> None:
     assert data["shares"][3][0] == [round(1000 * counts[0].count(option) / 3) for option in range(3)]
     alone = data_of(page(find(Request([str(tmp_path / "vote")], [], "dev", results))))
     assert (alone["labelled"], alone["missed"], alone["missedBy"]) == (True, None, None)
+
+
+def test_without_names_all_that_answered_the_items_are_shown(tmp_path: Path) -> None:
+    make_items(tmp_path / "data", "dev", 12)
+    for name in ("one", "two"):
+        make_page_run(tmp_path / name, tmp_path / "data", "dev", right=0.7)
+    make_page_run(tmp_path / "unfinished", tmp_path / "data", "dev", right=0.7)
+    (tmp_path / "unfinished" / "record.json").unlink()
+    vote.main(["one", "two", "--split", "dev", "--results", str(tmp_path)])
+    found = find(Request([], [], "dev", tmp_path))
+    assert (found.names, found.votes) == (["one", "two", "vote"], ["vote"])
+    assert found.left_out == {"unfinished": "not finished"}
+    record = stored(tmp_path / "vote")
+    record["splits"]["dev"]["data_sha256"] = "0" * 64
+    write_json(tmp_path / "vote" / "record.json", record)
+    found = find(Request([], [], "dev", tmp_path))
+    assert found.names == ["one", "two"] and found.left_out["vote"] == "voted on other items"
 
 
 def test_items_without_labels_have_neither_right_nor_wrong(tmp_path: Path) -> None:
