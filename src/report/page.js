@@ -225,13 +225,16 @@ function options(place) {
   }));
 }
 
+// Near 0 and 100 with a digit more.
+const percent = (share) => (share / 10).toFixed(share % 1000 && (share > 994 || share < 6) ? 1 : 0) + "%";
+
 function cell(run, place, option) {
   const chosen = answers[run][place] === option;
   const worth = DATA.labelled && items[place].label !== null ? (items[place].label === option ? " good" : chosen ? " bad" : "") : "";
   const share = shares[run]?.[place][option];
   const bar = make("span", "fill");
   bar.style.width = share === undefined ? (chosen ? "100%" : "0") : share / 10 + "%";
-  const said = share === undefined ? (chosen ? DATA.letters[option] : "") : (share / 10).toFixed(share > 994 || share < 6 ? 1 : 0) + "%";
+  const said = share === undefined ? (chosen ? DATA.letters[option] : "") : percent(share);
   return make("td", `share${chosen ? " chosen" : ""}${worth}`, make("span", "track", bar, make("span", "said", said)));
 }
 
