@@ -16,6 +16,7 @@ python -m run.make_miniature
 python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --name miniature --jobs 2
 echo "next:"
 [ -z "$activation" ] || echo "    $activation"
+echo "    python -m run.report"
 echo "    python -m run.evaluate mini-polar mini-eeve vote-miniature"
 echo "    python -m run.vote mini-polar mini-eeve mini-spow12 --split dev"
 echo "    python -m run.test --model_id mini-polar --split dev --orders 6"

@@ -65,7 +65,7 @@ def test_the_quickstart_ends_with_commands_that_parse() -> None:
     text = (ROOT / "run" / "quickstart.bash").read_text(encoding="utf-8")
     after = text.split('echo "next:"')[1]
     commands = [shlex.split(line) for line in re.findall(r'echo "\s+(python -m .*)"', after)]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for words in commands:
         importlib.import_module(words[2]).make_parser().parse_args(words[3:])
     assert '[ -z "$activation" ] || echo "    $activation"' in after
