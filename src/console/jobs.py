@@ -113,6 +113,7 @@ class _Bars:
         def update(event: dict[str, Any]) -> None:
             nonlocal counted
             words, total = f"{job.name}: {event['stage']}", event["total"]
+            words += f", {event['note']}" if event.get("note") else ""
             self.progress.update(bar, description=words, completed=event["done"], total=total)
             if event["stage"] == "train" and total:  # scoring is short beside it
                 share = job.weight * event["done"] / total
