@@ -70,7 +70,7 @@ def _copy(adapter: ForeignAdapter, pinned: Recipe, part: Path) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"{adapter.source}: peft does not take its {CONFIG}: {error}") from error
     config, bare = load.check_base(pinned)
-    _refuse_other_vocabulary(adapter, part, config, pinned.model_id)
+    _refuse_other_vocabulary(adapter, config, pinned.model_id)
     if bare is not None:
         weights.check_adapter(bare, part, adapter.source, "If its base is another model, give it: --base MODEL")
     own = adapter.has_template and not pinned.tokenizer
@@ -82,10 +82,10 @@ def _copy(adapter: ForeignAdapter, pinned: Recipe, part: Path) -> None:
     print(f"tokenizer and chat template of {whose}{other}")
 
 
-def _refuse_other_vocabulary(adapter: ForeignAdapter, part: Path, config: Any, base: str) -> None:
+def _refuse_other_vocabulary(adapter: ForeignAdapter, config: Any, base: str) -> None:
     """UserError when the adapter comes with embeddings of another size than those of its base."""
     rows = config.get_text_config().vocab_size
-    for name, value in weights.read_headers([part / WEIGHTS]).items():
+    for name, value in weights.read_headers([adapter.folder / WEIGHTS]).items():
         parts = name.split(".")
         if ".lora_" not in name and any(one in parts for one in EMBEDDINGS) and value.ndim == 2 and len(value) != rows:
             raise UserError(

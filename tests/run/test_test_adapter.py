@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from run.test import main
 from run.vote import main as vote
@@ -194,8 +194,45 @@ def test_dialogues_and_merging(place: Path, backbone_folder: Folder, capsys: pyt
     main(["--model_id", "lora-adapter", "--data", str(place / "data"), "--split", "dev", "--dialogue", "blanked"])
     changed = Record.load(place / "results" / "lora-adapter-blanked")
     assert changed.weights == "lora-adapter" and changed.dialogue == "blanked"
+    main(
+        ["--model_id", "lora-adapter", "--data", str(place / "data"), "--split", "dev", "--other_prompt", "korean+cot"]
+    )
+    other = Record.load(place / "results" / "lora-adapter-korean+cot")
+    assert other.weights == "lora-adapter" and other.splits["dev"].items == 6
+
+
+def test_damaged_weights_are_named_where_they_lie(place: Path, backbone_folder: Folder) -> None:
+    source = adapter(backbone_folder("polar"), place / "lora")
+    file = source / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    told = problem_of(place, source)
+    assert told.startswith(f"{source} holds no complete model: adapter_model.safetensors is damaged or was not copied")
+    assert not (place / "results" / "lora-adapter").exists()
 
 
 def edit(source: Path, **changes: Any) -> None:
     path = source / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def test_a_base_that_is_kept_in_four_bits(
+    place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, base = backbone_folder("qwen2"), place / "qwen2-bnb-4bit"
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    quantised = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, quantization_config=how)
+    quantised.save_pretrained(base)
+    toys.tokenizer("qwen2").save_pretrained(base)
+    source = adapter(whole, place / "lora")
+    edit(source, base_model_name_or_path=str(base))
+    scored(place, source)
+    assert f"{base} is kept quantised, as it was trained on." in capsys.readouterr().out
+    run = place / "results" / "lora-adapter"
+    encoder = encoder_of(run, Record.load(run), place / "data")
+    stock = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), source)
+    found = torch.tensor([row.logits[0] for row in read_scores(run / "scores_dev.jsonl")])
+    assert torch.allclose(found, read_stock(stock.eval(), encoder, place), atol=1e-4)
+    # On the whole weights the numbers are others.
+    scored(place, source, "--base", str(whole), "--name", "whole")
+    rows = read_scores(place / "results" / "whole-adapter" / "scores_dev.jsonl")
+    assert not torch.allclose(found, torch.tensor([row.logits[0] for row in rows]), atol=1e-2)
