@@ -52,7 +52,7 @@ def _draw_loss(axes: Axes, steps: Sequence[tuple[int, float, float | None]]) -> 
     axes.set_ylabel("training loss")
     if steps:
         numbers, losses = [step for step, _, _ in steps], [loss for _, loss, _ in steps]
-        width = max(1, len(losses) // SMOOTHED)
+        width = max(1, len(losses) // SMOOTHED, min(10, len(losses) // 8))  # a short training is smoothed, too
         every = max(1, -(-len(losses) // MOST_DRAWN))
         axes.plot(
             numbers[::every], running_mean(losses, every)[::every], color=BLUE, alpha=0.3, linewidth=0.8, label="loss"

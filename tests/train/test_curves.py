@@ -16,7 +16,6 @@ from transformers import TrainerState, is_tensorboard_available
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from src.console.cli import UserError
-from src.figures import training as picture
 from src.figures.training import Evaluation, running_mean, training_curves
 from src.train import curves, reports
 from src.train.checkpoints import Place
@@ -136,7 +135,7 @@ def test_the_picture_shows_what_there_is(tmp_path: Path) -> None:
     loss, accuracy, rate, log_loss = figure.axes
     assert loss.get_ylabel() == "training loss" and rate.get_ylabel() == "learning rate"
     light, smooth = loss.get_lines()
-    assert len(light.get_xdata()) == 100 and smooth.get_label() == f"loss, mean of {100 // picture.SMOOTHED} steps"
+    assert len(light.get_xdata()) == 100 and smooth.get_label() == "loss, mean of 10 steps"
     assert [list(line.get_ydata()) for line in (accuracy.get_lines()[0], log_loss.get_lines()[0])] == [
         [0.7, 0.8],
         [0.9, 0.7],
