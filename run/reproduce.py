@@ -51,6 +51,7 @@ from src.prompt.prompts import load_prompt
 from src.runs.fold_table import fold_table
 from src.runs.record import Record
 from src.runs.run_list import accuracy_text
+from src.train import reports
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -84,6 +85,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, metavar="S", help="with --folds: each recipe with S seeds (default: 1)")
     shared = "with --folds: leave out the dialogues that train and dev share"
     parser.add_argument("--drop_shared", action="store_true", help=shared)
+    reports.add_flag(parser)
     task.add_flag(parser)
     trust.add_flag(parser)
     return parser
@@ -114,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = make_parser().parse_args(argv)
     check(arguments)
+    reports.check(arguments.report_to)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters end jobs with SIGTERM; the runs must end, too
     started = time.monotonic()
     console = make_console(markup=True)
@@ -124,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     for recipe in recipes.values():
         load_prompt(recipe.prompt)
     handed_on = ["--task", str(arguments.task)] if arguments.task else []
-    place = Place(RESULTS, arguments.data, "test" in splits, handed_on)
+    told = ["--report_to", *arguments.report_to] if arguments.report_to else []
+    place = Place(RESULTS, arguments.data, "test" in splits, handed_on, told)
     sizes = {**known, **{split: len(items) for split, items in splits.items()}}
     name = arguments.name or arguments.recipes[0].resolve().name
     asked = Asked(console, arguments, recipes, splits, sizes, place, name)

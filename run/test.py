@@ -4,12 +4,17 @@
     python -m run.test --model_id polar --split dev test --orders 6
     python -m run.test --model_id Qwen/Qwen2-7B-Instruct --method lora --split dev
     python -m run.test --model_id Qwen/Qwen2-7B-Instruct --prompt korean+cot --reasoning --samples 8 --split dev
+    python -m run.test --model_id out/my-lora --prompt korean --split dev
     python -m run.test --model_id polar --other_prompt korean+cot --split dev
     python -m run.test --model_id polar --split dev --dialogue blanked shuffled swapped
 
 The first two take a trained run with the prompt and template of its record; the next ones an untrained model from
 the hub or a folder (the zero-shot row), which becomes a run NAME-untrained. Writes scores_SPLIT.jsonl and
 predictions_SPLIT.json into the run's folder.
+
+A LoRA adapter that another tool left (TRL, LLaMA-Factory, axolotl, unsloth), a folder or a hub id with
+adapter_config.json, becomes a run NAME-adapter with a copy of it; vote with it by that name. Its base is the one that
+its config names, or --base. Its tokenizer and chat template are those in its folder, else the base's.
 
 With --reasoning the model writes its reasoning first, and the letters are read after it; the letters' probabilities of
 several sampled chains are averaged (self-consistency). The chains are in reasoning_SPLIT.jsonl. A trained run that is
@@ -38,7 +43,7 @@ from src.files.locks import Held, lock_folder
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
 from src.files.writing import write_text
 from src.items.changes import CHANGES, change_dialogues
-from src.model import hub, trust
+from src.model import foreign, hub, trust
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import load_prompt
@@ -70,7 +75,9 @@ UNTRAINED = (
 def make_parser() -> Parser:
     parser = Parser(__doc__, "run.test")
     parser.add_argument(
-        "--model_id", metavar="RUN_OR_MODEL", help="a run by name or folder, or an untrained model: hub id or folder"
+        "--model_id",
+        metavar="RUN_OR_MODEL",
+        help="a run by name or folder, or an untrained model or an adapter: hub id or folder",
     )
     parser.add_argument("--split", nargs="+", default=["test"], choices=SPLITS, help="splits to score (default: test)")
     own = f"folder of data_SPLIT.json, or one such file (default: what the run's record names, else {DATA})"
@@ -100,7 +107,9 @@ def make_parser() -> Parser:
     chains.add_argument("--top_p", type=float, metavar="X", help="sample from the likeliest tokens of this share (1.0)")
     chains.add_argument("--max_new_tokens", type=int, metavar="N", help="longest chain in tokens (default: 256)")
     chains.add_argument("--sampling_seed", type=int, metavar="N", help="of the chains (default: the recipe's seed)")
-    untrained = parser.add_argument_group("an untrained model", "a trained run has all this in its record")
+    words = "or an adapter of another tool; a trained run has all this in its record"
+    untrained = parser.add_argument_group("an untrained model", words)
+    untrained.add_argument("--base", metavar="MODEL", help="an adapter's base (default: what its config names)")
     add_recipe_flag(untrained)
     add_flags(untrained, UNTRAINED)
     untrained.add_argument("--limit", type=int, metavar="N", help="only N items, to try it out")
@@ -116,7 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_run(arguments.model_id)
     recipe = None if folder else read_recipe(arguments, method="lora")
     check(arguments, folder, recipe)
-    own = folder or (RESULTS / f"{recipe.name}-untrained" if recipe else Path())
+    adapter = None if folder else foreign.find_adapter(arguments.model_id, arguments.revision)
+    if adapter:
+        recipe = read_recipe(foreign.with_base(arguments, adapter), method="lora")
+    elif arguments.base:
+        raise UserError(f"--base goes with an adapter of another tool; {arguments.model_id} is none.")
+    own = folder or (RESULTS / f"{recipe.name}-{'adapter' if adapter else 'untrained'}" if recipe else Path())
     found = {split: load_own(arguments.data, split, [own]) for split in arguments.split}
     examples = examples_folder(arguments, own, next(path for _, path, _ in found.values()))
     for _, path, _ in found.values():
@@ -125,6 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     for items, _, _ in found.values():
         for how in arguments.dialogue:
             change_dialogues(items, how)  # refused here where it cannot be done
+    if adapter and recipe:
+        print("\n".join(foreign.base_words(adapter, recipe.model_id)))
     if recipe is not None:
         hub.check_there(recipe, Record.load(own).commits if record_path(own).is_file() else None)
 
@@ -133,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         from src.runs.scoring import open_run
 
     device = pick_device(arguments.device)
-    folder, record, sampling = pick_run(arguments, folder, recipe, examples)
+    folder, record, sampling = pick_run(arguments, folder or own, recipe, examples, adapter)
     if arguments.merge and not (folder / ADAPTER).is_dir():
         raise UserError(f"--merge: {folder} has no adapter; its method is {record.recipe.method}.")
     splits = []
@@ -230,19 +246,21 @@ def examples_folder(arguments: argparse.Namespace, own: Path, path: Path) -> Pat
 
 
 def pick_run(
-    arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None, examples: Path
+    arguments: argparse.Namespace,
+    folder: Path,
+    recipe: Recipe | None,
+    examples: Path,
+    adapter: foreign.ForeignAdapter | None = None,
 ) -> tuple[Path, Record, "Sampling | None"]:
-    """(folder, record, how chains are generated) of the run that is scored: an untrained model's, a trained one, or
-    one beside that for another prompt or for reasoning. folder: of a trained run, else None.
+    """(folder, record, how chains are generated) of the run that is scored: an untrained model's or adapter's, a
+    trained one, or one beside that for another prompt or for reasoning. folder: of the run without reasoning.
     """
     from src.runs.variants import rerun_with_prompt, untrained_run
 
     if recipe is not None:
         sampling = find_sampling(arguments, recipe.reasoning, recipe.seed)
-        words = [recipe.name, "untrained", *([suffix(sampling)] if sampling else [])]
-        folder = RESULTS / "-".join(words)
-        return folder, untrained_run(recipe, folder, arguments.device, examples), sampling
-    assert folder is not None
+        folder = folder.with_name("-".join([folder.name, *([suffix(sampling)] if sampling else [])]))
+        return folder, untrained_run(recipe, folder, arguments.device, examples, adapter), sampling
     record = read_run(folder)
     trained_on = record.recipe.reasoning
     reasons = trained_on if arguments.reasoning is None else arguments.reasoning

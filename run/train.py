@@ -5,8 +5,9 @@
     python -m run.train --model_id Qwen/Qwen2-7B --lr 2e-5 --epoch 3 --batch_size 1
 
 Settings come from the defaults, then the recipe, then the flags. The run lies in resource/results/NAME: the weights
-that answered most dev items, scores and predictions of dev, and record.json. The same command goes on after an
-interruption.
+that answered most dev items, scores and predictions of dev, record.json, and the curves of the training: training.png
+and training.csv. --report_to tensorboard (or wandb, mlflow, trackio …) also tells another tool as it goes on; what it
+writes here is in NAME/reports. The same command goes on after an interruption.
 """
 
 import sys

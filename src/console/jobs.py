@@ -96,6 +96,10 @@ def run_jobs(
     return failures
 
 
+WIDE = 120
+"""Columns of a terminal that has room for loss, learning rate and speed beside a bar and its times."""
+
+
 class _Bars:
     """One bar for all jobs, by their weights, and one for the stage of each job that runs."""
 
@@ -113,6 +117,7 @@ class _Bars:
         def update(event: dict[str, Any]) -> None:
             nonlocal counted
             words, total = f"{job.name}: {event['stage']}", event["total"]
+            words += f", {event['note']}" if event.get("note") and self.progress.console.width >= WIDE else ""
             self.progress.update(bar, description=words, completed=event["done"], total=total)
             if event["stage"] == "train" and total:  # scoring is short beside it
                 share = job.weight * event["done"] / total

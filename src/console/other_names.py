@@ -41,6 +41,7 @@ OURS = {
     "save_dir": "output_dir out_dir output_path save_path",
     "limit": "max_samples max_train_samples num_samples max_examples",
     "recipe": "config config_file cfg",
+    "report_to": "report_to use_wandb wandb_project wandb_entity log_with logging_dir",
     "jobs": "num_gpus n_jobs workers num_workers nproc_per_node num_processes",
 }
 """Our name → the names that others use, separated by blanks."""
@@ -64,7 +65,7 @@ REASONS = {
         "load_best_model_at_end metric_for_best_model greater_is_better"
     ),
     "nothing leaves the machine; what a run did is in its log.txt and record.json": (
-        "report_to push_to_hub hub_model_id hub_token hub_strategy wandb_project wandb_entity use_wandb logging_dir"
+        "push_to_hub hub_model_id hub_token hub_strategy"
     ),
     "a run trains on one GPU; several GPUs train several runs: python -m run.reproduce": (
         "deepspeed fsdp fsdp_config ddp_timeout ddp_find_unused_parameters device_map"

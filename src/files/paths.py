@@ -14,6 +14,10 @@ LOCK = ".lock"
 FOLDS = "folds.json"
 """In a folder of folds: what was divided, and which items each fold has. Beside it each fold has a folder of data."""
 RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
+TRAINING_CSV, TRAINING_PNG = "training.csv", "training.png"
+"""How a training went: numbers of each step, and a picture."""
+REPORTS = "reports"
+"""The folder in a run for what `--report_to` writes."""
 
 
 def record_path(run: str | Path) -> Path:

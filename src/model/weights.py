@@ -30,8 +30,12 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 ADAPTER_SETTINGS = (
     *("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version"),
     *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern"),
+    *("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "use_rslora", "use_dora"),
 )
-"""What may differ from peft's defaults in the config of our adapters. Other settings name modules, caches and files."""
+"""What may differ from peft's defaults in the config of an adapter that a run keeps: the last two lines in those of
+other tools (src/model/foreign.py). Other settings name Python modules, caches and files.
+"""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,6 +47,7 @@ DTYPES = {
     "I8": torch.int8,
     "BOOL": torch.bool,
 }
+EMBEDDINGS = re.compile(r"\.(embed_tokens|lm_head)(\.base_layer)?\.weight$")
 SHOWN = 6
 """Most names that a message lists."""
 
@@ -289,11 +294,13 @@ def refuse_adapter(source: str, repository: Mapping[str, Any]) -> None:
         )
 
 
-def check_adapter(model: Any, folder: Path) -> None:
+def check_adapter(model: Any, folder: Path, source: str = "", again: str = "Train it again.") -> None:
     """UserError when the adapter in `folder` does not fit `model`: tensors are missing, surplus or of another shape.
 
-    model: a base on the meta device, or one with the adapter loaded on it.
+    model: a base on the meta device, or one with the adapter loaded on it. source: what messages call the adapter, by
+    default its folder; again: how they end.
     """
+    source = source or str(folder)
     with hub.messages(str(folder)):
         if not isinstance(model, PeftModel):
             config = adapter_config(folder)
@@ -301,7 +308,7 @@ def check_adapter(model: Any, folder: Path) -> None:
                 model = PeftModel(model, config, low_cpu_mem_usage=True)
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"{folder} is no adapter for its base model: {str(error).splitlines()[0]}. Train the run again."
+                    f"{source} is no adapter for its base model: {str(error).splitlines()[0]}. {again}"
                 ) from error
         path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
@@ -309,6 +316,9 @@ def check_adapter(model: Any, folder: Path) -> None:
         there = {name: tuple(value.shape) for name, value in read_headers([path]).items()}
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     asked = {name: tuple(value.shape) for name, value in state.items()}
+    # peft saves embeddings and head beside an adapter that targets them, and loads them again.
+    beside = {name for name in there.keys() - asked.keys() if EMBEDDINGS.search(name)}
+    asked |= {name: tuple(value.shape) for name, value in model.state_dict().items() if name in beside}
     problems = []
     if missing := sorted(asked.keys() - there.keys()):
         problems.append(f"it lacks {_some(missing)}")
@@ -318,7 +328,7 @@ def check_adapter(model: Any, folder: Path) -> None:
         sizes = [f"{name} is {_size(there[name])}, expected {_size(asked[name])}" for name in other]
         problems.append(_some(sizes, "; "))
     if problems:
-        raise UserError(f"{folder} is not whole, or not of this base model: {'; '.join(problems)}. Train it again.")
+        raise UserError(f"{source} is not whole, or not of this base model: {'; '.join(problems)}. {again}")
 
 
 def adapter_config(folder: Path) -> LoraConfig:

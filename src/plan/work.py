@@ -25,12 +25,14 @@ class Place:
     data     folder of the splits
     test     whether there is a test split, to be scored
     task     the flag that hands the task on to a command, or nothing
+    reports  the flag of a training that reports to other tools, or nothing
     """
 
     results: Path
     data: Path
     test: bool
     task: Sequence[str] = ()
+    reports: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def command_left(wanted: Wanted) -> list[str]:
     if not record_path(folder).is_file():
         score = ["--score", "test"] if place.test else []
         module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
-        flags = [*wanted.flags, *where, *score, *place.task, *code]
+        flags = [*wanted.flags, *where, *score, *place.reports, *place.task, *code]
         return [sys.executable, "-m", module, "--recipe", str(wanted.file), *flags]
     record = Record.load(folder)
     differing = differing_settings(record.settings or {}, recipe)

@@ -37,7 +37,7 @@ def rerun_on_changed(folder: Path, record: Record, how: str) -> tuple[Path, Reco
             "they might show an item its own dialogue."
         )
     there = changed_folder(folder, how)
-    weights = record.weights if record.training is None else record.weights_in(folder).name
+    weights = record.weights_in(folder).name if record.has_weights else record.weights
     made = replace(record.without_results(), run=there.name, weights=weights, dialogue=how)
     if (there / RECIPE).is_file():
         raise UserError(f"{there} is a run of its own, and scores with the dialogue {how} would go there. Rename it.")

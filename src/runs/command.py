@@ -12,6 +12,7 @@ from src.files.paths import RESULTS
 from src.model import hub, trust
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name
+from src.train import reports
 
 
 def make_parser(doc: str | None, prog: str) -> Parser:
@@ -25,6 +26,7 @@ def make_parser(doc: str | None, prog: str) -> Parser:
         "--score", nargs="+", default=[], choices=("test",), help="also score this split while the model is loaded"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only N items of each split, to try things out")
+    reports.add_flag(parser)
     task.add_flag(parser)
     add_flags(parser)
     return parser
@@ -54,6 +56,7 @@ def train(
         )
     if objective:
         arguments.objective = objective
+    reports.check(arguments.report_to)
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
     refuse_bare_name(recipe.model_id)
@@ -68,10 +71,11 @@ def train(
             import torch
 
             from src.runs.scoring import result_line
-            from src.runs.training import train_run
+            from src.runs.training import Extras, train_run
 
         try:
-            record = train_run(recipe, folder, arguments.data, arguments.device, arguments.score, arguments.limit)
+            extras = Extras(arguments.score, arguments.limit, arguments.report_to)
+            record = train_run(recipe, folder, arguments.data, arguments.device, extras)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{recipe.name} ran out of GPU memory. What saves some: --gradient_checkpointing on, --method qlora, "

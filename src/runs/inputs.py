@@ -220,7 +220,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if folder is not None:
         record = read_run(folder)
         refuse_other_weights(folder, record)
-        return folder.name, record.pinned_recipe, record.weights_in(folder) if record.training is not None else None
+        return folder.name, record.pinned_recipe, record.weights_in(folder) if record.has_weights else None
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:

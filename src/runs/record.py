@@ -60,6 +60,7 @@ class Record:
     settings   the recipe as it stands in the file; None for a vote, and for another folder of answers alone
     data       split → the file that the run was trained on, or that chose its weights
     training   what the training leaves; None for an untrained model
+    adapter    where a LoRA adapter of another tool was taken from, and the digests of its files there
     weights    name of the run beside this one whose weights it uses, where they are not its own
     dialogue   how the dialogues of the items were changed (`src/items/changes.py`), where they were
     files      name → size and sha256 of the weights and tokenizer files that were trained, in the folder of that run
@@ -83,6 +84,7 @@ class Record:
     parameters: int | None = None
     training: Mapping[str, Any] | None = None
     device: str | None = None
+    adapter: Mapping[str, Any] | None = None
     weights: str | None = None
     dialogue: str | None = None
     files: Mapping[str, Any] | None = None
@@ -186,7 +188,7 @@ class Record:
         if self.settings is not None:
             found |= {"data": {split: file.as_json() for split, file in self.data.items()}}
             found |= {key: getattr(self, key) for key in ("trainable_parameters", "parameters", "training", "device")}
-        own = {key: getattr(self, key) for key in ("weights", "dialogue", "files", "base_files")}
+        own = {key: getattr(self, key) for key in ("adapter", "weights", "dialogue", "files", "base_files")}
         found |= {key: value for key, value in own.items() if value is not None}
         for orders, results in sorted({1: {}, **self.by_orders}.items()):
             found[results_key(orders)] = {split: result.as_json() for split, result in results.items()}
@@ -210,6 +212,11 @@ class Record:
     def is_vote(self) -> bool:
         """Whether there is no model: a vote, or another folder of answers alone."""
         return self.settings is None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model is more than its base: trained here, or with an adapter of another tool."""
+        return self.training is not None or self.adapter is not None
 
     @functools.cached_property
     def recipe(self) -> Recipe:

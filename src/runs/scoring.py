@@ -60,7 +60,7 @@ def open_run(
     print_notes(encoder, splits)
     announce(found, device)
     weights, recipe = record.weights_in(folder), record.pinned_recipe
-    network = load.load_run(weights, recipe, device, trained=record.training is not None)
+    network = load.load_run(weights, recipe, device, trained=record.has_weights)
     if record.training is None and not record.base_files:  # the base model may have been downloaded just now
         record = dataclasses.replace(record, base_files=digests_json(base_noted(recipe)))
     return OpenRun(folder, record, encoder, scorer_for(network, encoder, recipe))

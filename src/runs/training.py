@@ -4,7 +4,7 @@ import gc
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,25 @@ from src.runs.record import Record
 from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
 from src.runs.versions import made_with
 from src.train.checkpoints import Place
+from src.train.curves import draw
 from src.train.fine_tuning import Outcome, fine_tune
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked for beside a recipe; nothing of it changes the weights of a whole run.
+
+    also_score  more splits, labelled or not
+    limit       only so many items of each split
+    report_to   other tools that are told of the training (src/train/reports.py)
+    """
+
+    also_score: Sequence[str] = ()
+    limit: int | None = None
+    report_to: Sequence[str] = ()
+
+
+NO_EXTRAS = Extras()
 
 
 def train_run(
@@ -31,15 +49,14 @@ def train_run(
     folder: Path,
     data_folder: Path,
     device_name: str | None = None,
-    also_score: Sequence[str] = (),
-    limit: int | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Record:
     """Trains `recipe` in `folder`, scores dev with the best weights as saved on disk, and returns the record, which is
     written last.
 
-    An unfinished run of the same recipe and data goes on where it stopped. also_score: more splits, labelled or not.
-    limit: only so many items of each split.
+    An unfinished run of the same recipe and data goes on where it stopped.
     """
+    also_score = extras.also_score
     started = time.monotonic()
     device = load.pick_device(device_name)
     if device.type == "cuda" and device.index:
@@ -47,7 +64,7 @@ def train_run(
             f"--device {device}: training takes the first GPU it sees; "
             f"put CUDA_VISIBLE_DEVICES={device.index} in front of the command instead."
         )
-    given = gather(recipe, folder, data_folder, also_score, limit)
+    given = gather(recipe, folder, data_folder, also_score, extras.limit)
     began = began_with(folder)
     pinned = hub.pin(recipe, began.commits if began else None)
     load.check_trainable(pinned)
@@ -61,7 +78,7 @@ def train_run(
         refuse_other_text(folder, record.template, began.template)
     print_notes(encoder, [split.items for split in given.splits.values()])
     inputs = {**given.hashes, **hub.commits(pinned), "template": record.template.as_json()}
-    place = Place.at(folder, {"recipe": asdict(recipe), "inputs": inputs})
+    place = Place.at(folder, {"recipe": asdict(recipe), "inputs": inputs}, extras.report_to)
     base = base_noted(pinned)
     write_json(folder / INPUTS, inputs)
     write_text(folder / RECIPE, recipe.dump())
@@ -84,6 +101,7 @@ def train_run(
         place.held.refuse_gone()
         record.save(folder)
         run = replace(run, record=record)
+    draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
     return run.record
 
 

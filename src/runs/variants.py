@@ -1,4 +1,6 @@
-"""Runs that are scored without a training of their own: the bare base model, and a trained run under another prompt."""
+"""Runs that are scored without a training of their own: the bare base model, an adapter of another tool on it, and a
+trained run under another prompt.
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,6 +9,7 @@ from src.console.cli import UserError
 from src.data import DATA
 from src.files.paths import record_path, weights_folder
 from src.model import hub, load
+from src.model.foreign import ForeignAdapter
 from src.model.recipes import Recipe, differing_settings
 from src.prompt.prompts import load_prompt, parse_prompt
 from src.runs.encoder import (
@@ -17,24 +20,41 @@ from src.runs.encoder import (
     refuse_other_text,
     template_facts,
 )
+from src.runs.facts import digests_json
+from src.runs.noted import weights_noted
 from src.runs.record import Record
+from src.runs.taken import adapter_facts, same_adapter, take_adapter, trained_in
 from src.runs.training import new_record
 
 
-def untrained_run(recipe: Recipe, folder: Path, device_name: str | None = None, data_folder: Path = DATA) -> Record:
-    """The record of the bare base model under a prompt: the zero-shot row of a table. Nothing is written yet.
+def untrained_run(
+    recipe: Recipe,
+    folder: Path,
+    device_name: str | None = None,
+    data_folder: Path = DATA,
+    adapter: ForeignAdapter | None = None,
+) -> Record:
+    """The record of the bare base model under a prompt: the zero-shot row of a table. With an adapter, of that on it;
+    then the run's folder gets a copy of it. Nothing else is written yet.
 
     When `folder` has one of the same settings, its scored splits are kept. data_folder: where a prompt with examples
     finds the training split.
     """
     prompt = load_prompt(recipe.prompt)
     there = Record.load(folder) if record_path(folder).is_file() else None
+    taken = adapter_facts(adapter) if adapter else None
+    if taken and there and not same_adapter(there.adapter, taken):
+        raise UserError(f"{folder} holds scores of another adapter. Delete it, or give another --name.")
     pinned = hub.pin(recipe, there.commits if there else None)
     frozen = frozen_of(there.template) if there else None
     library = find_library(prompt, data_folder, recipe.reasoning)
-    encoder = make_encoder(pinned, prompt, library=library, frozen=frozen)
     device = load.pick_device(device_name)
+    kept = take_adapter(adapter, taken, pinned, folder) if adapter and taken else None
+    encoder = make_encoder(pinned, prompt, kept, library, frozen)
     record = replace(new_record(folder.name, recipe, pinned, encoder, data_folder, device), trainable_parameters=0)
+    if kept is not None:
+        trained, files = trained_in(kept), digests_json(weights_noted(folder))
+        record = replace(record, adapter=taken, trainable_parameters=trained, files=files)
     if there is None:
         return record
     differing = differing_settings(there.settings or {}, recipe)

@@ -74,7 +74,8 @@ class LetterHead(torch.nn.Module):
         super().__init__()
         ids = torch.tensor(list(letter_ids), device=head.weight.device)
         weight = head.weight.detach()[ids].float()
-        for name in getattr(head, "active_adapters", ()):  # LoRA on the head itself
+        lora = hasattr(head, "lora_B")  # on the head itself; peft also wraps one that was trained whole
+        for name in head.active_adapters if lora else ():
             weight += head.scaling[name] * head.lora_B[name].weight[ids].float() @ head.lora_A[name].weight.float()
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         bias = getattr(head, "bias", None)

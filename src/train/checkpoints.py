@@ -32,15 +32,17 @@ NAME = re.compile(r"checkpoint-(\d+)")
 class Place:
     """Where a training keeps what it has.
 
-    begun  what the run was begun with, as JSON; each checkpoint has it
+    begun      what the run was begun with, as JSON; each checkpoint has it
+    report_to  other tools that are told of the training as it goes on (src/train/reports.py)
     """
 
     held: Held
     begun: Mapping[str, Any] = field(default_factory=dict)
+    report_to: Sequence[str] = ()
 
     @classmethod
-    def at(cls, folder: Path, begun: Mapping[str, Any] | None = None) -> "Place":
-        return cls(Held.of(folder), begun or {})
+    def at(cls, folder: Path, begun: Mapping[str, Any] | None = None, report_to: Sequence[str] = ()) -> "Place":
+        return cls(Held.of(folder), begun or {}, report_to)
 
     @property
     def folder(self) -> Path:

@@ -31,6 +31,7 @@ from src.train.checkpoints import (
     find_checkpoint,
     refuse_unreadable,
 )
+from src.train.curves import Curve
 from src.train.guard import check_rows_against_single
 from src.train.keep import (
     best_of,
@@ -40,6 +41,7 @@ from src.train.keep import (
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
+from src.train.reports import report_to
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import compiler, layouts
 from src.tree.compiled import obstacle, rows_on_gpu
@@ -192,16 +194,20 @@ def _run(trainer: LetterTrainer, steps: int, checkpoint: Checkpoint | None) -> N
     """Trains to the end, from `checkpoint` if there is one. steps: all optimizer steps of the run."""
     best = trainer.best
     best.prepare(checkpoint)
+    curve = Curve(best.place.folder, lambda: (trainer.last_loss, trainer.last_items))
     with progress.stage("train", steps) as bar:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(best)
-        trainer.add_callback(log.Bar(bar, lambda: trainer.last_loss))
+        trainer.add_callback(curve)
+        trainer.add_callback(log.Bar(bar, lambda: trainer.last_loss, curve))
+        report_to(trainer, best.place)
         if checkpoint is None:
             trainer.train()
             return
         print(f"going on from {checkpoint.folder}")
         trainer.checkpoint = checkpoint
         trainer.state = TrainerState.load_from_json(f"{checkpoint.folder}/{TRAINER_STATE_NAME}")
+        curve.go_on(trainer.state)
         if best.patience_is_over(trainer.state):
             trainer._load_from_checkpoint(str(checkpoint.folder))
         else:

@@ -16,6 +16,7 @@ from src.console.words import counted
 from src.model.memory import MemoryPlan
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
+from src.train.curves import Curve
 from src.train.objectives import Objective
 from src.train.order import epoch_steps
 from src.tree.layouts import GPU_ROW, TrainingLayout, sharing_factor
@@ -99,12 +100,12 @@ def layout_words(layout: Layout, factor: float) -> str:
 
 
 class Bar(TrainerCallback):
-    """Progress bar over the steps, with the loss of the last step and the learning rate of the next. A NaN or infinite
-    loss ends the training.
+    """Progress bar over the steps, with the loss of the last step, the learning rate of the next, and items a second. A
+    NaN or infinite loss ends the training.
     """
 
-    def __init__(self, bar: progress.Progress, last_loss: Callable[[], torch.Tensor]) -> None:
-        self.bar, self.last_loss, self.noted = bar, last_loss, -math.inf
+    def __init__(self, bar: progress.Progress, last_loss: Callable[[], torch.Tensor], curve: Curve) -> None:
+        self.bar, self.last_loss, self.curve, self.noted = bar, last_loss, curve, -math.inf
 
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self.bar.begin(state.global_step, state.max_steps)
@@ -113,7 +114,8 @@ class Bar(TrainerCallback):
         # Reading the loss waits for the GPU.
         if time.monotonic() - self.noted >= NOTED or state.global_step == state.max_steps:
             self.noted = time.monotonic()
-            self.bar.note(f"loss {self.last_loss().item():.4f}, lr {lr_scheduler.get_last_lr()[0]:.2e}")
+            note = f"loss {self.last_loss().item():.4f}, lr {lr_scheduler.get_last_lr()[0]:.2e}"
+            self.bar.note(note + (f", {rate:.3g} items/s" if (rate := self.curve.rate) else ""))
         self.bar.update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]

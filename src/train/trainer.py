@@ -122,6 +122,8 @@ class LetterTrainer(Trainer):
         """Why compiling failed; "" if it did not."""
         self.last_loss: torch.Tensor
         """Loss of the last step."""
+        self.last_items = 0
+        """Items in it."""
         self.graphs: StepGraphs | None = None
         self.uncaptured: str | None = None
         """Why steps are not captured as CUDA graphs; "" when they are, None before the first step."""
@@ -203,6 +205,7 @@ class LetterTrainer(Trainer):
         """
         if not model.training:
             model.train()
+        self.last_items = len(inputs["examples"])
         self.last_loss = self._or_standard(lambda: self._step(model, inputs, num_items_in_batch))
         return self.last_loss
 

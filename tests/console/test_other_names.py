@@ -54,7 +54,7 @@ def test_a_mistyped_name_of_another_trainer() -> None:
         ("save_steps", "once an epoch"),
         ("logging_steps", "once an epoch"),
         ("per_device_eval_batch_size", "as long as the GPU's memory allows"),
-        ("report_to", "nothing leaves the machine"),
+        ("push_to_hub", "nothing leaves the machine"),
         ("deepspeed", "run.reproduce"),
         ("max_steps", "epoch counts passes"),
     ],
@@ -66,6 +66,8 @@ def test_what_there_is_not_here_has_a_reason(theirs: str, reason: str) -> None:
 
 def test_flags_that_are_no_keys_and_flags_of_other_commands() -> None:
     assert hint("dataset", FIELDS) == " It is no key of a recipe but the flag --data."
+    assert hint("report_to", FIELDS) == " It is no key of a recipe but the flag --report_to."
+    assert hint("--use_wandb", FLAGS) == " Did you mean '--report_to'?"
     assert hint("output_dir", FIELDS) == " It is no key of a recipe but the flag --save_dir."
     assert hint("--output_dir", FLAGS) == " Did you mean '--save_dir'?"
     assert hint("--output_dir", ["--out"]) == " Did you mean '--out'?"

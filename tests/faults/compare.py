@@ -12,8 +12,10 @@ from tests.faults.world import Done
 
 VOLATILE = ("seconds", "peak_memory_bytes", "resumed_from", "commit")
 """Keys of records that differ from one sound run to the next. So do keys that end in `_at` (points in time)."""
-UNREAD = ("log.txt", "README.md", ".lock", ".digests.json")
-"""Files whose bytes may differ: nothing reads them back, or they name processes and times."""
+UNREAD = ("log.txt", "README.md", ".lock", ".digests.json", "training.csv", "training.png")
+"""Files whose bytes may differ: nothing reads them back, or they name processes and times. A run that was killed after
+its record was written has no picture.
+"""
 LEFT = re.compile(r"(^|/)\.[^/]*\.tmp$|(^|/)\.tmp[^/]*$|\.(part|old|tmp)(/|$)")
 """Paths of files that a command makes on the way, and that must be gone in the end."""
 ACTION = re.compile(r"python -m|delete|give|free|room|train|score|wait|restore|again|--\w+", re.IGNORECASE)

@@ -52,6 +52,8 @@ def test_a_run_that_is_not_there_is_trained_and_scored(place: Place) -> None:
     ]
     assert "--score" not in left(replace(place, test=False))
     assert left(place, RECIPE.replace(objective="orpo"))[2] == "orpo.orpo_train"
+    told = replace(place, reports=("--report_to", "tensorboard"))
+    assert left(told) == [*words[:-2], "--report_to", "tensorboard", "--task", "mine.yaml"]
     assert left(place, RECIPE, ["--seed", "7"])[3:8] == ["--recipe", str(FILE), "--seed", "7", "--data"]
 
 
@@ -61,6 +63,7 @@ def test_a_finished_run_is_scored_on_another_test_split_and_else_left_alone(plac
     make_split(place.data, "test", 5)
     folder = str(place.results / "polar")
     words = left(place)
+    assert left(replace(place, reports=("--report_to", "tensorboard"))) == words, "scoring reports to nobody"
     assert words[2:] == [
         "run.test",
         "--model_id",

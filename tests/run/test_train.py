@@ -72,7 +72,7 @@ def test_a_run_leaves_these_files(place: Path, backbone_folder: Folder, capsys: 
     run, said = place / "run", capsys.readouterr().out
     assert files(run) == sorted(
         [
-            *("adapter", "checkpoints", "inputs.json", "recipe.yaml", "record.json"),
+            *("adapter", "checkpoints", "inputs.json", "recipe.yaml", "record.json", "training.csv", "training.png"),
             *("predictions_dev.json", "predictions_test.json", "scores_dev.jsonl", "scores_test.jsonl"),
         ]
     )

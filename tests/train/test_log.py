@@ -32,7 +32,7 @@ def test_the_bar_has_the_steps_loss_and_learning_rate(
     with os.fdopen(reading) as lines:
         events = [json.loads(line) for line in lines]
     assert {(event["stage"], event["total"]) for event in events} == {("train", 12)} and events[-1]["done"] == 12
-    assert re.fullmatch(r"loss \d\.\d{4}, lr \d\.\d\de[+-]\d\d", events[-1]["note"])
+    assert re.fullmatch(r"loss \d\.\d{4}, lr \d\.\d\de[+-]\d\d, [\d.e+]+ items/s", events[-1]["note"])
 
 
 def test_what_larger_steps_would_share_is_said(
