@@ -33,7 +33,7 @@ def growth(points: Sequence[tuple[int, float]], heading: str, label: str) -> Fig
     axes.plot([0, max(tokens)], [0, slope * max(tokens)], color=LINE, label=f"{1 / slope:,.0f} tokens a second")
     axes.plot(tokens, seconds, "o", color=BLUE, label=label)
     axes.set(xlim=0, ylim=0)
-    axes.set_title(heading, fontsize=9)
+    axes.set_title(heading, loc="center", fontsize=9)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     return figure

@@ -61,7 +61,7 @@ def reliability(panels: Sequence[Panel], heading: str) -> Figure:
             axes.remove()
             continue
         axes.set(xlim=(lowest, HIGHEST), ylim=(lowest, HIGHEST), aspect="equal")
-        axes.set_title(titles[place], fontsize=8.5, fontfamily=families())
+        axes.set_title(titles[place], loc="center", fontsize=8.5, fontfamily=families())
         _draw(axes, panels[place])
         if place + across >= len(panels):  # the lowest of its column
             axes.set_xlabel("mean probability of the answer", fontsize=9)

@@ -177,12 +177,15 @@ def test_an_adapter_that_asks_for_more_than_ours_do(backbone_folder: Folder, tmp
     for odd in (
         {"megatron_config": {"a": 1}, "megatron_core": "megatron.theirs"},
         {"auto_mapping": {"base_model_class": "x", "parent_library": "theirs"}},
-        {"modules_to_save": ["lm_head"]},
         {"layer_replication": [[0, 1]]},
     ):
         file.write_text(json.dumps({**ours, **odd}), encoding="utf-8")
         with pytest.raises(UserError, match=rf"json sets .*{next(iter(odd))}.*, which no adapter of ours does"):
             load_run(tmp_path, recipe, CPU)
+    # Adapters of other tools may keep whole modules; ours has none of their weights.
+    file.write_text(json.dumps({**ours, "modules_to_save": ["lm_head"]}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"not whole, or not of this base model: it lacks .*lm_head"):
+        load_run(tmp_path, recipe, CPU)
     file.write_text('{"peft_type": "LOHA"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"json: found LoHaConfig, allowed: LoraConfig"):
         load_run(tmp_path, recipe, CPU)

@@ -453,7 +453,7 @@ def test_changed_dialogues_that_are_refused(
     record = stored(place / "results" / "base-untrained-blanked")
     assert record["dialogue"] == "blanked" and "weights" not in record and record["base_files"]
     assert not (place / "results" / "base-untrained").exists()
-    assert "itself, when it is scored, too: python -m run.evaluate base-untrained\n" in capsys.readouterr().out
+    assert "itself, when it is scored, too: python -m run.evaluate base-untrained --data " in capsys.readouterr().out
     told = problem_of(place, "base-untrained-blanked", "--split", "dev", "--dialogue", "swapped")
     assert "base-untrained-blanked is a run on dialogues that are blanked; --dialogue is for the run itself" in told
     (place / "results" / "lora-swapped").mkdir()
