@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft.tuners import lora
 
-from src.model.dropout import seed_dropout
+from src.model.dropout import replace_dropout
 
 GRID = 8
 """The rank is padded to a multiple of this."""
@@ -66,14 +66,14 @@ class Member:
 
 def patch_lora_forward(model: Any) -> None:
     """Replaces the forward pass of all plain LoRA layers in `model`, linear or in 4 bits, by an equivalent one, and
-    their dropout on a GPU.
+    their dropout by a faster one.
     """
     found = []
     for module in model.modules():
         if _is_plain(module):
             module.forward = types.MethodType(_forward, module)
             found.append(module)
-    seed_dropout(found)
+    replace_dropout(found)
     for parent in model.modules() if JOINED else ():
         for names in TOGETHER:
             layers: list[Any] = [getattr(parent, name, None) for name in names]

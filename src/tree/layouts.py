@@ -20,13 +20,30 @@ from src.tree.compiler import SPEEDUP
 from src.tree.prefix import BLOCK
 from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes
 
-CPU_TREE, CPU_BATCH = 512, 2048
-"""Tokens on a CPU of a row of a tree (about a dialogue), and of a padded batch (as much as stays in the caches)."""
-CPU_MASKED = 1.5
-"""How many times longer a CPU takes for attention with a mask than for causal attention: 1.1 at 351 tokens, 1.3 to 1.5
-at 640 and 1,024 (torch 2.13, one core). At the miniature's size a row for each dialogue took 22 to 36 % less time than
-batches.
+CPU_TREE, CPU_BATCH = 512, 1024
+"""Tokens on a CPU of the shortest rows of a tree (about a dialogue), and of a padded batch: as much as stays in the
+caches. Batches of 1,024 tokens took 15 to 18 % less time than of 2,048 in training two of the miniature's backbones.
 """
+CPU_TREES = (CPU_TREE, 768, 1024, 2048)
+"""Tokens of a tree's rows to choose from on a CPU."""
+CPU_SEEN = 48
+"""Prompts by which rows for scoring are chosen on a CPU: laying out all of them several times would take seconds."""
+CPU_MASKED = 1.3
+"""How many times longer a CPU takes for attention with a mask than for causal attention without: 1.1 at 351 tokens, 1.3
+to 1.5 at 640 and 1,024 (torch 2.13, one core).
+"""
+CPU_ELEMENTWISE = 1150
+"""What else a layer does with a token on a CPU (norms, activations, sums), in the time of so many multiplications and
+additions for each feature of the hidden state. By this count one of the miniature's backbones reads its dev split in
+.75, .67, .69 and .97 of the padded batches' time as a tree in rows of 512, 768, 1,024 and 2,048 tokens; .79, .68, .71
+and 1.11 were measured.
+"""
+CPU_SOFTCAPPED = 1.4
+"""The same for attention whose logits are capped, which has no fused kernel: .85 and .89 of the padded batches' time were
+measured in rows of 512 and 1,024 tokens, 3.4 in rows of 2,048.
+"""
+CPU_SURE = 1.1
+"""How many times longer padded batches have to take, by that count, before a CPU computes trees instead."""
 GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU: more than enough to keep it busy."""
 ROOM = 0.6
@@ -143,7 +160,7 @@ def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     memory = choose_memory_plan(training.shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
     padded = Layout("padded", most, training.pad_id, sequences=sequences)
-    tree = Layout("tree", max(CPU_TREE, training.longest), training.pad_id)
+    tree = _cpu_tree(training.shape, some, training.longest, training.pad_id)
     # The answers of an item differ only at their ends: the miniature learns them 2.4 times faster as a tree.
     if on_cpu and (
         recipe.share_prefixes == "on"
@@ -212,10 +229,12 @@ def scoring_layout(
     "on", "off") says.
     """
     if not compiled:
-        tree = Layout("tree", max(CPU_TREE, max(map(len, prompts))), pad_id)
         padded = Layout("padded", CPU_BATCH, pad_id)
-        pays = share == "auto" and device.type == "cpu" and _pays(shape, [(prompts, None)], tree, padded)
-        return tree if share == "on" or pays else padded
+        if share == "off" or (share == "auto" and device.type != "cpu"):
+            return padded
+        step: GroupedSequences = (prompts[:CPU_SEEN], None)
+        tree = _cpu_tree(shape, [step], max(map(len, prompts)), pad_id)
+        return tree if share == "on" or _pays(shape, [step], tree, padded) else padded
     tokens = min(GPU_SCORING, scoring_tokens(shape, free_bytes(device)))
     tokens = max(tokens, max(map(len, prompts)))
     rows = sizes(prompts, Layout("tree", tokens, pad_id))
@@ -268,15 +287,31 @@ def _sizes(step: GroupedSequences, layout: Layout) -> list[int]:
     return sizes(step[0], layout, step[1])
 
 
+def _cpu_tree(shape: Shape, steps: Sequence[GroupedSequences], longest: int, pad_id: int) -> Layout:
+    """Of a tree's rows that hold `longest` tokens, those that a CPU computes `steps` in soonest."""
+    budgets = sorted({max(tokens, longest) for tokens in CPU_TREES})
+    return min((Layout("tree", tokens, pad_id) for tokens in budgets), key=lambda tree: _tree_cost(shape, steps, tree))
+
+
 def _pays(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout, padded: Layout) -> bool:
-    """Whether a CPU needs fewer multiplications for the tree's rows than for padded batches. Those of masked attention
-    count more.
-    """
-    linear, attention = 2 * shape.linear_parameters / shape.layers, 4 * shape.query_size
-    tree_cost = padded_cost = 0.0
+    """Whether a CPU computes the tree's rows sooner than padded batches."""
+    linear, attention = _cpu_costs(shape)
+    cost = 0.0
     for step in steps:
-        tree_cost += sum(rows * (linear + attention * CPU_MASKED * rows) for rows in _sizes(step, tree))
-        batches = _sizes(step, padded)
         mean = sum(map(len, step[0])) / len(step[0])
-        padded_cost += sum(batches) * (linear + attention * mean)
-    return WORTHWHILE * tree_cost <= padded_cost
+        cost += sum(_sizes(step, padded)) * (linear + attention * mean)
+    return CPU_SURE * _tree_cost(shape, steps, tree) <= cost
+
+
+def _tree_cost(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout) -> float:
+    linear, attention = _cpu_costs(shape)
+    rows = [tokens for step in steps for tokens in _sizes(step, tree)]
+    return sum(tokens * (linear + attention * CPU_MASKED * tokens) for tokens in rows)
+
+
+def _cpu_costs(shape: Shape) -> tuple[float, float]:
+    """What a layer of a CPU takes: (for each token, for each pair of tokens in causal attention without a mask), in
+    multiplications and additions.
+    """
+    linear = 2 * shape.linear_parameters / shape.layers + CPU_ELEMENTWISE * shape.hidden_size
+    return linear, 4 * shape.query_size * (CPU_SOFTCAPPED if shape.model_type == "gemma2" else 1)

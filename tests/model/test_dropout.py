@@ -1,11 +1,11 @@
-"""Dropout whose masks follow from seeds."""
+"""Dropout of adapters: on a GPU masks follow from seeds, on a CPU from the generator."""
 
 import math
 
 import pytest
 import torch
 
-from src.model.dropout import SeededDropout, kept, other_dropout, redraw, seeds_of
+from src.model.dropout import CpuDropout, SeededDropout, kept, other_dropout, redraw, seeds_of
 from src.model.load import add_adapter
 from tests import toys
 
@@ -21,7 +21,7 @@ def seeded(count: int = 4) -> list[SeededDropout]:
 
 def test_the_share_that_is_dropped_is_p_everywhere() -> None:
     ones = torch.ones(2000, 1024)
-    for dropout in seeded():
+    for dropout in [*seeded(), CpuDropout(P)]:
         dropped = (dropout(ones) == 0).double()
         for axis in (0, 1):
             count = ones.shape[axis]
@@ -32,8 +32,10 @@ def test_the_share_that_is_dropped_is_p_everywhere() -> None:
             assert (one * other).mean().item() == pytest.approx(P * P, rel=0.1), "neighbours are independent"
 
 
-def test_what_is_kept_is_scaled_and_evaluations_drop_nothing() -> None:
-    (dropout, *_), values = seeded(), torch.randn(300, 40)
+@pytest.mark.parametrize("dropout", [seeded()[0], CpuDropout(P)])
+def test_what_is_kept_is_scaled_and_evaluations_drop_nothing(dropout: torch.nn.Module) -> None:
+    values = torch.randn(300, 41)
+    dropout.train()
     left = dropout(values)
     assert 0 < (left == 0).sum() < left.numel()
     torch.testing.assert_close(left[left != 0], values[left != 0] / (1 - P))
@@ -62,8 +64,22 @@ def test_seeds_are_drawn_from_the_generator_and_are_no_part_of_a_file() -> None:
     assert torch.equal(one.seeds, other.seeds) and not one.state_dict()
 
 
-def test_a_model_on_the_cpu_keeps_torch_s_own() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_on_a_cpu_the_generator_decides_and_the_backward_pass_has_the_mask_too(dtype: torch.dtype) -> None:
+    values = torch.ones(7, 33, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    first = CpuDropout(0.5)(values)
+    first.sum().backward()
+    assert first.dtype == dtype and torch.equal(values.grad, first), "of ones, the gradient is the output"
+    assert not torch.equal(CpuDropout(0.5)(values), first)
+    torch.manual_seed(1)
+    assert torch.equal(CpuDropout(0.5)(values), first)
+
+
+def test_a_model_on_the_cpu_draws_from_the_generator() -> None:
     network = add_adapter(toys.network("qwen2"), toys.recipe("none", "qwen2", method="lora", lora_dropout=P))
+    found = [module for module in network.modules() if isinstance(module, torch.nn.Dropout)]
+    assert found and all(isinstance(module, CpuDropout) and module.p == P for module in found)
     assert seeds_of(network) is None and other_dropout(network.modules())
     assert seeds_of(torch.nn.Sequential(*seeded())) is not None
     assert not other_dropout(torch.nn.Sequential(*seeded(), torch.nn.Dropout(0.0)).modules())
