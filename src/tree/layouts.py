@@ -39,8 +39,8 @@ additions for each feature of the hidden state. By this count one of the miniatu
 and 1.11 were measured.
 """
 CPU_SOFTCAPPED = 1.4
-"""The same for attention whose logits are capped, which has no fused kernel: .85 and .89 of the padded batches' time were
-measured in rows of 512 and 1,024 tokens, 3.4 in rows of 2,048.
+"""The same for attention whose logits are capped, which has no fused kernel: .85 and .89 of the padded batches' time
+were measured in rows of 512 and 1,024 tokens, 3.4 in rows of 2,048.
 """
 CPU_SURE = 1.1
 """How many times longer padded batches have to take, by that count, before a CPU computes trees instead."""
