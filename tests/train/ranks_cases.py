@@ -16,7 +16,7 @@ CASES: dict[str, dict[str, Any]] = {
     "answers in random order": {"objective": "answer", "order": "shuffled", "batch_size": 7, "loss_per": "token"},
     "orpo in a tree": {"objective": "orpo", "order": "dialogue", "batch_size": 2, "gradient_accumulation_steps": 2}
     | {"share_prefixes": "on"},
-    "all parameters": {"method": "full", "objective": "letter", "batch_size": 2, "optimizer": "fp32", "lr": 1e-3},
+    "all parameters": {"method": "full", "objective": "letter", "batch_size": 2, "optimizer": "fp32", "lr": 2e-4},
 }
 
 
@@ -48,3 +48,10 @@ def interrupted(folder: Path) -> None:
         return
     finally:
         trainer.LetterTrainer.training_step = before  # type: ignore[method-assign]
+
+
+def words(place: Path, run: str) -> list[str]:
+    """Of the command that trains in the folder `run`."""
+    where = ("--data", place / "data", "--prompt", place / "short.yaml", "--save_dir", place / run)
+    model = ("--model_id", place / "backbone", "--backbone", "qwen2", "--method", "lora", "--lora_dropout", "0")
+    return list(map(str, [*model, *where, "--device", "cpu", "--lr", "3e-3"]))
