@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from src.console.environment import processes
+
 PARENT = "CCI_PARENT"
 """Environment variable with the process id of whoever started the command and wants it to end with itself."""
 PATIENCE = 1.0
@@ -99,13 +101,17 @@ def pausing() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """Has this process killed when the one that PARENT names ends; ends it now if that has ended already."""
+    """Has this process killed when the one that PARENT names ends; ends it now if that has ended already.
+
+    A launcher (torchrun) stands between its ranks and whoever started it. Each rank is killed with the launcher.
+    """
     number = os.environ.pop(PARENT, "")
     if not number.isdigit():
         return
+    parent = os.getppid() if processes() > 1 else int(number)
     if not _killed_with_parent():
-        threading.Thread(target=_watch, args=(int(number),), daemon=True).start()
-    if os.getppid() != int(number):
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
         os._exit(128 + signal.SIGTERM)
 
 

@@ -168,6 +168,31 @@ def test_a_command_ends_with_the_script_that_started_it(tmp_path: Path, asks: bo
         made.wait()
 
 
+RANK = """
+import os, sys, time
+from src.console.children import follow_parent
+follow_parent()
+open(sys.argv[1] + ".part", "w").write(str(os.getpid()))
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+time.sleep(600)
+"""
+"""What a rank does at its start. The rest of it waits for the other ranks."""
+
+
+def test_a_rank_ends_with_its_launcher_which_stands_between(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    launcher = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    command = [sys.executable, "-c", launcher, sys.executable, "-c", RANK, str(told)]
+    made = subprocess.Popen(command, env={**os.environ, PARENT: str(os.getpid()), "WORLD_SIZE": "2"})
+    try:
+        assert wait_for(told.is_file, 30), "it does not take the launcher for its parent's successor"
+        made.kill()
+        assert wait_for(lambda: not is_alive(int(told.read_text())), 2.0)
+    finally:
+        made.kill()
+        made.wait()
+
+
 @pytest.mark.slow
 def test_a_command_whose_parent_has_ended_already_does_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(
