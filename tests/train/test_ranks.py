@@ -137,10 +137,10 @@ def test_gradients_lie_in_one_buffer() -> None:
     summed.begin()
     ((one * 2).sum() + (other * 3).sum().float()).backward()
     ((one * 2).sum()).backward()
-    assert (
-        summed.buffers[torch.float32].tolist() == [0, *[4] * 6] and summed.buffers[torch.bfloat16].tolist() == [3] * 4
-    )
-    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 7 + 2 * 4
+    assert summed.buffers[torch.float32].tolist() == [4] * 6 + [0] * 59, "the loss comes last"
+    assert summed.buffers[torch.bfloat16].tolist() == [3] * 4 + [0] * 60
+    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 65 + 2 * 64
+    assert [id(gradient) for gradient in summed.of([other, one])] == [id(other.grad), id(one.grad)]
     summed.begin()
     assert not summed.buffers[torch.float32].any() and not summed.buffers[torch.bfloat16].any()
 
