@@ -73,6 +73,16 @@ def test_two_ranks_learn_what_one_process_does(name: str, place: Path, by_two: d
     assert ours["ranks"]["bytes_per_step"] == 4 * (trained + 1) or kept == "model"
 
 
+def test_what_one_rank_finds_holds_for_both(by_two: dict[str, Any]) -> None:
+    assert by_two["steps in graphs"]["captured"] == {"kinds": 0}, "no obstacle"
+    assert by_two["no more graphs on one"]["captured"] == {"obstacle": "there is no room"}
+    rows = {name: one["rows"] for name, one in by_two.items()}
+    assert rows["steps in graphs"]["kind"] == rows["no more graphs on one"]["kind"] == "tree"
+    failed, disagreed = rows["compiling fails on one"], rows["the guard finds one at fault"]
+    assert failed["kind"] == disagreed["kind"] == "padded", "both go on one by one"
+    assert failed["obstacle"] == "a kernel cannot be compiled" and not disagreed["guard"]["agree"]
+
+
 @pytest.mark.parametrize("which", ["from 1 to 2", "from 2 to 1"])
 def test_a_training_goes_on_with_another_number_of_ranks(which: str, place: Path, by_two: dict[str, Any]) -> None:
     alone = cases.trained(CASES[0], place, f"whole, not {which}")
