@@ -73,6 +73,16 @@ def test_two_ranks_learn_what_one_process_does(name: str, place: Path, by_two: d
     assert ours["ranks"]["bytes_per_step"] == 4 * (trained + 1) or kept == "model"
 
 
+def test_what_one_rank_finds_holds_for_both(by_two: dict[str, Any]) -> None:
+    assert by_two["steps in graphs"]["captured"] == {"kinds": 0}, "no obstacle"
+    assert by_two["no more graphs on one"]["captured"] == {"obstacle": "there is no room"}
+    rows = {name: one["rows"] for name, one in by_two.items()}
+    assert rows["steps in graphs"]["kind"] == rows["no more graphs on one"]["kind"] == "tree"
+    failed, disagreed = rows["compiling fails on one"], rows["the guard finds one at fault"]
+    assert failed["kind"] == disagreed["kind"] == "padded", "both go on one by one"
+    assert failed["obstacle"] == "a kernel cannot be compiled" and not disagreed["guard"]["agree"]
+
+
 @pytest.mark.parametrize("which", ["from 1 to 2", "from 2 to 1"])
 def test_a_training_goes_on_with_another_number_of_ranks(which: str, place: Path, by_two: dict[str, Any]) -> None:
     alone = cases.trained(CASES[0], place, f"whole, not {which}")
@@ -137,10 +147,10 @@ def test_gradients_lie_in_one_buffer() -> None:
     summed.begin()
     ((one * 2).sum() + (other * 3).sum().float()).backward()
     ((one * 2).sum()).backward()
-    assert (
-        summed.buffers[torch.float32].tolist() == [0, *[4] * 6] and summed.buffers[torch.bfloat16].tolist() == [3] * 4
-    )
-    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 7 + 2 * 4
+    assert summed.buffers[torch.float32].tolist() == [4] * 6 + [0] * 59, "the loss comes last"
+    assert summed.buffers[torch.bfloat16].tolist() == [3] * 4 + [0] * 60
+    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 65 + 2 * 64
+    assert [id(gradient) for gradient in summed.of([other, one])] == [id(other.grad), id(one.grad)]
     summed.begin()
     assert not summed.buffers[torch.float32].any() and not summed.buffers[torch.bfloat16].any()
 
