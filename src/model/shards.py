@@ -65,17 +65,22 @@ def shard_bare(bare: Any, source: Any, device: torch.device, computed: torch.dty
     for name, value in buffers.items():
         owner, _, leaf = name.rpartition(".")
         bare.get_submodule(owner)._buffers[leaf] = value.to(device)
-    values = dict(source.named_parameters()) if source is not None else {}
-    with torch.no_grad():
-        for name, parameter in bare.named_parameters():
-            _scatter(values.get(name), parameter)
+    fill(bare, source)
     return bare
+
+
+def fill(model: Any, source: Any) -> None:
+    """Gives the sharded `model` the values of `source`: a whole model on rank 0, None on the others."""
+    values = dict(source.named_parameters()) if source is not None else {}
+    causal_of(model).reshard()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _scatter(values.get(name), parameter)
 
 
 def _scatter(value: torch.Tensor | None, parameter: Any) -> None:
     """Fills each rank's part of `parameter` from the whole `value` that rank 0 has."""
-    local, ranks = parameter.to_local(), dist.get_world_size()
-    rows = -(-parameter.shape[0] // ranks)
+    local, ranks, rows = parameter.to_local(), dist.get_world_size(), rows_each(parameter.shape)
     mine = torch.zeros(rows, *parameter.shape[1:], dtype=local.dtype, device=local.device)
     parts: list[torch.Tensor] | None = None
     if dist.get_rank() == 0:
@@ -89,30 +94,37 @@ def _scatter(value: torch.Tensor | None, parameter: Any) -> None:
     local.copy_(mine[: len(local)])
 
 
+def local_part(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def whole(value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The whole of a sharded tensor, on each rank, in `dtype`; a tensor that is none as it is."""
-    local = value.to_local() if isinstance(value, DTensor) else value
+    local = local_part(value)
     if dtype is not None and value.is_floating_point():
         local = local.to(dtype)
-    if not isinstance(value, DTensor):
-        return local
-    return _gathered(local, value.shape)
+    return gathered(local, rows_each(value.shape), value.shape[0]) if isinstance(value, DTensor) else local
 
 
-def _gathered(local: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The ranks' parts along the first dimension, one behind the other. shape: of the whole."""
-    ranks, rows = dist.get_world_size(), -(-shape[0] // dist.get_world_size())
-    padded = local.new_zeros(rows, *shape[1:])
+def gathered(local: torch.Tensor, most: int, total: int) -> torch.Tensor:
+    """The ranks' parts one behind the other, `total` rows. most: rows of a whole part; the last ones may have fewer."""
+    padded = local.new_zeros(most, *local.shape[1:])
     padded[: len(local)] = local
-    found = local.new_empty(rows * ranks, *shape[1:])
+    found = local.new_empty(most * dist.get_world_size(), *local.shape[1:])
     dist.all_gather_into_tensor(found, padded)
-    return found[: shape[0]]
+    return found[:total]
+
+
+def rows_each(shape: torch.Size, ranks: int | None = None) -> int:
+    """Rows that each rank has of a sharded tensor of that shape; the last ones may have fewer, or none."""
+    return -(-shape[0] // (ranks or dist.get_world_size()))
 
 
 def part_of(shape: torch.Size) -> tuple[int, int]:
     """(first row, row after the last) of this rank's part of a tensor of that shape."""
-    rows = -(-shape[0] // dist.get_world_size())
-    return min(shape[0], dist.get_rank() * rows), min(shape[0], (dist.get_rank() + 1) * rows)
+    rows, rank = rows_each(shape), dist.get_rank()
+    return min(shape[0], rank * rows), min(shape[0], (rank + 1) * rows)
 
 
 def full_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -120,7 +132,7 @@ def full_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.
 
     dtype: of floating-point values; by default that of the masters.
     """
-    model.reshard()
+    causal_of(model).reshard()
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -137,9 +149,9 @@ def full_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.
 
 def rows_of(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """`weight[ids]` of a parameter that may be sharded, in fp32."""
+    local = local_part(weight.detach())
     if not isinstance(weight, DTensor):
-        return weight.detach()[ids].float()
-    local = weight.detach().to_local()
+        return local[ids].float()
     start, end = part_of(weight.shape)
     here = (ids >= start) & (ids < end)
     found = torch.zeros(len(ids), *weight.shape[1:], dtype=torch.float32, device=local.device)
