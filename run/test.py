@@ -30,6 +30,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ from src.files.locks import Held, lock_folder
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
 from src.files.writing import write_text
 from src.items.changes import CHANGES, change_dialogues
-from src.model import foreign, hub, trust
+from src.model import foreign, hub, ranks, trust
 from src.model.recipe_flags import add_flags, add_recipe_flag, read_recipe
 from src.model.recipes import FIELDS, Recipe
 from src.prompt.prompts import load_prompt
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         from src.runs.scoring import open_run
 
     device = pick_device(arguments.device)
+    ranks.begin(device)
     folder, record, sampling = pick_run(arguments, folder or own, recipe, examples, adapter)
     if arguments.merge and not (folder / ADAPTER).is_dir():
         raise UserError(f"--merge: {folder} has no adapter; its method is {record.recipe.method}.")
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = [[changed_split(split, its.dialogue) for split in splits] for _, its in runs]
     run = None
     for (place, its), own_splits in zip(runs, asked, strict=True):
-        with lock_folder(place) as held:
+        with lock_folder(place) if ranks.is_first() else nullcontext(Held.of(place)) as held:
             its = its.refreshed(place)  # another process may have added results since the record was read
             if run is None:
                 every = [split.items for some in asked for split in some]
@@ -192,9 +194,10 @@ def score(
     held.refuse_gone()
     record, scores = score_run(run, split, orders, sampling)
     held.refuse_gone()
-    record.save(run.folder)
+    if ranks.is_first():
+        record.save(run.folder)
     print(result_line(record.run, split.name, record.results(len(orders))[split.name]))
-    if output:
+    if output and ranks.is_first():
         write_text(output, dump_items(predictions(split.items, [one.prediction for one in scores])))
     return replace(run, record=record)
 
@@ -346,4 +349,4 @@ def refuse_settings(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, ranks=True))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import functools
 import itertools
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from src.console import environment
+from src.console import environment, launch, lifeline
 from src.console.children import follow_parent
 from src.console.other_names import hint
 from src.console.start import find
@@ -133,23 +134,20 @@ def new_file(text: str) -> Path:
     return path
 
 
-def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
+def run_main(main: Callable[[], int | None], resumes: bool = False, ranks: bool = False) -> int:
     """Exit code of a command: 0, or 2 after one line on stderr if the user made a mistake, 130 after Ctrl-C, or 141 if
     the output's reader is gone.
 
     Variables that could change a result are first removed from the environment. Output works on any terminal.
 
     resumes  whether the same command continues where it was interrupted
+    ranks    whether several processes can share its work (torchrun); else it refuses to be one of them
     """
     follow_parent()
     with on_any_terminal():
         try:
             try:
-                if names := environment.clear():
-                    print(environment.ignored(names), file=sys.stderr)
-                if line := environment.drop_lost_cache():
-                    print(line, file=sys.stderr)
-                return _exit_code(main, resumes)
+                return _started(main, resumes, ranks)
             finally:
                 flush()
         except (Unread, BrokenPipeError):
@@ -164,11 +162,32 @@ def run_main(main: Callable[[], int | None], resumes: bool = False) -> int:
             return 2
 
 
-def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
+def _started(main: Callable[[], int | None], resumes: bool, ranks: bool) -> int:
+    try:
+        here = launch.take()
+        if here.several and not ranks:
+            raise ValueError(
+                f"started as one of {here.world} processes; this command takes one. "
+                "Several share the work of run.train, run.train_base, orpo.orpo_train and run.test"
+            )
+    except ValueError as error:
+        print(f"error: {error}.", file=sys.stderr)
+        return 2
+    if (names := environment.clear()) and here.rank == 0:
+        print(environment.ignored(names), file=sys.stderr)
+    if (line := environment.drop_lost_cache()) and here.rank == 0:
+        print(line, file=sys.stderr)
+    if here.several:
+        return lifeline.together(here, functools.partial(_exit_code, main, resumes))
+    return _exit_code(main, resumes, lambda text: print(text, file=sys.stderr))
+
+
+def _exit_code(main: Callable[[], int | None], resumes: bool, tell: Callable[[str], None]) -> int:
+    """As `run_main`. tell: shows the user a message."""
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, *OF_THE_SYSTEM):
@@ -180,18 +199,17 @@ def _exit_code(main: Callable[[], int | None], resumes: bool) -> int:
             where = f"{name}: " if error.filename else ""
             again = "start the same command again" + (": it goes on from here" if resumes else "")
             told = f"{where}{error.strerror}. Mend that (room, rights, the disk itself) and {again}"
-        print(f"error: {told}.", file=sys.stderr)
+        tell(f"error: {told}.")
         return 2
     except KeyboardInterrupt:
-        print("interrupted" + ("; the same command goes on from here" if resumes else ""), file=sys.stderr)
+        tell("interrupted" + ("; the same command goes on from here" if resumes else ""))
         return INTERRUPTED
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's class; torch is not imported just to compare it
             raise
-        print(
+        tell(
             "error: the GPU's memory does not suffice. "
             "An untrained model takes about a third of it with --method qlora; else a larger GPU is needed. "
-            f"({str(error).splitlines()[0]})",
-            file=sys.stderr,
+            f"({str(error).splitlines()[0]})"
         )
         return 2

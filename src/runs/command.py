@@ -1,15 +1,15 @@
 """The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 from src import task
 from src.console.cli import Parser, UserError, announced, new_folder
-from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
 from src.files.locks import lock_folder
 from src.files.paths import RESULTS
-from src.model import hub, trust
+from src.model import hub, ranks, trust
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name
 from src.train import reports
@@ -41,11 +41,6 @@ def train(
     objective  every recipe is trained with it
     """
     arguments = parser.parse_args(argv)
-    if (count := processes()) > 1:
-        raise UserError(
-            f"{parser.prog} trains one run on one GPU; started as one of {count} processes. "
-            "Several GPUs are used for several runs: python -m run.reproduce"
-        )
     if only and arguments.method not in (None, method):
         raise UserError(f"--method {arguments.method}: {parser.prog} trains with {method}; use python -m run.train.")
     if only:
@@ -60,10 +55,12 @@ def train(
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
     refuse_bare_name(recipe.model_id)
-    with lock_folder(folder):
-        gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
-        began = began_with(folder)
-        hub.check_there(recipe, began.commits if began else None)
+    ranks.refuse_small_steps(recipe)
+    with lock_folder(folder) if ranks.is_first() else nullcontext():
+        with ranks.first_goes_first():
+            gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
+            began = began_with(folder)
+            hub.check_there(recipe, began.commits if began else None)
         for split in ("train", "dev", *arguments.score):
             if note := oddity_note(split_path(arguments.data, split)):
                 print(note)

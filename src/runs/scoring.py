@@ -4,7 +4,7 @@ result.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from src.data import DATA, Item
 from src.files.digests import Digest
 from src.files.paths import predictions_path, reasoning_path, scores_path
 from src.files.writing import as_jsonl, write_texts
-from src.model import load
+from src.model import load, ranks
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import encoder_of, letters_of, refuse_changed
@@ -29,6 +29,7 @@ from src.runs.record import Record
 from src.score.item_scores import ItemScores, scores_text
 from src.score.letters import LetterScorer, announce
 from src.score.reasoning import Chain, Sampling, reason, summary
+from src.score.shared import score_shared
 from src.worth.metrics import evaluate, wilson
 
 
@@ -98,14 +99,16 @@ def score_run(
         texts[reasoning_path(folder, split.name, len(orders))] = as_jsonl(map(dataclasses.asdict, chains))
     else:
         with progress.stage(f"score {split.name}", len(examples)) as bar:
-            scored = run.scorer.score(examples, update=bar.update)
+            every = len(examples)
+            scored = score_shared(examples, lambda own: run.scorer.score(own, update=_scaled(bar, len(own), every)))
         scores, how = scored.items, scored.how
     answers = [one.prediction for one in scores]
-    record = _make_way(folder, run.record, split.name, len(orders))
+    record = _make_way(folder, run.record, split.name, len(orders)) if ranks.is_first() else run.record
     texts[scores_path(folder, split.name, len(orders))] = scores_text(scores)
     predicted = data.dump_items(data.predictions(split.items, answers))
     texts[predictions_path(folder, split.name, len(orders))] = predicted
-    write_texts(texts)
+    if ranks.is_first():
+        write_texts(texts)
     result = Result(
         items=len(split.items),
         orders=len(orders),
@@ -123,6 +126,11 @@ def score_run(
         )
     record = record.with_result(split.name, result, len(orders))
     return dataclasses.replace(record, letters=letters_of(encoder)), scores
+
+
+def _scaled(bar: progress.Progress, own: int, all_of_them: int) -> Callable[[int], None]:
+    """Tells `bar` how much is done of all prompts, when so many of them are this rank's own."""
+    return bar.update if own == all_of_them else lambda done: bar.update(done * all_of_them // own)
 
 
 def _make_way(folder: Path, record: Record, split: str, orders: int) -> Record:

@@ -12,7 +12,7 @@ import torch
 from src.console.cli import UserError
 from src.files.paths import INPUTS, RECIPE
 from src.files.writing import write_json, write_text
-from src.model import hub, load
+from src.model import hub, load, ranks
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import find_library, frozen_of, make_encoder, prompt_facts, refuse_other_text, template_facts
@@ -59,6 +59,8 @@ def train_run(
     also_score = extras.also_score
     started = time.monotonic()
     device = load.pick_device(device_name)
+    ranks.refuse_small_steps(recipe)
+    ranks.begin(device)
     if device.type == "cuda" and device.index:
         raise UserError(
             f"--device {device}: training takes the first GPU it sees; "
@@ -66,7 +68,7 @@ def train_run(
         )
     given = gather(recipe, folder, data_folder, also_score, extras.limit)
     began = began_with(folder)
-    pinned = hub.pin(recipe, began.commits if began else None)
+    pinned = ranks.decided(lambda: hub.pin(recipe, began.commits if began else None))
     load.check_trainable(pinned)
     library = find_library(given.prompt, data_folder, recipe.reasoning)
     frozen = frozen_of(began.template) if began else None
@@ -80,9 +82,11 @@ def train_run(
     inputs = {**given.hashes, **hub.commits(pinned), "template": record.template.as_json()}
     place = Place.at(folder, {"recipe": asdict(recipe), "inputs": inputs}, extras.report_to)
     base = base_noted(pinned)
-    write_json(folder / INPUTS, inputs)
-    write_text(folder / RECIPE, recipe.dump())
+    if ranks.is_first():
+        write_json(folder / INPUTS, inputs)
+        write_text(folder / RECIPE, recipe.dump())
     outcome = fine_tune(pinned, encoder, given.train, given.dev, place, device)
+    ranks.meet()  # rank 0 has written the weights
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -97,11 +101,14 @@ def train_run(
     for split in ("dev", *also_score):
         place.held.refuse_gone()
         record, _ = score_run(run, given.splits[split])
-        record = replace(record, peak_memory_bytes=_peak_memory(device), seconds=time.monotonic() - started)
+        peak = max(ranks.gathered(_peak_memory(device)))
+        record = replace(record, peak_memory_bytes=peak, seconds=time.monotonic() - started)
         place.held.refuse_gone()
-        record.save(folder)
+        if ranks.is_first():
+            record.save(folder)
         run = replace(run, record=record)
-    draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
+    if ranks.is_first():
+        draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
     return run.record
 
 

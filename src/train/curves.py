@@ -22,6 +22,7 @@ from src.files.paths import TRAINING_CSV, TRAINING_PNG
 from src.files.reading import read_text
 from src.files.tables import as_csv
 from src.files.writing import write_text
+from src.model import ranks
 
 COLUMNS = ("step", "epoch", "loss", "lr", "items_per_second")
 
@@ -157,7 +158,7 @@ class Curve(TrainerCallback):
         self.rate, self._open = rate, _Open()
 
     def write(self) -> None:
-        if not self.steps:
+        if not self.steps or not ranks.is_first():
             return
         try:
             write_text(self.path, as_csv([one.as_row() for one in self.steps]))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from src.console import progress
 from src.console.cli import UserError
 from src.data import Item
 from src.files.sealed import Broken
-from src.model import load
+from src.model import load, ranks
+from src.model.devices import free_bytes
 from src.model.disk import bytes_kept, check_disk
 from src.model.memory import MemoryPlan, run_folder_bytes
 from src.model.recipes import BF16_STOCHASTIC, Recipe
@@ -41,6 +41,7 @@ from src.train.keep import (
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
+from src.train.ranks import ranks_record, refuse_other_weights, step_shares
 from src.train.reports import report_to
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import compiler, layouts
@@ -69,7 +70,7 @@ def fine_tune(
     objective = make_objective(recipe)
     encoded = _encode(objective, encoder, train, dev)
     log.show_examples(objective, encoder, encoded.train, encoded.dev_prompts)
-    checkpoint = readable_checkpoint(place.folder)
+    checkpoint = ranks.decided(lambda: readable_checkpoint(place.folder))
     setup = _set_up(objective, encoded, checkpoint, device)
     chosen = setup.chosen
     steps = len(setup.steps) * recipe.epoch
@@ -80,6 +81,7 @@ def fine_tune(
     network = load_for_training(recipe, chosen.memory, device)
     before = sample_weights(network) if recipe.method == "full" else {}
     trainer = make_trainer(network, recipe, encoded, place, chosen)
+    refuse_other_weights(trainer.trained_parameters, "after loading")
     parameters = load.count_parameters(network)
     log.show_computation(recipe, chosen, parameters, device)
     log.warn_of_warm_up(recipe, trainer.args.get_warmup_steps(steps), steps)
@@ -93,7 +95,7 @@ def fine_tune(
         "gradient_checkpointing": trainer.checkpointing or network.is_gradient_checkpointing,
         "selective_recomputation": chosen.memory.selective,
         "dequantised": chosen.memory.dequantised,
-        "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size,
+        "effective_batch": recipe.batch_size * recipe.gradient_accumulation_steps,
         "rows": _rows_record(trainer, setup, guard),
         "captured": trainer.capture_record(),
         "steps": trainer.state.global_step,
@@ -103,6 +105,8 @@ def fine_tune(
         "evaluations": history,
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
+    if trainer.summed is not None:
+        training["ranks"] = ranks_record(trainer.summed, device)
     if before:
         training["weights_moved"] = share_moved(before, sample_weights(trainer.model))
         print(f"{training['weights_moved']:.1%} of a sample of the weights moved")
@@ -133,7 +137,7 @@ def _set_up(objective: Objective, encoded: Encoded, checkpoint: Checkpoint | Non
     recipe, examples, pad_id = objective.recipe, encoded.train, encoded.encoder.pad_id
     config = load.load_config(recipe)
     shape = Shape.of_config(config)
-    steps = epoch_steps(examples, recipe, int(os.environ.get("WORLD_SIZE", 1)))
+    steps = epoch_steps(examples, recipe)
     planned = recipe
     if checkpoint and recipe.method == "full":  # its moments are of one kind
         planned = recipe.replace(optimizer=checkpoint.optimizer)
@@ -142,7 +146,10 @@ def _set_up(objective: Objective, encoded: Encoded, checkpoint: Checkpoint | Non
         planned = planned.replace(share_prefixes="off")
     compiled = rows_on_gpu(device) and not why
     positions = functools.partial(objective.logit_positions, examples)
-    chosen = training_layout(TrainingSteps(planned, shape, examples, steps, pad_id, positions), device, compiled)
+    shared = step_shares(examples, steps)
+    chosen = training_layout(TrainingSteps(planned, shape, examples, shared, pad_id, positions), device, compiled)
+    # Ranks choose alike but for the memory that is free.
+    chosen = ranks.least(free_bytes(device) if device.type == "cuda" else 0, chosen)
     if compiled and chosen.layout.kind != "tree" and recipe.share_prefixes == "auto":
         log.hint_at_larger_steps(recipe, examples, chosen.layout)
     return _Setup(shape, steps, chosen, why)
@@ -159,7 +166,8 @@ def _obstacle(recipe: Recipe, config: Any, examples: Sequence[Example], pad_id: 
     ):
         # This optimizer compiles its steps, and a step that failed half-way could not be repeated.
         machine = compiler.try_out(device)
-    why = obstacle(load.class_of(config), config, device)
+    machine = ranks.any_text(machine)
+    why = ranks.any_text(obstacle(load.class_of(config), config, device))
     if (why or machine) and recipe.share_prefixes == "on":
         raise UserError(f"{recipe.name}: share_prefixes is on, but {why or machine}. Leave it at auto.")
     if why:

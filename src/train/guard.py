@@ -2,7 +2,7 @@
 
 Every run begins with two items each of two dialogues: they are computed in the run's rows, and one by one in the
 standard layers. Loss, gradient and the letters' logits must agree but for rounding (src/tree/compare.py). If they do
-not, the run says so and continues one by one.
+not, the run says so and continues one by one. Several ranks do so if one of them has to.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from src.console.cli import UserError
+from src.model import ranks
 from src.model.recipes import Recipe
 from src.prompt.encode import Encoder, Example
 from src.train.arguments import CHECKPOINTING
@@ -72,15 +73,16 @@ def check_rows_against_single(trainer: GuardedTrainer) -> dict[str, Any] | None:
     except Exception as error:
         if not (why := compiler.failure(error)):
             raise
-    if why:
+    if why := ranks.any_text(why):
         trainer.fall_back(why)
         return None
+    trainer.layout = ranks.least(trainer.layout.tokens, trainer.layout)  # some may have found it too long
     alone = trainer.layout.one_by_one
     theirs = probe(trainer, probes, alone)
     kind = trainer.device.type
     apart = gap(ours.letters, theirs.letters)
     limit = allowed(gap(probe(trainer, probes, alone, rounded=True).letters, theirs.letters), kind)
-    agree = (
+    agree = ranks.all_true(
         abs(ours.loss - theirs.loss) <= SHARE[kind] * abs(theirs.loss)
         and abs(ours.norm - theirs.norm) <= SHARE[kind] * theirs.norm
         and apart <= limit

@@ -13,7 +13,7 @@ from src.files import full_disk
 from src.files.paths import ADAPTER, MODEL
 from src.files.sealed import seal
 from src.files.writing import sync_folder
-from src.model import load
+from src.model import load, ranks
 from src.model.adapters import save_adapter
 from src.model.recipes import Recipe
 from src.score.item_scores import ItemScores
@@ -65,6 +65,8 @@ class KeepBest(TrainerCallback):
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """Removes what an interrupted training left, except what is needed to go on from `checkpoint`."""
+        if not ranks.is_first():
+            return
         for path in (self.fresh, self.old):
             remove(path)
         if checkpoint is not None:
@@ -97,6 +99,8 @@ class KeepBest(TrainerCallback):
 
     def save(self, step: int) -> None:
         """Replaces the kept weights by those of the network, of the evaluation after `step`."""
+        if not ranks.is_first():
+            return
         with full_disk.told(f"the weights {self.target.name}", self.place.folder):
             remove(self.fresh)
             self._write(self.fresh)

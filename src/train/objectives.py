@@ -94,9 +94,17 @@ class Objective(abc.ABC):
     def measure(
         self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
     ) -> dict[str, float]:
-        """Measures of `examples` that an evaluation reports beside item accuracy, computed without dropout. mixed:
-        whether fp32 weights are computed with in bf16.
+        """Measures of `examples` that an evaluation reports beside item accuracy; see `sums` and `measured`."""
+        return self.measured([self.sums(model, examples, layout, mixed)])
+
+    def sums(self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False) -> Any:
+        """What `measured` needs of `examples`, computed without dropout. mixed: whether fp32 weights are computed with
+        in bf16.
         """
+        return None
+
+    def measured(self, parts: Sequence[Any]) -> dict[str, float]:
+        """The measures of all examples whose `sums` are `parts`."""
         return {}
 
     def words(self) -> str:
@@ -242,13 +250,17 @@ class PairObjective(Objective):
     def pair_measures(self, right: "Tensor", wrong: "Tensor") -> "dict[str, Tensor]":
         """Measures that evaluations average over pairs, (p,) each, from the log-probabilities of the pairs' answers."""
 
-    def pair_means(
-        self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
-    ) -> dict[str, float]:
+    def sums(self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False) -> Any:
+        from src.train import pair_rows
+
+        rows = self.collate(examples, layout) if examples else []
+        return pair_rows.summed(model, rows, self.pair_measures, layout, mixed)
+
+    def measured(self, parts: Sequence[Any]) -> dict[str, float]:
         """Means of the right answers' own loss (`nll`) over items or tokens, and of `pair_measures` over pairs."""
         from src.train import pair_rows
 
-        return pair_rows.means(model, self.collate(examples, layout), self.pair_measures, layout, mixed)
+        return pair_rows.means(parts)
 
     def against(self) -> str:
         """The wrong answers, in words."""
@@ -275,16 +287,14 @@ class Orpo(PairObjective):
 
         return orpo.pair_measures(right, wrong)
 
-    def measure(
-        self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
-    ) -> dict[str, float]:
+    def measured(self, parts: Sequence[Any]) -> dict[str, float]:
         """
         loss, nll, odds_ratio   the loss and its two parts, the second before it is multiplied by beta
         log_odds                log odds(right) / odds(wrong)
         reward_accuracy         share of the pairs whose right answer is the more likely one
         reward_margin           beta · (log P(right) - log P(wrong))
         """
-        found, beta = self.pair_means(model, examples, layout, mixed), self.recipe.orpo_beta
+        found, beta = super().measured(parts), self.recipe.orpo_beta
         loss = found["nll"] + beta * found["odds_ratio"]
         return {"loss": loss, **found, "reward_margin": beta * found["reward_margin"]}
 
@@ -319,16 +329,14 @@ class Ranking(PairObjective):
         margin = right - wrong
         return {"loss": -logsigmoid(margin), "pair_accuracy": (margin > 0).float(), "pair_margin": margin}
 
-    def measure(
-        self, model: Any, examples: "Sequence[Example]", layout: "Layout", mixed: bool = False
-    ) -> dict[str, float]:
+    def measured(self, parts: Sequence[Any]) -> dict[str, float]:
         """
         loss            of dev
         nll             the right answers' own loss, which is not trained
         pair_accuracy   share of the pairs whose right answer is the more likely one
         pair_margin     log P(right) - log P(wrong)
         """
-        return self.pair_means(model, examples, layout, mixed)
+        return super().measured(parts)
 
     def words(self) -> str:
         answers = "whole answers" if self.recipe.orpo_answer == "whole" else "letters"

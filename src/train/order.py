@@ -9,15 +9,15 @@ from src.model.recipes import Recipe
 from src.prompt.encode import Example
 
 
-def epoch_steps(examples: Sequence[Example], recipe: Recipe, devices: int = 1) -> list[list[int]]:
-    """Indices of the examples in each optimizer step of one device, for an epoch in the recipe's order."""
+def epoch_steps(examples: Sequence[Example], recipe: Recipe) -> list[list[int]]:
+    """Indices of the examples in each optimizer step, for an epoch in the recipe's order."""
     order = list(range(len(examples)))
     if recipe.order == "dialogue":
         order = by_dialogue(examples, f"{recipe.seed}-0")
     else:
         random.Random(recipe.seed).shuffle(order)
     step = recipe.batch_size * recipe.gradient_accumulation_steps
-    return [order[start : start + step] for start in range(0, max(1, len(order) // devices), step)]
+    return [order[start : start + step] for start in range(0, len(order), step)]
 
 
 def by_dialogue(examples: Sequence[Example], seed: str) -> list[int]:

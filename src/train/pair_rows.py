@@ -4,6 +4,7 @@ An item's right answer and its wrong ones share the prompt, which a tree holds o
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,14 +112,35 @@ def letter_logprobs(logprobs: torch.Tensor, row: Row) -> dict[int, list[float]]:
     return {number: [value] for number, value in zip(row["numbers"][real].tolist(), found, strict=True)}
 
 
-def means(
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over a set of pairs, of which `means` makes means.
+
+    values     name → weighted sum: "nll" over items or tokens, the others over pairs
+    of_items, of_pairs  the sums of the weights
+    """
+
+    values: Mapping[str, torch.Tensor]
+    of_items: torch.Tensor
+    of_pairs: torch.Tensor
+
+
+def means(parts: Sequence[Sums]) -> dict[str, float]:
+    """The means over all parts: "nll" over items or tokens, the others over pairs."""
+    of_items, of_pairs = (torch.stack([getattr(one, name) for one in parts]).sum() for name in ("of_items", "of_pairs"))
+    names = dict.fromkeys(name for one in parts for name in one.values)  # a part of no pairs has none
+    sums = {name: torch.stack([one.values[name] for one in parts if one.values]).sum() for name in names}
+    return {name: float(value / (of_items if name == "nll" else of_pairs)) for name, value in sums.items()}
+
+
+def summed(
     model: Any,
     rows: Sequence[Row],
     measures: Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]],
     layout: Layout,
     mixed: bool,
-) -> dict[str, float]:
-    """`own_loss` as "nll", its mean over items or tokens, and the means of `measures` over pairs, without dropout.
+) -> Sums:
+    """`own_loss` as "nll", and `measures` of the pairs, without dropout.
 
     measures: log P of the right and of the wrong answers, (p,) each → names and values (p,). mixed: whether fp32
     weights are computed with in bf16.
@@ -141,5 +163,4 @@ def means(
             sums = {name: sums.get(name, 0.0) + value.cpu() for name, value in found.items()}
             weights += torch.stack([row["weight"].sum(), row["pair_weight"].sum()]).cpu()
     model.train(was_training)
-    of_items, of_pairs = weights
-    return {name: float(value / (of_items if name == "nll" else of_pairs)) for name, value in sums.items()}
+    return Sums({name: torch.as_tensor(value) for name, value in sums.items()}, *weights)

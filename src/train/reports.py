@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from src.console.cli import UserError
 from src.files.paths import REPORTS
+from src.model import ranks
 
 if TYPE_CHECKING:
     from src.train.checkpoints import Place
@@ -76,7 +77,7 @@ def report_to(trainer: "LetterTrainer", place: "Place") -> None:
     """Adds the callbacks that `place` asks for. A server or folder that the environment names stays the tool's, but
     TensorBoard's: runs would be mixed there.
     """
-    if not place.report_to:
+    if not place.report_to or not ranks.is_first():
         return
     from transformers.integrations import get_reporting_integration_callbacks
 

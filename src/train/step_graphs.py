@@ -9,22 +9,21 @@ Graphs share one pool of memory, since only one of them runs at a time. All that
 addresses, and nothing may wait for the GPU. Random numbers come from the generator's state in GPU memory, which each
 replay advances as the step itself would.
 
-Look here after an upgrade of torch, torchao or bitsandbytes: `FRESH` makes the states that an optimizer would make in
-its first step, and `_reading` gives it a learning rate and counts of steps that lie in GPU memory. `SteppedInGraph`
-relies on how Accelerate knows what it has prepared, and `_parts` on how torchao's states are made.
+Look here after an upgrade of torch, torchao or bitsandbytes: `_reading` gives an optimizer a learning rate and
+counts of steps that lie in GPU memory; and at src/train/captured_optimizers.py.
 """
 
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 
 from src.model.dropout import other_dropout
 from src.train.adamw8bit import clip_gradient
+from src.train.captured_optimizers import FRESH, parts_of
 from src.train.fixed_rows import Signature, signature
 from src.tree import compiler
 from src.tree.compare import SHARE
@@ -44,6 +43,8 @@ class CapturedTrainer(Protocol):
     layout: Layout
     optimizer: Any
     """A `SteppedInGraph`."""
+    summed: Any
+    """A `GradientSum` where several ranks train together, else None."""
     args: Any
 
     @property
@@ -58,55 +59,12 @@ def obstacle(trainer: CapturedTrainer, signatures: Sequence[Signature]) -> str:
         return "layers are not compiled for fixed lengths"
     if trainer.layout.lengths[-1] > CAPTURED_ROW:
         return f"rows of {trainer.layout.lengths[-1]:,} tokens keep the GPU busy without it"
-    if trainer.args.world_size > 1:
-        return "several processes train together"
     if other_dropout(trainer.network.modules()):
         return "the model has dropout of its own"
     kinds = Counter(signatures).most_common()
     if sum(count for _, count in kinds[MOST:]) > RARE * len(signatures):
         return f"there are {len(kinds)} kinds of steps"
     return ""
-
-
-class SteppedInGraph(AcceleratedOptimizer):
-    """The optimizer that Trainer calls, which does nothing after a step whose graph has updated the weights."""
-
-    _is_accelerate_prepared = True  # so that Accelerate does not wrap it once more
-    done = False
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(optimizer, device_placement=False)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        if self.done:
-            self.done = False
-        else:
-            super().step(closure)
-
-
-def _adamw_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-        "exp_avg": torch.zeros_like(parameter),
-        "exp_avg_sq": torch.zeros_like(parameter),
-    }
-
-
-def _eight_bit_state(optimizer: Any, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-        "exp_avg": optimizer._new_buffer(parameter, True),
-        "exp_avg_sq": optimizer._new_buffer(parameter, False),
-    }
-
-
-FRESH: Mapping[str, Callable[[Any, torch.nn.Parameter], dict[str, torch.Tensor]]] = {
-    "torch.optim": _adamw_state,
-    "src.train.adamw8bit": _eight_bit_state,
-}
-"""Package of an optimizer whose step can be captured → the state that it begins a parameter with. Others (bitsandbytes
-counts steps in Python) step outside of the graphs.
-"""
 
 
 @dataclasses.dataclass
@@ -138,8 +96,14 @@ class StepGraphs:
         self.trained = [one for group in inner.param_groups for one in group["params"]]
         self.rates = [torch.zeros((), device=device) for _ in inner.param_groups]
         package = next((name for name in FRESH if type(inner).__module__.startswith(name)), None)
+        self.summed = trainer.summed
         self.gradients = [] if package else [torch.zeros_like(one) for one in self.trained]
-        """Gradients at fixed addresses, which an optimizer outside of the graphs reads."""
+        """Gradients at fixed addresses, which an optimizer outside of the graphs reads, or other ranks."""
+        if self.summed is not None:
+            self.gradients = self.summed.gradients
+        self.tail: torch.cuda.CUDAGraph | None = None
+        """With several ranks: what follows the sum of their gradients."""
+        self.has_tail = self.summed is not None and package is not None
         if package:
             self._begin(FRESH[package])
         self.graphs: dict[Signature, _Graph] = {}
@@ -167,10 +131,46 @@ class StepGraphs:
                 parameter.grad = gradient
         return self.loss
 
+    def update(self) -> torch.Tensor | None:
+        """With several ranks, once gradients are summed: clips them and updates the weights; returns their norm. None
+        where that is not captured, and nothing has changed.
+        """
+        if not self.has_tail:
+            return None
+        self.summed.attach()
+        if self.tail is None and not self._add_tail():
+            return None
+        assert self.tail is not None
+        self._set_rates()
+        self.tail.replay()
+        self.optimizer.done = True
+        return self.norm
+
+    def _add_tail(self) -> bool:
+        """Captures clipping and the optimizer's step, which all kinds of steps share; returns whether that worked."""
+        state = torch.cuda.get_rng_state(self.trainer.device)
+        tail = torch.cuda.CUDAGraph()
+        try:
+            with self._reading(), self._capturing(tail):
+                self._clip(self.trainer.args.max_grad_norm)
+                self.optimizer.optimizer.step()
+        except RuntimeError:
+            self._clear(state)
+            self.summed.attach()
+            self.has_tail = False
+            return False
+        torch.cuda.set_rng_state(state, self.trainer.device)
+        self.tail = tail
+        return True
+
+    def _clip(self, limit: float) -> None:
+        self.norm.copy_(clip_gradient(self.optimizer, self.trained, limit))
+
     def release(self) -> None:
         """Frees the memory of all graphs; steps are captured anew."""
         self._forget_gradients()
         self.graphs.clear()
+        self.tail = None
         torch.cuda.synchronize(self.trainer.device)
         torch.cuda.empty_cache()
         self.pool = torch.cuda.graph_pool_handle()
@@ -257,7 +257,8 @@ class StepGraphs:
             loss.backward()
             losses.append(loss.detach())
         self.loss.copy_(torch.stack(losses).sum())
-        self.norm.copy_(clip_gradient(self.optimizer, self.trained, self.trainer.args.max_grad_norm))
+        # What one of several ranks has is no gradient yet: it is only measured here.
+        self._clip(0.0 if self.summed is not None else self.trainer.args.max_grad_norm)
 
     def _compare(self, usual: tuple[float, float]) -> None:
         replayed = self.loss.item(), self.norm.item()
@@ -321,7 +322,7 @@ class StepGraphs:
             rate.zero_()
         one_of_each = {(one.shape, one.dtype): one for group in inner.param_groups for one in group["params"]}
         for parameter in one_of_each.values():
-            states = [part for value in inner.state[parameter].values() for part in _parts(value)]
+            states = [part for value in inner.state[parameter].values() for part in parts_of(value)]
             kept = [part.clone() for part in states]
             parameter.grad = torch.zeros_like(parameter)
             try:
@@ -331,14 +332,6 @@ class StepGraphs:
                 parameter.grad = None
                 for part, value in zip(states, kept, strict=True):
                     part.copy_(value)
-
-
-def _parts(value: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a state is made of: torchao's in 8 bits are made of several, and cannot be copied as a whole."""
-    if not hasattr(value, "__tensor_flatten__"):
-        return [value]
-    names, _ = value.__tensor_flatten__()
-    return [getattr(value, name) for name in names]
 
 
 def _short_of_memory(error: BaseException | None) -> bool:

@@ -8,51 +8,45 @@ log-loss) are kept in `adapter/` or `model/`, and one checkpoint to resume from 
 
 `LetterTrainer` overrides methods of transformers' Trainer that are not documented. Look here after an upgrade:
 create_optimizer, get_optimizer_cls_and_kwargs, _get_train_sampler, _get_num_items_in_batch, training_step,
-_clip_grad_norm, _get_grad_norm, floating_point_ops, evaluate, _save, _save_checkpoint, _load_from_checkpoint,
-_load_optimizer_and_scheduler, _load_rng_state. It also uses the arguments' _n_gpu.
+_clip_grad_norm, _get_grad_norm, floating_point_ops, evaluate; and at src/train/saving.py. It also uses the arguments'
+_n_gpu.
 """
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainingArguments
 
-from src.console.cli import UserError
 from src.data import Item
-from src.files import full_disk
-from src.model.adapters import save_adapter
+from src.model import ranks
 from src.model.causal import causal_of
 from src.model.dropout import redraw, seeds_of
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, Recipe
 from src.prompt.encode import Encoder, Example
 from src.score.letters import LetterScorer
+from src.score.shared import score_shared
 from src.train.adamw8bit import AdamW8bit, clip_gradient
 from src.train.arguments import CHECKPOINTING, OPTIMIZERS, optimizer_name, training_arguments
+from src.train.captured_optimizers import SteppedInGraph
 from src.train.checkpoints import (
-    Checkpoint,
     Place,
-    refuse_foreign,
-    remove,
-    remove_others,
-    settle,
 )
 from src.train.fixed_rows import signature
 from src.train.guard import go_on_one_by_one
 from src.train.keep import (
     KeepBest,
-    best_of,
     dev_metrics,
-    evaluations,
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
-from src.train.step_graphs import StepGraphs, SteppedInGraph, obstacle
+from src.train.ranks import GradientSum, own_share, refuse_other_weights, seed_step
+from src.train.saving import SavingTrainer
+from src.train.step_graphs import StepGraphs, obstacle
 from src.tree import compiler, layouts
 from src.tree.compiled import make_ready, restore_standard_layers
 from src.tree.layouts import TrainingLayout
@@ -98,7 +92,7 @@ def make_trainer(
     return trainer
 
 
-class LetterTrainer(Trainer):
+class LetterTrainer(SavingTrainer):
     """`Trainer` with our loss and with item accuracy as its evaluation."""
 
     def __init__(
@@ -129,13 +123,10 @@ class LetterTrainer(Trainer):
         """Why steps are not captured as CUDA graphs; "" when they are, None before the first step."""
         self._norm: torch.Tensor | None = None
         """Gradient norm of the step, where its graph has clipped the gradient."""
+        self.summed: GradientSum | None = None
+        """With several ranks: their gradients' sum."""
         self.seeds = seeds_of(network)
         self._trained: list[torch.nn.Parameter] | None = None
-        self.best: KeepBest
-        self.optimizer_name: str
-        """As in a recipe."""
-        self.checkpoint: Checkpoint | None = None
-        """What training goes on from."""
         super().__init__(
             network,
             arguments,
@@ -148,6 +139,12 @@ class LetterTrainer(Trainer):
     @property
     def device(self) -> torch.device:
         return self.args.device
+
+    @property
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        if self._trained is None:  # they do not change, and collecting them doubles the time of clipping
+            self._trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return self._trained
 
     @property
     def checkpointing(self) -> bool:
@@ -170,20 +167,27 @@ class LetterTrainer(Trainer):
         return True
 
     def _collate(self, step: list[Example]) -> dict[str, Any]:
-        """A batch is a whole optimizer step. Steps are laid out ahead of time, and again if compiling fails in the
-        meantime. So a batch keeps its examples and layout beside its rows.
+        """A batch is a whole optimizer step; with several ranks, this one's share of it. Steps are laid out ahead of
+        time, and again if compiling fails in the meantime. So a batch keeps its examples and layout beside its rows.
         """
-        return {"rows": self.objective.collate(step, self.layout), "examples": step, "layout": self.layout}
+        share = own_share(step)
+        rows = self.objective.collate(share, self.layout) if share else []
+        batch = {"rows": rows, "examples": share, "layout": self.layout, "items": len(step)}
+        if ranks.several():
+            batch["totals"] = self.objective.totals(self.objective.collate(step, self.layout.one_by_one))
+        return batch
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.recipe.order == "dialogue":
             return ByDialogue(self.examples, self.recipe.seed)
         return super()._get_train_sampler(train_dataset)
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, list[Row]]], device: torch.device) -> torch.Tensor:
-        """The objective's totals of the whole optimizer step, over all devices."""
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """The objective's totals of the whole optimizer step, over all ranks."""
+        if ranks.several():
+            return sum(batch["totals"].to(device) for batch in batch_samples)
         total = self.objective.totals([row for batch in batch_samples for row in batch["rows"]])
-        return self.accelerator.gather(total.to(device)[None]).sum(0)
+        return total.to(device)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
@@ -205,9 +209,31 @@ class LetterTrainer(Trainer):
         """
         if not model.training:
             model.train()
-        self.last_items = len(inputs["examples"])
-        self.last_loss = self._or_standard(lambda: self._step(model, inputs, num_items_in_batch))
+        self.last_items = inputs["items"]
+        step = self._shared_step if ranks.several() else self._own_step
+        self.last_loss = step(model, inputs, num_items_in_batch)
         return self.last_loss
+
+    def _own_step(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor) -> torch.Tensor:
+        return self._or_standard(lambda: self._step(model, inputs, totals))
+
+    def _shared_step(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor) -> torch.Tensor:
+        """This rank's share of a step, and the sum over all ranks. Returns the loss of the whole step."""
+        if self.summed is None:
+            self.summed = GradientSum(self.trained_parameters)
+        summed, self._norm = self.summed, None
+        seed_step(self.recipe.seed, self.state.global_step, ranks.rank())
+
+        def share() -> torch.Tensor | None:
+            summed.begin()
+            return self._step(model, inputs, totals) if inputs["rows"] else None
+
+        loss = self._or_standard(share)
+        whole = summed.add_up(loss)
+        seed_step(self.recipe.seed, self.state.global_step, ranks.ALL)
+        if self.graphs is not None:
+            self._norm = self.graphs.update()
+        return whole.clone()
 
     def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         rows, self._norm = inputs["rows"], None
@@ -221,17 +247,19 @@ class LetterTrainer(Trainer):
                     break
                 self.graphs = StepGraphs(self, model)
             if loss is not None:
-                self._norm = self.graphs.norm
+                self._norm = self.graphs.norm if self.summed is None else None
                 return loss
             self._stop_capturing(self.graphs.failed)
             print(f"steps are not captured as CUDA graphs, which is slower: {self.uncaptured}", flush=True)
+        if self.summed is not None:
+            self.summed.begin()  # capturing may have left something there
         return self._accumulate(model, rows, num_items_in_batch)
 
     def _why_uncaptured(self) -> str:
         some = epoch_steps(self.examples, self.recipe)[:SEEN]
-        steps = ([self.examples[number] for number in step] for step in some)
+        steps = (own_share([self.examples[number] for number in step]) for step in some)
         fixed = bool(self.layout.lengths)
-        signatures = [signature(self.objective.collate(step, self.layout)) for step in steps] if fixed else []
+        signatures = [signature(self.objective.collate(step, self.layout)) for step in steps if step] if fixed else []
         return obstacle(self, signatures)
 
     def _begin_capturing(self, model: Any) -> None:
@@ -266,12 +294,15 @@ class LetterTrainer(Trainer):
         return torch.stack(losses).sum()
 
     def _or_standard(self, work: Callable[[], T]) -> T:
-        """Returns `work()`; if compiling fails in it, calls it again in the standard layers."""
+        """Returns `work()`; if compiling fails in it, on any rank, calls it again in the standard layers."""
+        why = ""
         try:
-            return work()
+            found = work()
         except Exception as error:
             if not (why := compiler.failure(error)):
                 raise
+        if not (why := ranks.any_text(why)):
+            return found
         self.fall_back(why)
         return work()
 
@@ -296,66 +327,10 @@ class LetterTrainer(Trainer):
         go_on_one_by_one(self)
         torch.cuda.empty_cache()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert output_dir is not None and self.args.should_save
-        if self.recipe.method == "full":
-            self.network.save_pretrained(output_dir)
-        else:
-            save_adapter(self.network, Path(output_dir))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Then seals the checkpoint, keeps its weights if they are the best, and removes the checkpoint before."""
-        place, step = self.best.place, self.state.global_step
-        place.held.refuse_gone()
-        folder = place.checkpoints / f"checkpoint-{step}"
-        remove(folder)  # what an interrupted training left of it
-        history = evaluations(self.state)
-        best = history[best_of(history, self.recipe.keep)]["step"]
-        made = {"step": step, "optimizer": self.optimizer_name, "best": best, "weights": self.best.target.name}
-        try:
-            with full_disk.told(f"checkpoint-{step}", place.checkpoints):
-                super()._save_checkpoint(model, trial)
-                settle(place, made)
-        except UserError:
-            remove(folder)
-            raise
-        if best == step:
-            self.best.save(step)
-        remove_others(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Also writes the best weights anew, where they were lost and are those of the checkpoint."""
-        with self._loading():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.checkpoint and self.checkpoint.rebuilt:
-            self.best.save(self.checkpoint.step)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._loading():
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with self._loading():
-            super()._load_rng_state(checkpoint)
-
-    @contextlib.contextmanager
-    def _loading(self) -> Iterator[None]:
-        """Within, a checkpoint that cannot be loaded is the user's message."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if self.checkpoint is None:
-                raise
-            raise refuse_foreign(self.checkpoint.folder, error) from error
-
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         if self._norm is not None:
             return self._norm
-        if self._trained is None:  # the trained parameters do not change, and collecting them doubles the time
-            self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return clip_gradient(self.optimizer, self._trained, self.args.max_grad_norm)
+        return clip_gradient(self.optimizer, self.trained_parameters, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Without clipping, Trainer would measure gradients that a captured step has used up.
@@ -363,8 +338,6 @@ class LetterTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         loss, outputs = self.row_loss(model, inputs, num_items_in_batch)
-        # Gradients are averaged over devices, while our denominator already counts all of them.
-        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def row_loss(self, model: Any, row: Row, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -380,14 +353,17 @@ class LetterTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         kind: Kind | None = "padded" if self.layout.kind == "padded" else None
-        scored = self._with_room(lambda: self.scorer.score(self.dev_examples, kind=kind))
-        if self.layout.kind != "padded" and (why := compiler.gave_up()):
+        refuse_other_weights(self.trained_parameters, f"after step {self.state.global_step}")
+        scored = score_shared(
+            self.dev_examples, lambda share: self._with_room(lambda: self.scorer.score(share, kind=kind))
+        )
+        if self.layout.kind != "padded" and (why := ranks.any_text(compiler.gave_up())):
             self.fall_back(why)
         found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
-            network = self.accelerator.unwrap_model(self.model)
-            measure = functools.partial(self.objective.measure, network, self.dev_answers, self.layout, self.args.bf16)
-            found |= self._or_standard(lambda: self._with_room(measure))
+            network, share = self.accelerator.unwrap_model(self.model), own_share(self.dev_answers)
+            sums = functools.partial(self.objective.sums, network, share, self.layout, self.args.bf16)
+            found |= self.objective.measured(ranks.gathered(self._or_standard(lambda: self._with_room(sums))))
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

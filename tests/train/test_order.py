@@ -43,6 +43,4 @@ def test_an_epoch_by_steps(order: str) -> None:
     assert steps == epoch_steps(CORPUS, one) != epoch_steps(CORPUS, one.replace(seed=1))
     flat = [number for step in steps for number in step]
     assert (flat == by_dialogue(CORPUS, f"{one.seed}-0")) == (order == "dialogue") and flat != sorted(flat)
-    # Each of two devices has half.
-    assert len(epoch_steps(CORPUS, one, 2)) == -(-(len(CORPUS) // 2) // 24)
-    assert [len(step) for step in epoch_steps(CORPUS[:1], one, 2)] == [1]
+    assert [len(step) for step in epoch_steps(CORPUS[:1], one)] == [1]

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from src.model.dropout import SeededDropout
 from src.train import step_graphs, trainer
 from src.train.adamw8bit import AdamW8bit
+from src.train.captured_optimizers import FRESH, SteppedInGraph
 from src.train.checkpoints import Place
 from src.train.fine_tuning import Outcome, fine_tune
 from src.train.fixed_rows import signature
@@ -162,7 +163,6 @@ def machine(**changes: Any) -> Any:
     values = {
         "device": GPU,
         "layout": Layout("single", 512, 0, (256, 512)),
-        "args": SimpleNamespace(world_size=1),
         "network": torch.nn.Linear(2, 2),
     }
     return SimpleNamespace(**{**values, **changes})
@@ -181,7 +181,6 @@ def test_items_of_one_length_are_one_kind_of_step() -> None:
         ({"device": torch.device("cpu")}, [], "not compiled"),
         ({"layout": Layout("padded", 512, 0)}, [], "not compiled"),
         ({"layout": Layout("tree", 8192, 0, (8192,))}, [], "8,192 tokens"),
-        ({"args": SimpleNamespace(world_size=2)}, [], "several processes"),
         ({"network": torch.nn.Dropout(0.1)}, [], "dropout of its own"),
         ({"network": SeededDropout(0.1, torch.zeros(1, 4, dtype=torch.int32), 0)}, [], ""),
         ({}, [((number,),) for number in range(step_graphs.MOST)], ""),
@@ -201,7 +200,7 @@ def test_a_parameter_begins_with_the_state_that_the_optimizer_itself_gives_it(na
         optimizer: Any = torch.optim.AdamW(parameters, lr=0.0, fused=True)
     else:
         optimizer = AdamW8bit(parameters, lr=0.0)
-    fresh = next(make for package, make in step_graphs.FRESH.items() if type(optimizer).__module__.startswith(package))
+    fresh = next(make for package, make in FRESH.items() if type(optimizer).__module__.startswith(package))
     made = [fresh(optimizer, parameter) for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -219,7 +218,7 @@ def test_a_parameter_begins_with_the_state_that_the_optimizer_itself_gives_it(na
 
 def test_bitsandbytes_counts_its_steps_in_python() -> None:
     optimizer = bitsandbytes.optim.AdamW8bit([torch.nn.Parameter(torch.zeros(4))])
-    assert not any(type(optimizer).__module__.startswith(package) for package in step_graphs.FRESH)
+    assert not any(type(optimizer).__module__.startswith(package) for package in FRESH)
 
 
 def test_a_lack_of_memory_is_known_by_what_led_to_an_error() -> None:
@@ -237,7 +236,7 @@ def test_trainer_steps_once() -> None:
     """After a step whose graph has updated the weights, Trainer's call does nothing; the next one does again."""
     Accelerator(cpu=True)
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = step_graphs.SteppedInGraph(torch.optim.SGD([weight], lr=1.0))
+    optimizer = SteppedInGraph(torch.optim.SGD([weight], lr=1.0))
     weight.grad = torch.ones(2)
     optimizer.done = True
     optimizer.step()
