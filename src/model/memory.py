@@ -236,9 +236,9 @@ def memory_options(
 ) -> list[MemoryPlan]:
     """All memory plans that are possible with the recipe's `optimizer` and `checkpointing`.
 
-    "auto" stands for fp32, fp32-8bit (not of sharded parameters) and bf16-stochastic in this order, each without recomputation, in compiled layers
-    with a selective one, and then with checkpointing. Only method full has a choice of optimizer. free_bytes: None on a
-    CPU, where everything fits.
+    "auto" stands for fp32, fp32-8bit (not of sharded parameters) and bf16-stochastic in this order, each without
+    recomputation, in compiled layers with a selective one, and then with checkpointing. Only method full has a choice
+    of optimizer. free_bytes: None on a CPU, where everything fits.
     """
     assert optimizer in ("auto", *OPTIMIZERS) and checkpointing in ("auto", "on", "off"), (optimizer, checkpointing)
     optimizers: tuple[str, ...] = (FP32,)

@@ -160,6 +160,13 @@ def rows_of(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def summed(value: torch.Tensor) -> torch.Tensor:
+    """The sum of the ranks' values."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
 def sum_without_scatter(model: Any, now: bool) -> None:
     """Whether the next backward passes keep gradients whole on each rank and add to them (now: False), or sum them over
     the ranks and scatter them (True).

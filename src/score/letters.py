@@ -147,7 +147,7 @@ class LetterScorer:
                 layout, guard = self._trusted(examples, layout)
                 logits = self._read(prompts, layout, update)
             except Exception as error:
-                if not (failed := compiler.failure(error)):
+                if not (failed := compiler.failure(error)) or is_sharded(model):
                     raise
             if failed:
                 compiler.give_up(failed, scoring_slowdown(prompts, self.share))

@@ -146,7 +146,6 @@ def test_ranks_have_to_know_where_they_meet(name: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-
 def test_a_cache_that_cannot_be_made_is_known_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     lost = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
