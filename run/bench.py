@@ -3,6 +3,7 @@
     python -m run.bench
     python -m run.bench --backbone polar --cap 24
     python -m run.bench --rows entry lora-64 qlora-64 --layers 8 --seconds 5
+    python -m run.bench --gpus 2 --rows lora-64 lora-1 score-1
     python -m run.bench --device cpu
 
 Backbones have their true shapes and random weights made on the device, so nothing is downloaded; on a CPU they have
@@ -14,6 +15,9 @@ the official one. Each row is measured in its own process, and one that fails is
     entry-score  score-1  score-6                                                             scoring
     lora-1-dropout  qlora-1  full-1  growth                                                   when asked for
     trl-orpo  orpo-16  orpo-16-trl-loss  trl-orpo-full  orpo-full-1  orpo-full-16             when asked for: pairs
+
+With --gpus N each row is measured on one GPU, and then our rows by N ranks that share a step's items (at least one for
+each) as NAME@N, as torchrun starts them.
 
 Ratios are to the entry's row of the same kind, or to TRL's ORPO of the same method, measured in the same call. The
 numbers also go to resource/results/bench_DEVICE.json, the output of the rows to the .log beside it. --keep puts those
@@ -42,6 +46,7 @@ from src.data import dump_items, load_items
 from src.files.paths import RESULTS
 from src.files.reading import read_json
 from src.files.writing import write_json, write_text
+from src.model import ranks
 from src.model.backbones import backbones
 from src.model.devices import gpus
 from src.model.shapes import GIB
@@ -71,6 +76,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--cap", type=float, metavar="GIB", help="let each row use only so much of the GPU's memory")
     parser.add_argument("--device", metavar="X", help="cpu, cuda or cuda:N (default: the GPU when there is one)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="also measure our rows on N GPUs together")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="where the numbers go")
     parser.add_argument(
         "--keep",
@@ -102,7 +108,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--backbone: found {arguments.backbone!r}, known: {', '.join(known)}.{nearest(arguments.backbone, known)}"
         )
-    for name in ("layers", "seconds", "cap"):
+    if ranks.several() and not arguments.row:
+        raise UserError("run.bench starts its ranks by itself: python -m run.bench --gpus 2")
+    for name in ("layers", "seconds", "cap", "gpus"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name}: found {value}, allowed: above 0.")
@@ -149,9 +157,11 @@ def compare(arguments: argparse.Namespace) -> int:
         record = begin_record(arguments, device, words, Path(folder))
         log.unlink(missing_ok=True)
         console.print("\n".join(title(record)))
-        for name in names:
+        for name, world in with_ranks(names, arguments.gpus):
             started = time.monotonic()
-            found = run_case(name, arguments, device, Path(folder), log)
+            found = run_case(name, arguments, device, Path(folder), log, world)
+            if world > 1:
+                name = found["name"] = f"{name}@{world}"
             record["rows"][name] = found
             write_json(path, record)
             done = f"failed: {found['failed']}" if "failed" in found else f"{found['sequences_per_second']:.2f} items/s"
@@ -228,18 +238,28 @@ def write_corpus(folder: Path, kind: Kind) -> dict[str, Any]:
     return {"tokenizer": kind.what, **facts}
 
 
-def run_case(name: str, arguments: argparse.Namespace, device: str, folder: Path, log: Path) -> dict[str, Any]:
+def with_ranks(names: Sequence[str], gpus: int) -> list[tuple[str, int]]:
+    """(case, number of ranks) of all measurements, the ranks' behind those of one."""
+    ours = [name for name in names if CASES[name].what.startswith("ours") and name != "growth"]
+    return [*((name, 1) for name in names), *((name, gpus) for name in ours if gpus > 1)]
+
+
+def run_case(
+    name: str, arguments: argparse.Namespace, device: str, folder: Path, log: Path, world: int = 1
+) -> dict[str, Any]:
     """The case's numbers, or why it `failed`."""
     kind, _, number = device.partition(":")
     result = folder / f"{name}.json"
-    command = [sys.executable, "-m", "run.bench", "--row", name, "--corpus", str(folder), "--json", str(result)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
+    command = [sys.executable, *launcher, "-m", "run.bench", "--row", name]
+    command += ["--corpus", str(folder), "--json", str(result)]
     command += ["--backbone", arguments.backbone, "--device", kind]
     given = {"seconds": arguments.seconds, "layers": arguments.layers or LAYERS[kind], "cap": arguments.cap}
     for flag, value in given.items():
         command += [f"--{flag}", str(value)] if value is not None else []
     # One thread: at the miniature's size more threads gain little, and on a busy machine they lose a lot.
     environment = {"OMP_NUM_THREADS": "1"}
-    if kind == "cuda":  # the case's process sees this GPU alone
+    if kind == "cuda" and world == 1:  # the case's process sees this GPU alone
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         environment = {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(number or 0)] if visible else number or "0"}
     stop = threading.Event()
@@ -266,6 +286,7 @@ def measure_here(arguments: argparse.Namespace) -> None:
     from src.toy.bench_setting import Setting
 
     device = pick_device(arguments.device)
+    ranks.begin(device)
     if arguments.cap:
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.cap * GIB / total), device)
@@ -274,7 +295,9 @@ def measure_here(arguments: argparse.Namespace) -> None:
     encoder = make_encoder(tokenizer, load_prompt(PROMPT), context_length(config))
     train, test = (load_items(arguments.corpus / f"{split}.json") for split in ("train", "test"))
     setting = Setting(arguments.backbone, config, device, encoder, train, test)
-    write_json(arguments.json, measure(CASES[arguments.row], setting, arguments.seconds or SECONDS[device.type]))
+    found = measure(CASES[arguments.row], setting, arguments.seconds or SECONDS[device.type])
+    if ranks.is_first():
+        write_json(arguments.json, found)
 
 
 def slug(words: str) -> str:
@@ -282,4 +305,4 @@ def slug(words: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, ranks=True))

@@ -24,6 +24,8 @@ With --dialogue the run answers items whose dialogues are changed: `blanked` lea
 puts the utterances in random order, `swapped` has another dialogue of the split, with target utterances of its own, in
 the dialogue's place. What is still right does not come from the dialogue. Each change becomes a run beside the first
 (polar-blanked), which never votes; python -m run.evaluate polar shows it next to the floors, with a test.
+
+Several GPUs share the items: torchrun --nproc_per_node 2 -m run.test --model_id polar --orders 6
 """
 
 import argparse
@@ -152,6 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(arguments.device)
     ranks.begin(device)
     folder, record, sampling = pick_run(arguments, folder or own, recipe, examples, adapter)
+    if ranks.several() and (sampling or arguments.merge):
+        raise UserError("reasoning and --merge are the work of one process; start it without torchrun.")
     if arguments.merge and not (folder / ADAPTER).is_dir():
         raise UserError(f"--merge: {folder} has no adapter; its method is {record.recipe.method}.")
     splits = []

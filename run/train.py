@@ -8,6 +8,14 @@ Settings come from the defaults, then the recipe, then the flags. The run lies i
 that answered most dev items, scores and predictions of dev, record.json, and the curves of the training: training.png
 and training.csv. --report_to tensorboard (or wandb, mlflow, trackio …) also tells another tool as it goes on; what it
 writes here is in NAME/reports. The same command goes on after an interruption.
+
+Several GPUs share one training's steps; each holds the whole model:
+
+    torchrun --nproc_per_node 2 -m run.train --recipe resource/recipes/published/polar.yaml --batch_size 64
+    accelerate launch --config_file resource/accelerate/two_gpus.yaml -m run.train --recipe FILE --batch_size 64
+
+A step has the same items on any number of GPUs, and at least one for each; so the same is learned, and a training goes
+on with another number of them. Several trainings at a time, one on each GPU: python -m run.reproduce
 """
 
 import sys

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 from src.console.environment import LAUNCHED, SIZES, processes
+from src.console.words import counted
 
 AGENT_STORE, ATTEMPT = "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -70,7 +71,8 @@ def take(environment: MutableMapping[str, str] = os.environ) -> Launch:
     names = [name for name in visible.split(",") if name.strip()] if visible else []
     if names and len(names) < found.local_world:
         raise ValueError(
-            f"{found.local_world} processes were started here for {len(names)} GPUs ({GPUS}={visible}). "
+            f"{found.local_world} processes were started here for {counted(len(names), 'GPU')} "
+            f"({GPUS}={visible}). "
             f"Start one for each GPU: --nproc_per_node {len(names)}"
         )
     if visible != "":  # "" hides all GPUs

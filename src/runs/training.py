@@ -81,7 +81,7 @@ def train_run(
     print_notes(encoder, [split.items for split in given.splits.values()])
     inputs = {**given.hashes, **hub.commits(pinned), "template": record.template.as_json()}
     place = Place.at(folder, {"recipe": asdict(recipe), "inputs": inputs}, extras.report_to)
-    base = base_noted(pinned)
+    base = ranks.decided(lambda: base_noted(pinned))
     if ranks.is_first():
         write_json(folder / INPUTS, inputs)
         write_text(folder / RECIPE, recipe.dump())
@@ -93,9 +93,10 @@ def train_run(
     record = replace(
         _with_outcome(record, outcome, folder),
         data={split: given.splits[split].file for split in ("train", "dev")},
-        base_files=digests_json(base or base_noted(pinned)),
+        base_files=digests_json(base or ranks.decided(lambda: base_noted(pinned))),
     )
-    refuse_other_weights(folder, record)
+    if ranks.is_first():
+        refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
     for split in ("dev", *also_score):
@@ -119,7 +120,7 @@ def _with_outcome(record: Record, outcome: Outcome, folder: Path) -> Record:
         trainable_parameters=outcome.trainable_parameters,
         parameters=outcome.parameters,
         training=outcome.training,
-        files=digests_json(weights_noted(folder)),
+        files=digests_json(ranks.decided(lambda: weights_noted(folder))),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from src.model import ranks
 from src.toy.bench_baselines import entry_scoring, entry_training, trl_orpo, trl_training
 from src.toy.bench_cases import Case
 from src.toy.bench_clock import Clock, matmul_peak
@@ -38,7 +39,7 @@ def measure(case: Case, setting: Setting, seconds: float) -> dict[str, Any]:
     return {
         **asdict(case),
         **clock.result(),
-        "matmul_flops": peak,
+        "matmul_flops": peak * ranks.world(),
         "linear_parameters": setting.shape.linear_parameters,
         "note": note,
     }

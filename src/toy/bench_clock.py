@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from src.model import ranks
 from src.model.load import compute_dtype
 from src.toy.bench_inputs import SEED
 
@@ -78,7 +79,8 @@ class Clock:
             self._mark()
             return False
         self._mark()
-        if self.steps < self.least or time.monotonic() - self._started < self.limit:
+        over = self.steps >= self.least and time.monotonic() - self._started >= self.limit
+        if not ranks.any_text("over" if over else ""):
             return False
         self._wait()
         self.seconds = time.monotonic() - self._started
@@ -99,6 +101,7 @@ class Clock:
         return {
             "steps": self.steps,
             **{name: int(count) for name, count in self.counts.items()},
+            "unique_tokens": sum(ranks.gathered(int(self.counts["unique_tokens"]))),
             "seconds": self.seconds,
             "warm_seconds": self.warm_seconds,
             "peak_memory_bytes": peak,

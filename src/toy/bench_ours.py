@@ -16,11 +16,13 @@ from transformers import TrainerCallback
 
 from src import task
 from src.data import parse_items
+from src.model import ranks
 from src.model.load import add_adapter
 from src.model.memory import recomputed
 from src.model.recipes import Recipe, make_recipe
 from src.prompt.encode import Example
 from src.score.letters import LetterScorer
+from src.score.shared import score_shared
 from src.toy import corpus
 from src.toy.bench_cases import GROWTH, LORA, Case
 from src.toy.bench_clock import Clock, endless_arguments, train_by_clock
@@ -32,6 +34,7 @@ from src.train.fixed_rows import Signature, signature
 from src.train.guard import check_rows_against_single
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
+from src.train.ranks import step_shares
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import layouts
 from src.tree.compiled import rows_on_gpu
@@ -53,7 +56,7 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
         "backbone": setting.short,
         "method": case.method,
         "lora_dropout": case.dropout,
-        "batch_size": case.items,
+        "batch_size": max(case.items, ranks.world()),
         "order": "dialogue" if case.items > 1 else "shuffled",
         "objective": case.objective,
         "epoch": 8,
@@ -82,7 +85,8 @@ class CountedSteps(TrainerCallback):
             pairs = [(one.ids, wrong) for one in examples for wrong in one.rejected]
             raw = sum(map(len, itertools.chain(*pairs))) if pairs else sum(len(one.ids) for one in examples)
             # Where rows begin with one token, the first one's subtree is all of the row but its padding.
-            computed = sum(int(row["end"][0]) for row in rows) if "end" in rows[0] else raw
+            trees = bool(rows) and "end" in rows[0]  # a rank may have no items of a last step
+            computed = sum(int(row["end"][0]) for row in rows) if trees else raw
             lengths = {row["input_ids"].shape[1] for row in rows}
             kind = signature(rows) if trainer.layout.lengths else ()
             self.steps.append((len(pairs) or len(examples), raw, computed, lengths, kind))
@@ -95,8 +99,9 @@ class CountedSteps(TrainerCallback):
         clock, fresh = self.clock, self.trainer.graphs is not None and kind not in self.kinds
         self.lengths -= lengths
         self.kinds.add(kind)
-        if clock.laps < clock.warm and clock.laps + 1 < MOST_WARM and (self.lengths or fresh):
-            clock.warm = max(clock.warm, clock.laps + 1 + (QUIET if fresh else 1))
+        if clock.laps < clock.warm and clock.laps + 1 < MOST_WARM:
+            more = max(ranks.gathered(QUIET if fresh else 1 if self.lengths else 0))
+            clock.warm = max(clock.warm, clock.laps + 1 + more) if more else clock.warm
         clock.count(items, raw, unique)
         control.should_training_stop = clock.lap()
 
@@ -106,7 +111,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     recipe, device = recipe_of(case, setting), setting.device
     objective = make_objective(recipe)
     examples = objective.examples(setting.encoder, setting.train)
-    steps = epoch_steps(examples, recipe)
+    steps = step_shares(examples, epoch_steps(examples, recipe))
     positions = functools.partial(objective.logit_positions, examples)
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
     chosen = layouts.training_layout(work, device, rows_on_gpu(device))
@@ -137,7 +142,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         "recomputed": again,
         "captured": trainer.captured,
         # With many items a step, steps are about equally long.
-        **(clock.seconds_by_tokens() if case.items == 1 else {}),
+        **(clock.seconds_by_tokens() if case.items == 1 and not ranks.several() else {}),
     }
     notes = [
         f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
@@ -171,7 +176,7 @@ def our_scoring(case: Case, setting: Setting, clock: Clock) -> str:
     scorer = LetterScorer(network, setting.encoder.letter_ids or (), setting.encoder.pad_id)
     clock.begin()
     for _ in itertools.count():
-        how = scorer.score(examples).how
+        how = score_shared(examples, scorer.score).how
         clock.count(len(items), raw, raw if how.kind == "padded" else unique, len(examples))
         if clock.lap():
             break

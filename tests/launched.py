@@ -1,0 +1,52 @@
+"""Commands as two ranks, as torchrun starts them; without it, since it takes as long to load as what is tested."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 300.0
+
+
+def start(words: Sequence[str | Path], folder: Path, world: int = 2) -> list["subprocess.Popen[bytes]"]:
+    """The ranks of `python words…`; what each prints goes to `folder`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    found = []
+    for rank in range(world):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, **{name: str(value) for name, value in told.items()}, "PYTHONPATH": str(ROOT)}
+        with open(folder / f"{rank}.out", "wb") as out, open(folder / f"{rank}.err", "wb") as err:
+            command = [sys.executable, *map(str, words)]
+            found.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=err))
+    return found
+
+
+def end(ranks: Sequence["subprocess.Popen[bytes]"]) -> list[int]:
+    """Their exit codes."""
+    until = time.monotonic() + PATIENCE
+    try:
+        return [rank.wait(max(0.0, until - time.monotonic())) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def said(folder: Path, rank: int) -> tuple[str, str]:
+    """(stdout, stderr) of a rank."""
+    out, err = ((folder / f"{rank}.{end}").read_text(encoding="utf-8") for end in ("out", "err"))
+    return out, err
+
+
+def run(words: Sequence[str | Path], folder: Path, code: int = 0) -> tuple[str, str]:
+    """What rank 0 prints. All ranks have to end with `code`, and the others have to be quiet."""
+    codes = end(start(words, folder))
+    told = "\n".join(f"rank {rank}: {said(folder, rank)}" for rank in range(len(codes)))
+    assert codes == [code] * len(codes), told
+    assert all(said(folder, rank) == ("", "") for rank in range(1, len(codes))), told
+    return said(folder, 0)
