@@ -30,6 +30,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -252,8 +253,7 @@ def run_case(
     """The case's numbers, or why it `failed`."""
     kind, _, number = device.partition(":")
     result = folder / f"{name}.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
-    command = [sys.executable, *launcher, "-m", "run.bench", "--row", name]
+    command = [sys.executable, *(torchrun(world) if world > 1 else []), "-m", "run.bench", "--row", name]
     command += ["--corpus", str(folder), "--json", str(result)]
     command += ["--backbone", arguments.backbone, "--device", kind]
     given = {"seconds": arguments.seconds, "layers": arguments.layers or LAYERS[kind], "cap": arguments.cap}
@@ -275,6 +275,13 @@ def run_case(
         short = NO_MEMORY if NO_MEMORY in reason else reason
         return {"failed": short + (f" under {arguments.cap:g} GiB" if arguments.cap and short != reason else "")}
     return with_rates(json.loads(result.read_text(encoding="utf-8")))
+
+
+def torchrun(world: int) -> list[str]:
+    """What stands between `python` and `-m run.bench` where `world` ranks measure."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(port)]
 
 
 def measure_here(arguments: argparse.Namespace) -> None:

@@ -42,12 +42,19 @@ class Lifeline:
         self._passed: dict[str, int] = {}
         self._over = threading.Lock()
         """Taken for good by whoever ends this process."""
+        self._lost = threading.Event()
+        """Whether another rank has failed."""
         self._meet()
         for rank, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(rank, peer), daemon=True).start()
 
     def fail(self, code: int, text: str) -> NoReturn:
-        """Ends this rank and the others with `code`; `text` is printed once."""
+        """Ends this rank and the others with `code`; `text` is printed once.
+
+        An error that is no user's may be that another rank is gone, which its connection tells better.
+        """
+        if code == 1 and self._lost.wait(GRACE):
+            time.sleep(PATIENCE)  # the thread that has heard of it ends this process
         if not self._over.acquire(blocking=False):
             time.sleep(PATIENCE)  # the thread that has it ends this process
         _note(self.launch, text)
@@ -96,6 +103,7 @@ class Lifeline:
             message = {}
         if message.get("done"):
             return
+        self._lost.set()
         time.sleep(GRACE if self.launch.rank == 0 or "code" not in message else 0)
         if not self._over.acquire(blocking=False):
             return
@@ -186,6 +194,8 @@ def together(launch: Launch, command: Callable[[Callable[[str], None]], int]) ->
 
 
 def _leave() -> None:
+    if "torch" not in sys.modules:
+        return
     from torch import distributed
 
     if distributed.is_initialized():

@@ -23,6 +23,9 @@ from src.tree.shares import shares
 SAME = 1e-5
 """Relative difference between norms of the same weights: GPUs of other kinds add up in another order."""
 
+ALIGNED = 64
+"""Gradients begin at multiples of so many values: kernels want addresses that are multiples of 16 bytes."""
+
 
 def own_share(step: Sequence[Example]) -> list[Example]:
     """The items of an optimizer step that this rank computes; none where a last step has fewer items than ranks."""
@@ -59,23 +62,29 @@ class GradientSum:
     def __init__(self, trained: Iterable[torch.nn.Parameter]) -> None:
         self.trained = list(trained)
         device = self.trained[0].device
-        sizes: dict[torch.dtype, int] = {torch.float32: 1}
+        sizes: dict[torch.dtype, int] = {torch.float32: 0}
+        starts = []
         for one in self.trained:
-            sizes[one.dtype] = sizes.get(one.dtype, 0) + one.numel()
+            starts.append(sizes.get(one.dtype, 0))
+            sizes[one.dtype] = starts[-1] + -(-one.numel() // ALIGNED) * ALIGNED
+        sizes[torch.float32] += 1
         self.buffers = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
-        self.loss = self.buffers[torch.float32][0]
+        self.loss = self.buffers[torch.float32][-1]
         """Of the whole step, once it is summed."""
-        taken = {dtype: int(dtype == torch.float32) for dtype in sizes}
-        self.gradients: list[torch.Tensor] = []
-        for one in self.trained:
-            start = taken[one.dtype]
-            taken[one.dtype] += one.numel()
-            self.gradients.append(self.buffers[one.dtype][start : taken[one.dtype]].view_as(one))
+        self.gradients = [
+            self.buffers[one.dtype][start : start + one.numel()].view_as(one)
+            for one, start in zip(self.trained, starts, strict=True)
+        ]
 
     @property
     def bytes(self) -> int:
         """That each rank gives and gets in a step."""
         return sum(one.numel() * one.element_size() for one in self.buffers.values())
+
+    def of(self, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+        """The gradients of `parameters`, in their order, which is an optimizer's."""
+        places = {id(one): place for place, one in enumerate(self.trained)}
+        return [self.gradients[places[id(one)]] for one in parameters]
 
     def begin(self) -> None:
         """Sets gradients and loss to 0, and has backward passes add to them."""

@@ -103,10 +103,11 @@ class StepGraphs:
         self.gradients = [] if package else [torch.zeros_like(one) for one in self.trained]
         """Gradients at fixed addresses, which an optimizer outside of the graphs reads, or other ranks."""
         if self.summed is not None:
-            self.gradients = self.summed.gradients
+            self.gradients = self.summed.of(self.trained)
         self.tail: torch.cuda.CUDAGraph | None = None
         """With several ranks: what follows the sum of their gradients."""
-        self.has_tail = self.summed is not None and package is not None
+        self.updates = package is not None
+        """Whether the optimizer's step is captured, too."""
         if package:
             self._begin(FRESH[package])
         self.graphs: dict[Signature, _Graph] = {}
@@ -138,7 +139,7 @@ class StepGraphs:
         """With several ranks, once gradients are summed: clips them and updates the weights; returns their norm. None
         where that is not captured, and nothing has changed.
         """
-        if not self.has_tail:
+        if not self.updates:
             return None
         self.summed.attach()
         if self.tail is None and not self._add_tail():
@@ -160,7 +161,7 @@ class StepGraphs:
         except RuntimeError:
             self._clear(state)
             self.summed.attach()
-            self.has_tail = False
+            self.updates = False
             return False
         torch.cuda.set_rng_state(state, self.trainer.device)
         self.tail = tail
@@ -243,7 +244,7 @@ class StepGraphs:
             torch.cuda.set_rng_state(state, device)
             self._passes(graph)
         found = self.loss.item(), self.norm.item()
-        if not self.known and not self.gradients:
+        if not self.known and self.updates:
             self._compile_update()
         return found
 

@@ -123,6 +123,8 @@ class LetterTrainer(SavingTrainer):
         self.graphs: StepGraphs | None = None
         self.uncaptured: str | None = None
         """Why steps are not captured as CUDA graphs; "" when they are, None before the first step."""
+        self._may_capture = True
+        """With several ranks: whether none of them has found that steps cannot be captured."""
         self._norm: torch.Tensor | None = None
         """Gradient norm of the step, where its graph has clipped the gradient."""
         self.summed: GradientSum | None = None
@@ -214,12 +216,11 @@ class LetterTrainer(SavingTrainer):
         if not model.training:
             model.train()
         self.last_items = inputs["items"]
-        step = self._shared_step if ranks.several() else self._own_step
-        self.last_loss = step(model, inputs, num_items_in_batch)
+        if ranks.several():
+            self.last_loss = self._shared_step(model, inputs, num_items_in_batch)
+        else:
+            self.last_loss = self._or_standard(lambda: self._step(model, inputs, num_items_in_batch))
         return self.last_loss
-
-    def _own_step(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor) -> torch.Tensor:
-        return self._or_standard(lambda: self._step(model, inputs, totals))
 
     def _shared_step(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor) -> torch.Tensor:
         """This rank's share of a step, and the sum over all ranks. Returns the loss of the whole step."""
@@ -237,6 +238,10 @@ class LetterTrainer(SavingTrainer):
             return self._step(model, inputs, totals) if inputs["rows"] else None
 
         loss = self._or_standard(share)
+        if self._may_capture and (why := ranks.any_text(self.uncaptured or "")):
+            # Otherwise some ranks would round an update in another way than the rest.
+            self._may_capture = False
+            self._stop_capturing(why)
         whole = summed.add_up(loss)
         seed_step(self.recipe.seed, self.state.global_step, ranks.ALL)
         if self.graphs is not None:

@@ -1,3 +1,9 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -5,28 +11,52 @@ import pytest
 from tests import launched
 
 JOB = launched.ROOT / "tests/console/failing_rank.py"
+SEEN = "a warning\n"
+"""What rank 0 has on stderr before anything fails."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
+        ("none", 0, ""),
         ("all", 2, "error: found 1, allowed 2. Give 2.\n"),
-        ("user", 2, "rank 1: error: found 1, allowed 2. Give 2.\n"),
-        ("bug", 1, "rank 1: Traceback (most recent call last):"),
-        ("interrupted", 130, "rank 1: interrupted; the same command goes on from here\n"),
+        ("user 0", 2, "error: found 1, allowed 2. Give 2.\n"),
+        ("user 1", 2, "rank 1: error: found 1, allowed 2. Give 2.\n"),
+        ("bug 1", 1, "rank 1: Traceback (most recent call last):"),
+        ("interrupted 1", 130, "rank 1: interrupted; the same command goes on from here\n"),
     ],
 )
 def test_a_failure_ends_all_and_is_said_once(how: str, code: int, words: str, tmp_path: Path) -> None:
-    both = launched.start([JOB, how], tmp_path)
-    codes = launched.end(both)
+    started = time.monotonic()
+    codes = launched.end(launched.start([JOB, how, tmp_path], tmp_path))
     out, err = launched.said(tmp_path, 0)
     assert codes == [code, code] and out == "rank 0\n" and launched.said(tmp_path, 1) == ("", "")
-    assert err.startswith(words) and (err == words or how == "bug"), err
-    assert how != "bug" or err.rstrip().endswith("KeyError: 'what was there'")
+    assert err.startswith(SEEN + words) and (err == SEEN + words or how == "bug 1"), err
+    assert how != "bug 1" or err.rstrip().endswith("KeyError: 'what was there'")
+    assert time.monotonic() - started < 60
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_a_killed_rank_ends_the_others(killed: int, tmp_path: Path) -> None:
+    codes = launched.end(launched.start([JOB, f"killed {killed}", tmp_path], tmp_path, world=3))
+    assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(3)]
+    told = "".join(launched.said(tmp_path, rank)[1] for rank in range(3))
+    words = f"error: rank {killed} of 3 ended without a word: it was killed, or crashed\n"
+    assert told == SEEN + words, "rank 0 says it, or rank 1 where that is gone"
+
+
 def test_a_command_for_one_process_refuses_to_be_one_of_several(tmp_path: Path) -> None:
     codes = launched.end(launched.start(["-m", "run.vote"], tmp_path))
     assert codes == [2, 2] and "started as one of 2 processes" in launched.said(tmp_path, 0)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code", "words"), [("none", 0, ""), ("all", 1, "error: found 1, allowed 2. Give 2.")])
+def test_torchrun_starts_ranks(how: str, code: int, words: str) -> None:
+    """torchrun has an exit code of its own, and tells the message once more among what it says of a failure."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(JOB), how]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(launched.ROOT)}
+    done = subprocess.run(command, cwd=launched.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stdout == "rank 0\n", done.stderr
+    assert done.stderr == SEEN if how == "none" else done.stderr.startswith(f"{SEEN}{words}\n"), done.stderr
+    assert how == "none" or ("exitcode  : 2" in done.stderr and done.stderr.count(words) > 1), json.dumps(done.stderr)

@@ -26,6 +26,8 @@ def watch(folder: Path, seen: list[str]) -> None:
 def main() -> None:
     import torch
 
+    from run.test import main as score
+    from run.train import main as train
     from src.model import ranks
     from tests.train import ranks_cases as cases
 
@@ -36,6 +38,8 @@ def main() -> None:
     found["from 1 to 2"] = cases.trained("letters by dialogue", folder, "from 1 to 2")
     cases.interrupted(folder / "from 2 to 1")
     ranks.meet()
+    train(["--epoch", "1", "--batch_size", "4", "--score", "test", *cases.words(folder, "by two")])
+    score(["--model_id", str(folder / "by two"), "--split", "test", "--orders", "6", "--device", "cpu"])
     if ranks.is_first():
         assert any("adapter" in line for line in written), written
         (folder / "found.json").write_text(json.dumps(found))

@@ -1,10 +1,7 @@
 """Two ranks do what one process does. They are started once for most tests."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from run.test import main as score
 from src.model import ranks
 from src.train.curves import read_steps
 from src.train.ranks import GradientSum, seed_step
@@ -75,6 +73,16 @@ def test_two_ranks_learn_what_one_process_does(name: str, place: Path, by_two: d
     assert ours["ranks"]["bytes_per_step"] == 4 * (trained + 1) or kept == "model"
 
 
+def test_what_one_rank_finds_holds_for_both(by_two: dict[str, Any]) -> None:
+    assert by_two["steps in graphs"]["captured"] == {"kinds": 0}, "no obstacle"
+    assert by_two["no more graphs on one"]["captured"] == {"obstacle": "there is no room"}
+    rows = {name: one["rows"] for name, one in by_two.items()}
+    assert rows["steps in graphs"]["kind"] == rows["no more graphs on one"]["kind"] == "tree"
+    failed, disagreed = rows["compiling fails on one"], rows["the guard finds one at fault"]
+    assert failed["kind"] == disagreed["kind"] == "padded", "both go on one by one"
+    assert failed["obstacle"] == "a kernel cannot be compiled" and not disagreed["guard"]["agree"]
+
+
 @pytest.mark.parametrize("which", ["from 1 to 2", "from 2 to 1"])
 def test_a_training_goes_on_with_another_number_of_ranks(which: str, place: Path, by_two: dict[str, Any]) -> None:
     alone = cases.trained(CASES[0], place, f"whole, not {which}")
@@ -83,66 +91,48 @@ def test_a_training_goes_on_with_another_number_of_ranks(which: str, place: Path
     assert_same_weights(place / which / "adapter", place / f"whole, not {which}" / "adapter")
 
 
-def words(place: Path, run: str, *more: str | Path) -> list[str | Path]:
-    where = ("--data", place / "data", "--prompt", place / "short.yaml", "--save_dir", place / run)
-    model = ("--model_id", place / "backbone", "--backbone", "qwen2", "--method", "lora", "--lora_dropout", "0")
-    return ["-m", "run.train", *model, *where, "--device", "cpu", "--lr", "3e-3", *more]
+def test_commands_share_their_work_and_rank_0_alone_speaks(place: Path, by_two: dict[str, Any]) -> None:
+    """Training and scoring by two ranks leave what one process does; the job has seen that rank 1 writes nothing."""
+    ours, record = place / "by two", stored(place / "by two")
+    assert record["training"]["ranks"]["world"] == 2 and record["splits"].keys() == {"dev", "test"}
+    assert (ours / "training.png").is_file() and not (ours / "lock").exists()
+    assert launched.said(place, 0)[0].count("The run lies in") == 1
+    names = ("scores_dev.jsonl", "scores_test.jsonl", "scores_test.6orders.jsonl")
+    before = {name: [json.loads(line) for line in (ours / name).read_text().splitlines()] for name in names}
+    score(["--model_id", str(ours), "--split", "dev", "test", "--device", "cpu"])
+    score(["--model_id", str(ours), "--split", "test", "--orders", "6", "--device", "cpu"])
+    for name, lines in before.items():
+        alone = [json.loads(line) for line in (ours / name).read_text().splitlines()]
+        assert [one["id"] for one in lines] == [one["id"] for one in alone]
+        for one, other in zip(lines, alone, strict=True):
+            assert one["prediction"] == other["prediction"] and one["orders"] == other["orders"]
+            for values, theirs in zip(one["logits"], other["logits"], strict=True):
+                assert values == pytest.approx(theirs, abs=1e-5)
 
 
 def test_a_step_of_too_few_items_is_refused_before_anything_else(place: Path) -> None:
-    out, err = launched.run(words(place, "small", "--batch_size", "1"), place, code=2)
+    words = ["-m", "run.train", *cases.words(place, "small"), "--batch_size", "1"]
+    out, err = launched.run(words, place, code=2)
     assert out == "" and err.count("error:") == err.count("\n") == 1
     assert "has 1 item" in err and "at least 2 items" in err and "--batch_size 2" in err
     assert not (place / "small").exists()
 
 
-def test_torchrun_and_scores(place: Path) -> None:
-    """Training and scoring as commands: rank 0 alone speaks, scores are those of one process."""
-    more = ("--epoch", "1", "--batch_size", "4", "--score", "test")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *map(str, words(place, "run", *more))],
-        cwd=launched.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The run lies in") == done.stdout.count("step 2: dev accuracy") == 1 and not done.stderr
-    record = stored(place / "run")
-    assert record["training"]["ranks"]["world"] == 2 and record["splits"].keys() == {"dev", "test"}
-    before = {split: (place / "run" / f"scores_{split}.jsonl").read_text().splitlines() for split in ("dev", "test")}
-    from run.test import main as score
-
-    score(["--model_id", str(place / "run"), "--split", "dev", "test", "--device", "cpu"])
-    for split, lines in before.items():
-        alone = (place / "run" / f"scores_{split}.jsonl").read_text().splitlines()
-        for one, other in zip(map(json.loads, lines), map(json.loads, alone), strict=True):
-            assert one["id"] == other["id"] and one["prediction"] == other["prediction"]
-            assert one["logits"][0] == pytest.approx(other["logits"][0], abs=1e-4)
-    asked = ("--split", "test", "--orders", "6", "--device", "cpu")
-    launched.run(["-m", "run.test", "--model_id", place / "run", *asked], place)
-    assert len((place / "run" / "scores_test.6orders.jsonl").read_text().splitlines()) == len(before["test"])
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_ends_the_other(killed: int, place: Path) -> None:
-    run = f"killed {killed}"
-    both = launched.start(words(place, run, "--epoch", "500", "--batch_size", "2"), place)
+def test_a_training_ends_with_a_killed_rank(place: Path) -> None:
+    words = ["-m", "run.train", *cases.words(place, "killed"), "--epoch", "500", "--batch_size", "2"]
+    both = launched.start(words, place)
     try:
         wait_for(lambda: "step 4:" in launched.said(place, 0)[0] or both[0].poll() is not None)
-        both[killed].kill()
+        both[1].kill()
         died = time.monotonic()
         codes = launched.end(both)
     finally:
         for one in both:
             one.kill()
-    told = launched.said(place, 1 - killed)[1]
-    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1, told
-    assert time.monotonic() - died < 10
-    assert f"rank {killed} of 2 ended without a word" in told
-    assert [path.name for path in (place / run / "checkpoints").iterdir()] and "Traceback" not in told
+    told = launched.said(place, 0)[1]
+    assert codes == [1, -signal.SIGKILL] and time.monotonic() - died < 10, told
+    assert told == "error: rank 1 of 2 ended without a word: it was killed, or crashed\n"
+    assert list((place / "killed" / "checkpoints").iterdir()), "what goes on from"
 
 
 def wait_for(done: Callable[[], bool]) -> None:
@@ -157,10 +147,10 @@ def test_gradients_lie_in_one_buffer() -> None:
     summed.begin()
     ((one * 2).sum() + (other * 3).sum().float()).backward()
     ((one * 2).sum()).backward()
-    assert (
-        summed.buffers[torch.float32].tolist() == [0, *[4] * 6] and summed.buffers[torch.bfloat16].tolist() == [3] * 4
-    )
-    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 7 + 2 * 4
+    assert summed.buffers[torch.float32].tolist() == [4] * 6 + [0] * 59, "the loss comes last"
+    assert summed.buffers[torch.bfloat16].tolist() == [3] * 4 + [0] * 60
+    assert one.grad is summed.gradients[0] and summed.bytes == 4 * 65 + 2 * 64
+    assert [id(gradient) for gradient in summed.of([other, one])] == [id(other.grad), id(one.grad)]
     summed.begin()
     assert not summed.buffers[torch.float32].any() and not summed.buffers[torch.bfloat16].any()
 
