@@ -14,6 +14,7 @@ the official one. Each row is measured in its own process, and one that fails is
     entry  entry-full  trl  lora-64  lora-64-dropout  qlora-64  lora-16  lora-1  full-16      training
     entry-score  score-1  score-6                                                             scoring
     lora-1-dropout  qlora-1  full-1  growth                                                   when asked for
+    full-8-sharded                                                                            with --gpus 2 or more
     trl-orpo  orpo-16  orpo-16-trl-loss  trl-orpo-full  orpo-full-1  orpo-full-16             when asked for: pairs
 
 With --gpus N each row is measured on one GPU, and then our rows by N ranks that share a step's items (at least one for
@@ -41,6 +42,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
+from src.console.children import PARENT
 from src.console.cli import Parser, UserError, nearest, new_file, run_main
 from src.console.jobs import run_job
 from src.data import dump_items, load_items
@@ -242,7 +244,8 @@ def write_corpus(folder: Path, kind: Kind) -> dict[str, Any]:
 def with_ranks(names: Sequence[str], gpus: int) -> list[tuple[str, int]]:
     """(case, number of ranks) of all measurements, the ranks' behind those of one."""
     ours = [name for name in names if CASES[name].what.startswith("ours") and name != "growth"]
-    return [*((name, 1) for name in names), *((name, gpus) for name in ours if gpus > 1)]
+    alone = [name for name in names if gpus == 1 or not CASES[name].sharded]
+    return [*((name, 1) for name in alone), *((name, gpus) for name in ours if gpus > 1)]
 
 
 def run_case(
@@ -252,6 +255,8 @@ def run_case(
     kind, _, number = device.partition(":")
     result = folder / f"{name}.json"
     command = [sys.executable, *(torchrun(world) if world > 1 else []), "-m", "run.bench", "--row", name]
+    if world > 1:  # ranks are children of the launcher, and end with it
+        command = ["env", "-u", PARENT, *command]
     command += ["--corpus", str(folder), "--json", str(result)]
     command += ["--backbone", arguments.backbone, "--device", kind]
     given = {"seconds": arguments.seconds, "layers": arguments.layers or LAYERS[kind], "cap": arguments.cap}

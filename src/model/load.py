@@ -217,6 +217,13 @@ def check_base(recipe: Recipe, folder: Path | None = None) -> tuple[Any, Any]:
     return config, weights.check_weights(config, source, arguments)
 
 
+def kept_in(recipe: Recipe) -> set[torch.dtype]:
+    """The dtypes of the tensors in the base model's files."""
+    source = find(recipe.model_id)
+    files = weights.weight_files(load_config(recipe), source, _repository_arguments(source, recipe.revision))
+    return {value.dtype for value in weights.read_headers(files).values()}
+
+
 def check_trainable(recipe: Recipe) -> None:
     """UserError when the base cannot be trained with the recipe's method, or when its weights on this machine are not
     whole. Weights that are yet to be downloaded are checked when they are loaded.

@@ -28,6 +28,8 @@ NF4_BYTES = 0.5 + (8 / 64 + 32 / (64 * 256)) / 8
 """A parameter in NF4: 4 bits, 8 bits per block of 64, and 32 bits per 256 blocks (double quantisation)."""
 COMPILED_DROPOUT_BYTES = 1.9
 """Bytes that a compiled layer keeps for the dropout of one value, measured on one H200 at 8,192 and 10,704 tokens."""
+SHARDED = (FP32, BF16_STOCHASTIC)
+"""Optimizers of sharded parameters: the kernels of fp32-8bit (bitsandbytes) take whole tensors only."""
 STATE_8BIT_BYTES = 2 * (1 + 4 / 256)
 """Adam's two moments in 8 bits with an fp32 scale per block of 256."""
 
@@ -46,6 +48,7 @@ class Workload:
                       kept. It has its name from Korthikanti et al. 2022 (arXiv 2205.05198), who recompute attention
     repeated          in compiled layers: whether keys and values are repeated for all heads that share them
     logit_positions   positions whose logits are in memory at once; None for `ANSWER_TOKENS` of each sequence
+    cards             with method full: how many cards weights, gradients and moments are sharded over (FSDP2)
     """
 
     method: str
@@ -57,21 +60,23 @@ class Workload:
     logit_positions: int | None = None
     selective: bool = False
     repeated: bool = False
+    cards: int = 1
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPU at the peak of a step."""
+    """Bytes on the GPU, or on each one, at the peak of a step. gathered: of what is sharded, but whole at the peak."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     logits: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.gathered
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class MemoryPlan:
     """As in `Workload`."""
     spare: int = 0
     """With checkpointing: tokens times layers for whose activations there is room none the less."""
+    cards: int = 1
+    """As in `Workload`: the bytes are those of each card."""
 
 
 def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing: bool) -> Memory:
@@ -97,13 +104,19 @@ def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing:
     full, fp32              weights, gradients and moments 4 + 4 + 8 bytes, and autocast's bf16 copy of each matrix
     full, fp32-8bit         the same with moments in 8 bits, but the embeddings'
     full, bf16-stochastic   weights and gradients in bf16, moments in 8 bits
+    sharded                 an even part of these, without autocast's copy, and what is gathered (`gathered_bytes`)
     Adam's step is assumed to be fused or tensor by tensor; a foreach step needs one more copy of all trained weights.
     """
     assert work.method in METHODS and optimizer in OPTIMIZERS, (work.method, optimizer)
+    gathered = 0
     if work.method != "full":
         adapters = shape.lora_parameters(work.lora_r)
         weights = 4 * adapters + _base_bytes(shape, work.method)
         gradients, states = 4 * adapters, 8 * adapters
+    elif work.cards > 1:
+        each = 2 if optimizer == BF16_STOCHASTIC else 4
+        weights = gradients = each * shape.parameters // work.cards
+        states = moments_bytes(shape, optimizer) // work.cards
     elif optimizer == BF16_STOCHASTIC:
         weights, gradients, states = 2 * shape.parameters, 2 * shape.parameters, moments_bytes(shape, optimizer)
     else:
@@ -121,7 +134,31 @@ def training_memory(shape: Shape, work: Workload, optimizer: str, checkpointing:
     positions = work.sequences * ANSWER_TOKENS if work.logit_positions is None else work.logit_positions
     # All in fp32: the log-softmax, the gradient at the chosen positions, and the gradient of the logits.
     logits = positions * shape.vocab * (4 + 4 + 4)
-    return Memory(weights, gradients, states, activations, logits)
+    if work.cards > 1:
+        gathered = gathered_bytes(shape, work.cards, activations + logits)
+    return Memory(weights, gradients, states, activations, logits, gathered)
+
+
+def gathered_bytes(shape: Shape, cards: int, activations: int) -> int:
+    """Bytes of sharded parameters and gradients that are whole on a card at the peak of a step. activations: bytes that
+    are there while the layers' backward passes run.
+
+    Embeddings, last norm and head are whole in bf16 from the forward pass to the end of the backward pass, and so are
+    their gradients in the end. Of the layers two are whole in bf16, each with the buffer that it was gathered in, and
+    one has its gradients whole in bf16, and in fp32 in the buffer that they are scattered from. When the layers are
+    done, embeddings and head have their gradients in such a buffer, and their sum.
+    """
+    outside = shape.embedding_parameters + shape.hidden_size
+    layer = (shape.parameters - outside) // shape.layers
+    in_layers, in_the_end = (2 * (2 + 2) + 2 + 4) * layer, (4 + 4 // cards) * outside
+    return 4 * outside + max(in_layers, in_the_end - activations)
+
+
+def whole_gradients_fit(shape: Shape, plan: "MemoryPlan", free_bytes: int | None) -> bool:
+    """Whether gradients of sharded parameters may stay whole on each card, in fp32, until the last row of a step. They
+    are scattered once then, instead of after each row.
+    """
+    return free_bytes is None or plan.memory.total + 4 * shape.parameters <= USABLE * free_bytes
 
 
 def layer_activations(shape: Shape, work: Workload, optimizer: str) -> int:
@@ -144,7 +181,7 @@ def layer_activations(shape: Shape, work: Workload, optimizer: str) -> int:
     h, i, q, kv = shape.hidden_size, shape.intermediate_size, shape.query_size, shape.kv_size
     norms, full = shape.family.norms, work.method == "full"
     if attention == "tree":
-        wide = 4 if in_fp32(work.method, optimizer) else 2
+        wide = _stream_bytes(work, optimizer)
         kv = q if work.repeated else kv
         if work.selective:
             return ((norms + 1) * h * wide + 2 * (q + 2 * kv + 2 * i)) * work.tokens
@@ -158,15 +195,20 @@ def layer_activations(shape: Shape, work: Workload, optimizer: str) -> int:
     else:
         each += 4 * q + 4 * (kv if work.sequences == 1 else q)
     if full:
-        each += 8 * norms * h + 2 * i + (10 * h if optimizer != BF16_STOCHASTIC else 0)
+        each += 8 * norms * h + 2 * i + (10 * h if _stream_bytes(work, optimizer) == 4 else 0)
     else:
         each += 4 * norms * h + (2 + MASK_BYTES) * (5 * h + q + i)
     return each * work.tokens
 
 
 def checkpoint_bytes(shape: Shape, work: Workload, optimizer: str) -> int:
-    """Bytes that checkpointing keeps: each layer's input, in fp32 where the weights are."""
-    return shape.layers * shape.hidden_size * (4 if in_fp32(work.method, optimizer) else 2) * work.tokens
+    """Bytes that checkpointing keeps: each layer's input."""
+    return shape.layers * shape.hidden_size * _stream_bytes(work, optimizer) * work.tokens
+
+
+def _stream_bytes(work: Workload, optimizer: str) -> int:
+    """Bytes of a value between layers: fp32 where the weights are, and are not gathered in bf16."""
+    return 4 if in_fp32(work.method, optimizer) and work.cards == 1 else 2
 
 
 def scoring_memory(shape: Shape, method: str, tokens: int, attention: str | None = None, sequences: int = 1) -> Memory:
@@ -194,14 +236,15 @@ def memory_options(
 ) -> list[MemoryPlan]:
     """All memory plans that are possible with the recipe's `optimizer` and `checkpointing`.
 
-    "auto" stands for fp32, fp32-8bit and bf16-stochastic in this order, each without recomputation, in compiled layers
-    with a selective one, and then with checkpointing. Only method full has a choice of optimizer. free_bytes: None on a
-    CPU, where everything fits.
+    "auto" stands for fp32, fp32-8bit (not of sharded parameters) and bf16-stochastic in this order, each without
+    recomputation, in compiled layers with a selective one, and then with checkpointing. Only method full has a choice
+    of optimizer. free_bytes: None on a CPU, where everything fits.
     """
     assert optimizer in ("auto", *OPTIMIZERS) and checkpointing in ("auto", "on", "off"), (optimizer, checkpointing)
     optimizers: tuple[str, ...] = (FP32,)
     if work.method == "full":
-        optimizers = OPTIMIZERS if optimizer == "auto" else (optimizer,)
+        possible = OPTIMIZERS if work.cards == 1 else SHARDED
+        optimizers = possible if optimizer == "auto" else (optimizer,)
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}[checkpointing]
     # (checkpointing, selective recomputation)
     ways = [(switch, selective) for switch in switches for selective in (False, True)]
@@ -218,7 +261,8 @@ def memory_options(
             spare = 0
             if fits and switch and checkpointing == "auto" and free_bytes and work.attention == "tree":
                 spare = spare_activations(shape, done, kept, int(USABLE * free_bytes) - memory.total)
-            found.append(MemoryPlan(kept, switch, memory, fits, selective=selective, spare=spare))
+            plan = MemoryPlan(kept, switch, memory, fits, selective=selective, spare=spare, cards=work.cards)
+            found.append(plan)
     return found
 
 

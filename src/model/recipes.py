@@ -33,8 +33,6 @@ FP32, FP32_8BIT, BF16_STOCHASTIC = OPTIMIZERS = ("fp32", "fp32-8bit", "bf16-stoc
 """How AdamW keeps weights and moments: fp32 throughout, moments in 8 bits, or weights in bf16 too."""
 SEEDS = 2**32
 """Number of seeds that numpy takes; the other libraries take more."""
-
-
 LONGEST_TEXT, LONGEST_NAME = 4_000, 200
 """Characters of a path, and of a file's or folder's name, which file systems bound by 255 bytes."""
 
@@ -150,6 +148,11 @@ class Recipe:
     gradient_checkpointing: str = _setting(
         "auto",
         "recompute activations in the backward pass; auto: when memory asks for it",
+        choices=("auto", "on", "off"),
+    )
+    fsdp: str = _setting(
+        "auto",
+        "method full on several GPUs: shard it over them (FSDP2); auto: if one cannot hold it, or accelerate says so",
         choices=("auto", "on", "off"),
     )
     order: str = _setting(
@@ -359,6 +362,8 @@ def _conflicts(clean: Mapping[str, Any]) -> list[str]:
     found = []
     if clean.get("method") == ORPO:
         found.append(f"method: orpo means objective orpo; found objective {clean.get('objective')!r}")
+    if clean.get("fsdp") == "on" and clean.get("method", "qlora") not in ("full", ORPO):
+        found.append(f"fsdp: found on, allowed with method {clean.get('method', 'qlora')}: auto, off")
     if clean.get("reasoning") and clean.get("objective", "answer") != "answer":
         found.append(f"objective: found {clean['objective']}, allowed with reasoning: answer, whose loss is on it, too")
     if clean.get("keep") == "last" and clean.get("early_stopping_patience") is not None:

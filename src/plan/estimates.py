@@ -22,6 +22,7 @@ from src.model.memory import (
 )
 from src.model.recipes import Recipe
 from src.model.shapes import GIB, Shape
+from src.plan.communication import COUNTS, LINKS, step_seconds
 from src.plan.kinds import item_tokens, kind_of
 from src.plan.known import known_base
 from src.plan.times import scoring_seconds, training_seconds
@@ -29,6 +30,9 @@ from src.train.objectives import make_objective
 
 CARDS = (24, 48, 80, 141)
 """GiB of the usual cards, the columns of the table where there is no GPU."""
+SEVERAL, EACH = 2, 80
+TOGETHER = f"{SEVERAL}×{EACH}"
+"""The column after them: two such cards with one run, all parameters of which are sharded over both."""
 USUAL = {"RTX 3090": 24, "RTX 4090": 24, "RTX A6000": 48, "L40S": 48, "A100": 80, "H100": 80}
 """Cards whose hours are told where there is no GPU, and their GiB."""
 ROOM = 0.6
@@ -58,7 +62,9 @@ class Estimate:
     training: MemoryPlan | None
     """The memory plan on the GPU at hand, or on one H200 where there is none."""
     cards: Mapping[str, MemoryPlan]
-    """Name of a card → the memory plan on it."""
+    """Name of a card → the memory plan on it; `TOGETHER` → that of each of several cards that share the run."""
+    communication: Mapping[str, Sequence[float]]
+    """Link between cards → seconds that a step of one row a card communicates on `COUNTS` of them, by bytes alone."""
     disk: int | None
     """Bytes of the run folder at most."""
     kept: int | None
@@ -91,6 +97,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     longest += wrong * ANSWER_TOKENS
     training = weights = disk = kept = seconds = None
     cards: dict[str, MemoryPlan] = {}
+    communication: dict[str, list[float]] = {}
     elsewhere: dict[str, float] = {}
     if shape is not None:
         # The least that training takes: one item a row. Where there is more memory, rows are longer.
@@ -98,6 +105,13 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         work = Workload(recipe.method, recipe.lora_r, longest, 1 + wrong, attention="tree", dropout=dropout)
         training = _memory_plan(shape, recipe, work, here.free_bytes)
         cards = {name: _memory_plan(shape, recipe, work, size) for name, size in sizes.items()}
+        if len(sizes) > 1:  # no GPU here
+            shared = replace(work, cards=SEVERAL) if recipe.method == "full" else work
+            cards[TOGETHER] = _memory_plan(shape, recipe, shared, EACH * GIB)
+            communication = {
+                link: [step_seconds(shape, recipe.method, recipe.lora_r, count, link) for count in COUNTS]
+                for link in LINKS
+            }
         weights = scoring_memory(shape, recipe.method, longest).weights
         disk = run_folder_bytes(shape, recipe.method, training.optimizer, recipe.lora_r)
         kept = best_weights_bytes(shape, recipe.method, recipe.lora_r)
@@ -122,6 +136,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         weights=weights,
         training=training,
         cards=cards,
+        communication=communication,
         disk=disk,
         kept=kept,
         seconds=seconds,

@@ -9,7 +9,8 @@ from src.model.disk import GB
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, FP32, FP32_8BIT
 from src.model.shapes import GIB
-from src.plan.estimates import CARDS, USUAL, Estimate
+from src.plan.communication import COUNTS
+from src.plan.estimates import CARDS, TOGETHER, USUAL, Estimate
 from src.plan.speeds import measured, measured_with
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MB = 10**6
-SHORT = {FP32: "fp32", FP32_8BIT: "8-bit", BF16_STOCHASTIC: "bf16"}
+SHORT = {FP32: "fp32", FP32_8BIT: "8bit", BF16_STOCHASTIC: "bf16"}
 """Optimizers in a cell."""
 
 
@@ -35,9 +36,9 @@ def plan_table(estimates: Sequence[Estimate]) -> "RenderableType":
         told = f"toy models from {place}: nothing to download, and one to three minutes each on a CPU core"
         return Group(Fitted(_toy_table(estimates)), "", escape(told))
     cards = next((list(one.cards) for one in estimates if one.cards), [])
-    by_size = cards == [str(size) for size in CARDS]
+    by_size = cards == [*map(str, CARDS), TOGETHER]
     table, lines = _gpu_table(estimates, cards, by_size)
-    lines += _elsewhere(estimates) if by_size else []
+    lines += [*_elsewhere(estimates), *_communication(estimates)] if by_size else []
     return Group(Fitted(table), "", "\n".join([*lines, *map(_facts_line, estimates)]))
 
 
@@ -81,6 +82,7 @@ def _legend(place: str, by_size: bool, full: bool) -> list[str]:
         lines.append(f"full by its optimizer: {', '.join(names)}")
     if by_size:
         lines.append(f"no GPU here: train, disk, hours are those of one {place}; right: cards by size")
+        lines.append(f"{TOGETHER}: two cards share the run; full by FSDP2, with the GiB that each has at its peak")
     return lines
 
 
@@ -92,6 +94,23 @@ def _elsewhere(estimates: Sequence[Estimate]) -> list[str]:
         if there:
             found.append(f"{name} ({size} GiB) {_number(sum(there), 3600)} for {len(there)} of {len(estimates)} runs")
     return [f"hours elsewhere, of what fits: {'; '.join(found)}"] if found else []
+
+
+def _communication(estimates: Sequence[Estimate]) -> list[str]:
+    """Lines on what cards that share a run tell each other; the slowest of the runs of each kind stands for them."""
+    found = []
+    for full, words in ((True, "full, sharded: a row"), (False, "adapters: a step")):
+        some = [one for one in estimates if one.communication and (one.method == "full") == full]
+        if not some:
+            continue
+        slowest = max(some, key=lambda one: max(map(max, one.communication.values())))
+        counts = "/".join(map(str, COUNTS))
+        told = [
+            f"{link} {'/'.join(f'{seconds:.2g}' for seconds in times)} s"
+            for link, times in slowest.communication.items()
+        ]
+        found.append(f"{words} communicates on {counts} cards at least, by bytes (not measured): {', '.join(told)}")
+    return found
 
 
 def _toy_table(estimates: Sequence[Estimate]) -> "Table":
@@ -124,7 +143,8 @@ def _fits_cell(method: str, plan: MemoryPlan) -> str:
     if not plan.fits:
         return "[red]no[/]"
     first = SHORT[plan.optimizer] if method == "full" else "yes"
-    return f"[green]{first}{' ckpt' if plan.checkpointing else ''}[/]"
+    each = f" {_number(plan.memory.total, GIB)}" if plan.cards > 1 else ""
+    return f"[green]{first}{' ckpt' if plan.checkpointing else ''}{each}[/]"
 
 
 def _facts_line(one: Estimate) -> str:

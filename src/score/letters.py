@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from src.model.causal import causal_of
+from src.model.causal import causal_of, is_sharded, without_gradient
 from src.model.shapes import Shape
+from src.model.shards import rows_of
 from src.prompt.encode import Example
 from src.score.item_scores import ItemScores, Logits
 from src.tree import compiler
@@ -73,13 +74,13 @@ class LetterHead(torch.nn.Module):
     def __init__(self, head: Any, letter_ids: Sequence[int]) -> None:
         super().__init__()
         ids = torch.tensor(list(letter_ids), device=head.weight.device)
-        weight = head.weight.detach()[ids].float()
+        weight = rows_of(head.weight, ids)
         lora = hasattr(head, "lora_B")  # on the head itself; peft also wraps one that was trained whole
         for name in head.active_adapters if lora else ():
             weight += head.scaling[name] * head.lora_B[name].weight[ids].float() @ head.lora_A[name].weight.float()
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         bias = getattr(head, "bias", None)
-        self.bias = None if bias is None else torch.nn.Parameter(bias.detach()[ids].float(), requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(rows_of(bias, ids), requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -136,16 +137,17 @@ class LetterScorer:
         model, prompts = self.model, [example.ids for example in examples]
         why = self._obstacle(prompts) if kind is None and batch_tokens is None and prompts else ""
         layout = self._layout(prompts, kind, batch_tokens, why)
-        # fp32 weights, as full training keeps them, are also computed with in bf16.
-        mixed = model.device.type == "cuda" and model.get_input_embeddings().weight.dtype == torch.float32
+        # fp32 weights, as full training keeps them, are also computed with in bf16; sharded ones are gathered in it.
+        fp32 = model.get_input_embeddings().weight.dtype == torch.float32
+        mixed = model.device.type == "cuda" and fp32 and not is_sharded(model)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
         guard, failed = None, ""
-        with torch.inference_mode(), letters_only(model, self.letter_ids), autocast:
+        with without_gradient(model), letters_only(model, self.letter_ids), autocast:
             try:
                 layout, guard = self._trusted(examples, layout)
                 logits = self._read(prompts, layout, update)
             except Exception as error:
-                if not (failed := compiler.failure(error)):
+                if not (failed := compiler.failure(error)) or is_sharded(model):
                     raise
             if failed:
                 compiler.give_up(failed, scoring_slowdown(prompts, self.share))

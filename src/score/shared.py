@@ -8,13 +8,19 @@ from src.score.letters import HowRead, Scored
 from src.tree.shares import shares
 
 
-def score_shared(examples: Sequence[Example], score: Callable[[Sequence[Example]], Scored]) -> Scored:
-    """What `score` gives for all of `examples`, in the order of their items. Whole dialogues stay on a rank."""
+def score_shared(
+    examples: Sequence[Example], score: Callable[[Sequence[Example]], Scored], all_score: bool = False
+) -> Scored:
+    """What `score` gives for all of `examples`, in the order of their items. Whole dialogues stay on a rank.
+
+    all_score: whether a rank without a share also has to call `score`, on the first example.
+    """
     if not ranks.several():
         return score(examples)
     parts = shares(examples, ranks.world())
     own = [examples[number] for number in parts[ranks.rank()]]
-    found = [one for one in ranks.gathered(score(own) if own else None) if one is not None]
+    mine = score(own or examples[:1]) if own or all_score else None
+    found = [one for one in ranks.gathered(mine if own else None) if one is not None]
     scores = {item.id: item for one in found for item in one.items}
     # Of several ways to have been read, the record names the one that did not go as planned.
     how = max((one.how for one in found), key=_trouble)

@@ -26,6 +26,7 @@ class Case:
     orders   orders that each item is scored in
     cpu      whether a CPU measures it by default
     asked    whether it is measured only when it is named
+    sharded  whether several GPUs shard its parameters; measured on several alone, where there are
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     objective: str = "answer"
     cpu: bool = True
     asked: bool = False
+    sharded: bool = False
 
 
 # Laid out by hand: the values and the sentence of each case, then what differs from the defaults.
@@ -69,6 +71,9 @@ CASES = {
         Case("full-1", "training", "entry-full", 6, "ours: all parameters, one item a step", method="full", asked=True),
         Case("full-16", "training", "entry-full", 6, "ours: all parameters, 16 items a step by dialogue",
             method="full", items=16),
+        Case("full-8-sharded", "training", "entry-full", 6,
+            "ours: all parameters sharded over the GPUs (FSDP2), in fp32 where that fits, 8 items a step by dialogue",
+            method="full", items=8, cpu=False, asked=True, sharded=True),
         Case("trl-orpo", "training", "trl-orpo", 4, "TRL's ORPOTrainer, its defaults, LoRA on bf16; items are pairs",
             dropout=0.05, objective=ORPO, asked=True),
         Case("orpo-16", "training", "trl-orpo", 4,

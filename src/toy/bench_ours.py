@@ -20,6 +20,7 @@ from src.model import ranks
 from src.model.load import add_adapter
 from src.model.memory import recomputed
 from src.model.recipes import Recipe, make_recipe
+from src.model.shards import shard
 from src.prompt.encode import Example
 from src.score.letters import LetterScorer
 from src.score.shared import score_shared
@@ -35,6 +36,7 @@ from src.train.guard import check_rows_against_single
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
 from src.train.ranks import step_shares
+from src.train.sharded import choose_layout
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import layouts
 from src.tree.compiled import rows_on_gpu
@@ -60,6 +62,7 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
         "order": "dialogue" if case.items > 1 else "shuffled",
         "objective": case.objective,
         "epoch": 8,
+        "fsdp": "on" if case.sharded else "off",
         "seed": SEED,
         **LORA,
         **({"orpo_nll": "prompt", "loss_per": "token"} if case.name == "orpo-16-trl-loss" else {}),
@@ -114,7 +117,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     steps = step_shares(examples, epoch_steps(examples, recipe))
     positions = functools.partial(objective.logit_positions, examples)
     work = layouts.TrainingSteps(recipe, setting.shape, examples, steps, setting.encoder.pad_id, positions)
-    chosen = layouts.training_layout(work, device, rows_on_gpu(device))
+    chosen = choose_layout(work, device, rows_on_gpu(device))
     memory = chosen.memory
     # NF4 weights dequantised once are bf16 weights; their values do not matter here.
     nf4 = setting.dtype if case.method == "qlora" and not memory.dequantised else None
@@ -123,6 +126,8 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     )
     if case.method != "full":
         network = add_adapter(network, recipe)
+    elif memory.cards > 1:
+        shard(network, device, setting.dtype)
     if case.items == 1:  # nothing is shared, and what counts is how long the timed items are
         examples = one_of_each_kind(examples, objective, chosen.layout) + mixed_lengths(examples)
     with tempfile.TemporaryDirectory() as folder:
@@ -147,6 +152,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
     notes = [
         f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
         memory.optimizer if case.method == "full" else "",
+        f"sharded over {memory.cards}" if memory.cards > 1 else "",
         "dequantised once" if memory.dequantised else "",
         f"checkpointing of {again:.0%} of the layers" if again else "",
         trainer.captured if device.type == "cuda" else "",

@@ -17,8 +17,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torchao.optim import AdamW8bit as TorchaoAdamW8bit
 from torchao.optim.subclass_8bit import OptimState8bit
+
+from src.model.shards import local_part
 
 BLOCK = 256
 """Weights whose moments share a scale."""
@@ -52,7 +55,8 @@ class AdamW8bit(TorchaoAdamW8bit):
     but the norm.
 
     Stochastic rounding adds to each weight's lower 16 bits a number that follows from its place and from a seed, which
-    torch's generator gives to each weight tensor at each step.
+    torch's generator gives to each weight tensor at each step. Of sharded weights each rank steps its own part: blocks
+    and places are those of the part.
     """
 
     def __init__(self, params: Iterable[Any], *args: Any, **keys: Any) -> None:
@@ -104,18 +108,25 @@ class AdamW8bit(TorchaoAdamW8bit):
 
 
 def clip_gradient(optimizer: Any, parameters: Iterable[torch.nn.Parameter], limit: float) -> torch.Tensor:
-    """Clips the gradient to the norm `limit`, where that is above 0; returns its norm before.
+    """Clips the gradient to the norm `limit`, where that is above 0; returns its norm before. Of sharded parameters it
+    is the norm over all ranks.
 
     `AdamW8bit` clips as it steps, and leaves `grad` as it is.
     """
     trained = list(parameters)
     inner = getattr(optimizer, "optimizer", optimizer)
     if limit > 0 and not isinstance(inner, AdamW8bit):
-        return torch.nn.utils.clip_grad_norm_(trained, limit)
-    norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
+        return _whole(torch.nn.utils.clip_grad_norm_(trained, limit))
+    norm = _whole(torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None]))
     if limit > 0:
         inner.clip(norm, limit)
     return norm
+
+
+def _whole(norm: Any) -> torch.Tensor:
+    """The norm over all ranks, of gradients that are sharded over them."""
+    found: torch.Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return found
 
 
 def _facts(counts: torch.Tensor, lr: torch.Tensor, beta1: float, beta2: float, decay: float) -> torch.Tensor:
@@ -132,8 +143,9 @@ def _in_blocks(parameter: torch.nn.Parameter, *moments: torch.Tensor) -> tuple[A
     """The arguments of `updated` for a parameter: weights, gradient, and each moment as (values, scales, table), the
     scales and table None where it is not in 8 bits.
     """
-    weights, gradient = parameter.detach(), parameter.grad
-    assert gradient is not None
+    assert parameter.grad is not None
+    weights, gradient = local_part(parameter.detach()), local_part(parameter.grad)
+    moments = tuple(map(local_part, moments))
     if not isinstance(moments[0], OptimState8bit):
         return weights.view(-1), gradient.reshape(-1), *((moment.view(-1), None, None) for moment in moments)
     kept = (one for one in moments if isinstance(one, OptimState8bit))

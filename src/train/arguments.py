@@ -48,8 +48,8 @@ def training_arguments(
         max_grad_norm=recipe.max_grad_norm,
         optim=optim,
         optim_args=optim_args,
-        # Adapters are cast where they are used; only fp32 weights need autocast.
-        bf16=device.type == "cuda" and has_fp32_masters(recipe, memory),
+        # Adapters are cast where they are used, and sharded weights when they are gathered.
+        bf16=device.type == "cuda" and has_fp32_masters(recipe, memory) and memory.cards == 1,
         use_cpu=device.type == "cpu",
         eval_strategy=when,
         save_strategy=when,

@@ -18,6 +18,7 @@ from src.files.sealed import Broken
 from src.model import load, ranks
 from src.model.devices import free_bytes
 from src.model.disk import bytes_kept, check_disk
+from src.model.load_sharded import load_sharded
 from src.model.memory import MemoryPlan, run_folder_bytes
 from src.model.recipes import BF16_STOCHASTIC, Recipe
 from src.model.shapes import Shape
@@ -43,10 +44,11 @@ from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
 from src.train.ranks import ranks_record, refuse_other_weights, step_shares
 from src.train.reports import report_to
+from src.train.sharded import choose_layout
 from src.train.trainer import Encoded, LetterTrainer, make_trainer
 from src.tree import compiler, layouts
 from src.tree.compiled import obstacle, rows_on_gpu
-from src.tree.layouts import TrainingLayout, TrainingSteps, training_layout
+from src.tree.layouts import TrainingLayout, TrainingSteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,9 @@ def fine_tune(
         "evaluations": history,
         "loss": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
     }
-    if trainer.summed is not None:
+    if trainer.sharded is not None:
+        training["ranks"] = trainer.sharded.record(device)
+    elif trainer.summed is not None:
         training["ranks"] = ranks_record(trainer.summed, device)
     if before:
         training["weights_moved"] = share_moved(before, sample_weights(trainer.model))
@@ -147,7 +151,7 @@ def _set_up(objective: Objective, encoded: Encoded, checkpoint: Checkpoint | Non
     compiled = rows_on_gpu(device) and not why
     positions = functools.partial(objective.logit_positions, examples)
     shared = step_shares(examples, steps)
-    chosen = training_layout(TrainingSteps(planned, shape, examples, shared, pad_id, positions), device, compiled)
+    chosen = choose_layout(TrainingSteps(planned, shape, examples, shared, pad_id, positions), device, compiled)
     # Ranks choose alike but for the memory that is free.
     chosen = ranks.least(free_bytes(device) if device.type == "cuda" else 0, chosen)
     if compiled and chosen.layout.kind != "tree" and recipe.share_prefixes == "auto":
@@ -181,6 +185,8 @@ def load_for_training(recipe: Recipe, memory: MemoryPlan, device: torch.device) 
     """The recipe's model, with its trained weights in the dtype of `memory`."""
     if recipe.method == "full":
         dtype = torch.float32 if has_fp32_masters(recipe, memory) else torch.bfloat16
+        if memory.cards > 1:
+            return load_sharded(recipe, device, dtype)
         return load.load_base(recipe, device, dtype=dtype)
     return load.add_adapter(load.load_base(recipe, device, dequantised=memory.dequantised), recipe)
 

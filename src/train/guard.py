@@ -15,7 +15,9 @@ import torch
 
 from src.console.cli import UserError
 from src.model import ranks
+from src.model.causal import is_sharded
 from src.model.recipes import Recipe
+from src.model.shards import local_part, summed
 from src.prompt.encode import Encoder, Example
 from src.train.arguments import CHECKPOINTING
 from src.train.objectives import Objective
@@ -71,7 +73,7 @@ def check_rows_against_single(trainer: GuardedTrainer) -> dict[str, Any] | None:
     try:
         ours = _fitting(trainer, probes)
     except Exception as error:
-        if not (why := compiler.failure(error)):
+        if not (why := compiler.failure(error)) or is_sharded(trainer.network):
             raise
     if why := ranks.any_text(why):
         trainer.fall_back(why)
@@ -144,7 +146,12 @@ def _in_rows(trainer: GuardedTrainer, probes: Sequence[Example]) -> Probe | None
     """
     try:
         return probe(trainer, probes, dataclasses.replace(trainer.layout, lengths=trainer.layout.lengths[-1:]))
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        if is_sharded(trainer.network):  # other ranks wait for what it gathers with them
+            raise UserError(
+                f"rows of {trainer.layout.tokens:,} tokens do not fit into the GPU's memory beside sharded parameters. "
+                "More GPUs, gradient_checkpointing on or optimizer bf16-stochastic take less of each."
+            ) from error
         trainer.network.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     return None
@@ -171,10 +178,16 @@ def probe(trainer: GuardedTrainer, examples: Sequence[Example], layout: Layout, 
                 loss.backward()
             loss_sum += loss.item()
             letters |= objective.letters(outputs, row, letter_ids)
-    squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
-    norm = math.nan if rounded else torch.stack(squares).sum().sqrt().item()
+    norm = math.nan if rounded else _gradient_norm(network)
     network.zero_grad(set_to_none=True)
     return Probe(loss_sum, norm, [value for number in sorted(letters) for value in letters[number]])
+
+
+def _gradient_norm(network: Any) -> float:
+    """Of sharded parameters, whose gradients are those of all ranks together, each of which has computed the same."""
+    parts = [local_part(p.grad) for p in network.parameters() if p.grad is not None]
+    total = torch.stack([part.float().square().sum() for part in parts]).sum()
+    return (summed(total) / ranks.world() ** 2 if is_sharded(network) else total).sqrt().item()
 
 
 @contextlib.contextmanager

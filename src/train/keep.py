@@ -15,7 +15,9 @@ from src.files.sealed import seal
 from src.files.writing import sync_folder
 from src.model import load, ranks
 from src.model.adapters import save_adapter
+from src.model.causal import is_sharded
 from src.model.recipes import Recipe
+from src.model.shards import full_state, local_part
 from src.score.item_scores import ItemScores
 from src.train.checkpoints import Checkpoint, Place, remove, remove_others
 from src.train.objectives import make_objective
@@ -100,6 +102,8 @@ class KeepBest(TrainerCallback):
     def save(self, step: int) -> None:
         """Replaces the kept weights by those of the network, of the evaluation after `step`."""
         if not ranks.is_first():
+            if is_sharded(self.network):
+                self._state()
             return
         with full_disk.told(f"the weights {self.target.name}", self.place.folder):
             remove(self.fresh)
@@ -114,17 +118,22 @@ class KeepBest(TrainerCallback):
 
     def _write(self, folder: Path) -> None:
         if self.recipe.method == "full":
-            # Scoring loads the compute dtype anyway; fp32 masters would only double the size. The copy is made in main
-            # memory, since the GPU's is full.
-            dtype = load.compute_dtype(self.network.device)
-            state = {
-                key: value.to("cpu", dtype if value.is_floating_point() else None)
-                for key, value in self.network.state_dict().items()
-            }
-            self.network.save_pretrained(folder, state_dict=state)
+            self.network.save_pretrained(folder, state_dict=self._state())
         else:
             save_adapter(self.network, folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The weights in main memory, since the GPU's is full. Scoring loads the compute dtype anyway; fp32 masters
+        would only double the size. Of a sharded model all ranks have to call this; rank 0 gets it.
+        """
+        dtype = load.compute_dtype(self.network.device)
+        if is_sharded(self.network):
+            return full_state(self.network, dtype)
+        return {
+            key: value.to("cpu", dtype if value.is_floating_point() else None)
+            for key, value in self.network.state_dict().items()
+        }
 
 
 def weights_name(recipe: Recipe) -> str:
@@ -133,11 +142,13 @@ def weights_name(recipe: Recipe) -> str:
 
 
 def sample_weights(network: Any, per_tensor: int = 65536) -> dict[str, torch.Tensor]:
-    """Up to `per_tensor` evenly spaced values of every trainable tensor, on the CPU."""
+    """Up to `per_tensor` evenly spaced values of every trainable tensor, on the CPU; of sharded ones, of this rank's
+    part.
+    """
     sample = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            flat = parameter.detach().reshape(-1)
+            flat = local_part(parameter.detach()).reshape(-1)
             sample[name] = flat[:: max(1, flat.numel() // per_tensor)].clone().cpu()
     return sample
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from src.model.causal import without_gradient
 from src.prompt.encode import Example
 from src.tree.compiled import standard_attention
 from src.tree.rows import Layout, Row, Term, lay_out, logprobs_at, to_device
@@ -150,7 +151,7 @@ def summed(
     was_training = model.training
     model.eval()
     with (
-        torch.inference_mode(),
+        without_gradient(model),
         torch.autocast(model.device.type, torch.bfloat16, enabled=mixed),
         standard_attention(model) if layout.kind == "padded" else contextlib.nullcontext(),
     ):

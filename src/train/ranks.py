@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from src.model import ranks
 from src.prompt.encode import Example
@@ -114,7 +115,8 @@ def ranks_record(summed: GradientSum, device: torch.device) -> dict[str, Any]:
 
 def refuse_other_weights(parameters: Iterable[torch.nn.Parameter], when: str) -> None:
     """Fails where ranks do not have the same weights, by the norm of each parameter."""
-    if not ranks.several():
+    parameters = list(parameters)
+    if not ranks.several() or isinstance(parameters[0], DTensor):  # sharded ranks have other parts
         return
     norms = torch.stack([torch.linalg.vector_norm(one.detach(), dtype=torch.float32) for one in parameters]).cpu()
     for rank, other in enumerate(ranks.gathered(norms)):

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
+from src.model.causal import is_sharded
 from src.model.dropout import other_dropout
 from src.train.adamw8bit import clip_gradient
 from src.train.captured_optimizers import FRESH, parts_of
@@ -57,6 +58,8 @@ def obstacle(trainer: CapturedTrainer, signatures: Sequence[Signature]) -> str:
     """Why the steps of a training are not captured; "" when they are. signatures: those of some of its steps."""
     if trainer.device.type != "cuda" or not trainer.layout.lengths:
         return "layers are not compiled for fixed lengths"
+    if is_sharded(trainer.network):
+        return "parameters are sharded over several GPUs, and what gathers them runs in streams of its own"
     if trainer.layout.lengths[-1] > CAPTURED_ROW:
         return f"rows of {trainer.layout.lengths[-1]:,} tokens keep the GPU busy without it"
     if other_dropout(trainer.network.modules()):

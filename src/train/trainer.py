@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from src.data import Item
 from src.model import ranks
-from src.model.causal import causal_of
+from src.model.causal import causal_of, is_sharded
 from src.model.dropout import redraw, seeds_of
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, Recipe
@@ -46,6 +46,7 @@ from src.train.objectives import Objective, make_objective
 from src.train.order import ByDialogue, epoch_steps
 from src.train.ranks import GradientSum, own_share, refuse_other_weights, seed_step
 from src.train.saving import SavingTrainer
+from src.train.sharded import ShardedSteps, in_step
 from src.train.step_graphs import StepGraphs, obstacle
 from src.tree import compiler, layouts
 from src.tree.compiled import make_ready, restore_standard_layers
@@ -89,6 +90,7 @@ def make_trainer(
     )
     trainer.best = KeepBest(place, recipe, network, encoded.encoder.tokenizer, len(encoded.dev))
     trainer.optimizer_name = optimizer_name(recipe, chosen.memory)
+    trainer.sharded = ShardedSteps(trainer, chosen.memory) if is_sharded(network) else None
     return trainer
 
 
@@ -127,6 +129,8 @@ class LetterTrainer(SavingTrainer):
         """Gradient norm of the step, where its graph has clipped the gradient."""
         self.summed: GradientSum | None = None
         """With several ranks: their gradients' sum."""
+        self.sharded: ShardedSteps | None = None
+        """With sharded parameters: their steps."""
         self.seeds = seeds_of(network)
         self._trained: list[torch.nn.Parameter] | None = None
         super().__init__(
@@ -220,6 +224,10 @@ class LetterTrainer(SavingTrainer):
 
     def _shared_step(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor) -> torch.Tensor:
         """This rank's share of a step, and the sum over all ranks. Returns the loss of the whole step."""
+        if self.sharded is not None:
+            same = inputs["layout"] == self.layout or not inputs["examples"]
+            rows = inputs["rows"] if same else self.objective.collate(inputs["examples"], self.layout)
+            return self.sharded.step(model, rows, totals)
         if self.summed is None:
             self.summed = GradientSum(self.trained_parameters)
         summed, self._norm = self.summed, None
@@ -359,8 +367,11 @@ class LetterTrainer(SavingTrainer):
     ) -> dict[str, float]:
         kind: Kind | None = "padded" if self.layout.kind == "padded" else None
         refuse_other_weights(self.trained_parameters, f"after step {self.state.global_step}")
+        read = in_step if self.sharded else lambda network, work: work()
         scored = score_shared(
-            self.dev_examples, lambda share: self._with_room(lambda: self.scorer.score(share, kind=kind))
+            self.dev_examples,
+            lambda share: read(self.network, lambda: self._with_room(lambda: self.scorer.score(share, kind=kind))),
+            all_score=self.sharded is not None,
         )
         if self.layout.kind != "padded" and (why := ranks.any_text(compiler.gave_up())):
             self.fall_back(why)
@@ -368,7 +379,8 @@ class LetterTrainer(SavingTrainer):
         if self.dev_answers:
             network, share = self.accelerator.unwrap_model(self.model), own_share(self.dev_answers)
             sums = functools.partial(self.objective.sums, network, share, self.layout, self.args.bf16)
-            found |= self.objective.measured(ranks.gathered(self._or_standard(lambda: self._with_room(sums))))
+            summed = read(network, sums) if self.sharded else self._or_standard(lambda: self._with_room(sums))
+            found |= self.objective.measured(ranks.gathered(summed))
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -37,7 +37,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import flex_attention_mask
 
-from src.model.causal import attention_of, causal_of
+from src.model.causal import attention_of, causal_of, is_sharded
 from src.model.dropout import other_dropout
 from src.tree import compiler, prefix
 
@@ -122,15 +122,28 @@ def make_ready(model: Any, checkpointing: bool = False, spare: int = 0, selectiv
             setattr(torch._functorch.config, name, not selective)
         causal.set_attn_implementation(ATTENTION)
         layers = causal.get_decoder().layers
+        sharded = is_sharded(causal)
         for number, layer in enumerate(layers):
-            layer.compile(dynamic=DYNAMIC)
+            call = _compiled_call(layer, sharded)
             if checkpointing:
                 # What follows from seeds needs no state of the generator, which cannot be read during a capture.
                 state = other_dropout(layer.modules())
                 most = spare // (len(layers) - number)
-                layer._compiled_call_impl = _checkpointed(layer._compiled_call_impl, most, state)
+                call = _checkpointed(call, most, state)
+            setattr(layer, "forward" if sharded else "_compiled_call_impl", call)
         _hooks[causal] = causal.get_input_embeddings().register_forward_hook(_require_gradients)
     return True
+
+
+def _compiled_call(layer: Any, sharded: bool) -> Callable[..., Any]:
+    """What computes a layer, compiled. sharded: without the hooks that gather and free its parameters, which run before
+    and after it.
+    """
+    if sharded:
+        return torch.compile(layer.forward, dynamic=DYNAMIC)
+    layer.compile(dynamic=DYNAMIC)
+    call: Callable[..., Any] = layer._compiled_call_impl
+    return call
 
 
 def restore_standard_layers(model: Any) -> None:
@@ -140,6 +153,7 @@ def restore_standard_layers(model: Any) -> None:
         causal.set_attn_implementation(attention_of(type(causal)))
         for layer in causal.get_decoder().layers:
             layer._compiled_call_impl = None
+            vars(layer).pop("forward", None)
         _hooks.pop(causal).remove()
 
 

@@ -76,6 +76,7 @@ class TrainingSteps:
 
     steps             indices of the examples in each optimizer step of an epoch
     logit_positions   number of items in a row → positions whose logits are in memory at once
+    cards             how many cards all parameters are sharded over
     """
 
     recipe: Recipe
@@ -84,6 +85,7 @@ class TrainingSteps:
     steps: Sequence[Sequence[int]]
     pad_id: int
     logit_positions: Callable[[int], int]
+    cards: int = 1
 
     @property
     def longest(self) -> int:
@@ -137,7 +139,12 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
         tokens, computed = lengths[-1], filled_tokens(rows, lengths) + another * len(lengths)
         items = len(training.steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
         places, repeated = training.logit_positions(items), layers.repeats_keys(device, shape.head_dim)
-        for option in row_options(recipe, shape, tokens, places, free_bytes(device), repeated):
+        work = Workload(
+            *(recipe.method, recipe.lora_r, tokens, 1, "tree", recipe.lora_dropout > 0, places),
+            repeated=repeated,
+            cards=training.cards,
+        )
+        for option in row_options(recipe, shape, work, free_bytes(device)):
             slower = UNPACKING if recipe.method == "qlora" and not option.dequantised else 1.0
             slower *= SELECTIVE if option.selective else 1.0
             again = statistics.fmean(recomputed(option, shape, size) for size in rows)
@@ -153,9 +160,8 @@ def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     on_cpu, recipe = device.type == "cpu", training.recipe
     widest = max(len(ids) for one in training.examples for ids in one.sequences) * training.answers
     batch, sequences = widest * recipe.batch_size, training.answers * recipe.batch_size
-    work = Workload(
-        recipe.method, recipe.lora_r, batch, sequences, logit_positions=training.logit_positions(recipe.batch_size)
-    )
+    positions = training.logit_positions(recipe.batch_size)
+    work = Workload(recipe.method, recipe.lora_r, batch, sequences, logit_positions=positions, cards=training.cards)
     free = None if on_cpu else free_bytes(device)
     memory = choose_memory_plan(training.shape, work, recipe.optimizer, recipe.gradient_checkpointing, free)
     most = min(batch, max(CPU_BATCH, widest)) if on_cpu else batch
@@ -194,14 +200,9 @@ def _slowdown(factor: float) -> float:
     return SPEEDUP * (factor if factor >= WORTHWHILE else 1)
 
 
-def row_options(
-    recipe: Recipe, shape: Shape, tokens: int, logit_positions: int, free: int | None, repeated: bool = False
-) -> list[MemoryPlan]:
-    """The ways to train in rows of `tokens` tokens, each with its memory and whether it fits into `free` bytes.
-    repeated: whether keys are repeated for all heads (`compiled.repeats_keys`).
-    """
-    dropout, switches = recipe.lora_dropout > 0, (recipe.optimizer, recipe.gradient_checkpointing)
-    work = Workload(recipe.method, recipe.lora_r, tokens, 1, "tree", dropout, logit_positions, repeated=repeated)
+def row_options(recipe: Recipe, shape: Shape, work: Workload, free: int | None) -> list[MemoryPlan]:
+    """The ways to train rows of the size of `work`, each with its memory and whether it fits into `free` bytes."""
+    switches = (recipe.optimizer, recipe.gradient_checkpointing)
     found = memory_options(shape, work, *switches, free)
     if recipe.method == "qlora":
         for option in memory_options(shape, dataclasses.replace(work, method="lora"), *switches, free):

@@ -1,5 +1,6 @@
 """The arithmetic of `src.model.memory` against real models of toy size, and against what was measured on an H200."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,38 @@ def test_run_folder_holds_the_best_and_two_checkpoints() -> None:
     assert memory.run_folder_bytes(BLLOSSOM, "lora", "fp32", 12) == 2 * memory.run_folder_bytes(
         BLLOSSOM, "lora", "fp32"
     )
+
+
+def test_sharded_parameters_take_a_part_of_each_card() -> None:
+    work = Workload("full", 0, 2048, attention="tree")
+    one = memory.training_memory(BLLOSSOM, work, "fp32", True)
+    found = {
+        cards: memory.training_memory(BLLOSSOM, dataclasses.replace(work, cards=cards), "fp32", True)
+        for cards in (2, 4, 8)
+    }
+    for cards, card in found.items():
+        assert card.weights == card.gradients == 4 * BLLOSSOM.parameters // cards
+        assert card.optimizer == one.optimizer // cards
+        # What is gathered does not go below the embeddings and the head with their gradients, in bf16.
+        assert card.gathered >= 4 * 2 * BLLOSSOM.vocab * BLLOSSOM.hidden_size
+        assert card.activations < one.activations  # the stream is bf16
+    totals = [one.total, *(card.total for card in found.values())]
+    assert totals == sorted(totals, reverse=True)
+    assert one.total > 80 * GIB > found[2].total / 0.92
+
+
+def test_optimizers_of_sharded_parameters() -> None:
+    work = Workload("full", 0, 2048, attention="tree", cards=2)
+    options = memory.memory_options(BLLOSSOM, work, "auto", "auto", 80 * GIB)
+    assert [option.optimizer for option in options if not option.checkpointing and not option.selective] == [
+        "fp32",
+        "bf16-stochastic",
+    ]
+    assert all(option.cards == 2 for option in options)
+    chosen = memory.choose_memory_plan(BLLOSSOM, work, "auto", "auto", 80 * GIB)
+    assert chosen.fits and chosen.optimizer == "fp32"
+    # Whole fp32 gradients of 32 GB have room beside an eighth of the states, not beside half of them.
+    assert not memory.whole_gradients_fit(BLLOSSOM, chosen, 80 * GIB)
+    eighth = memory.choose_memory_plan(BLLOSSOM, dataclasses.replace(work, cards=8), "auto", "auto", 80 * GIB)
+    assert memory.whole_gradients_fit(BLLOSSOM, eighth, 80 * GIB)
+    assert memory.whole_gradients_fit(BLLOSSOM, chosen, None)

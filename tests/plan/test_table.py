@@ -49,7 +49,7 @@ def test_the_table_for_the_gpu_at_hand() -> None:
     recipes = [load_recipe(PUBLISHED / f"{name}.yaml") for name in ("polar", "qwen2")]
     text = text_of(estimate_runs(recipes, ITEMS, gpu=gpu))
     assert gpu.name in text and "no GPU here" not in text and "elsewhere" not in text
-    assert "full by its optimizer: fp32, 8-bit (fp32-8bit), bf16 (bf16-stochastic)" in text
+    assert "full by its optimizer: fp32, 8bit (fp32-8bit), bf16 (bf16-stochastic)" in text
     fits = [line.split()[7:] for line in text.splitlines() if line.split()[:1] in (["polar"], ["qwen2"])]
     assert fits == [["yes"], ["bf16"]]
 
@@ -57,6 +57,24 @@ def test_the_table_for_the_gpu_at_hand() -> None:
 def test_what_is_not_known_is_a_question_mark() -> None:
     (one,) = estimate_runs([make_recipe({"name": "mine", "model_id": "someone/else"}, "here")], ITEMS)
     assert text_of([one]).count("?") == 9  # five cells, the licence, and the three sums
+
+
+def test_two_cards_that_share_a_run_have_a_column() -> None:
+    recipe = load_recipe(PUBLISHED / "bllossom.yaml").replace(optimizer="fp32")
+    adapters = load_recipe(PUBLISHED / "polar.yaml")
+    full, other = estimate_runs([recipe, adapters], ITEMS)
+    assert full.cards["2×80"].fits and not full.cards["80"].fits and not full.cards["141"].fits
+    assert full.cards["2×80"].cards == 2 and other.cards["2×80"].cards == 1
+    text = text_of([full, other])
+    row = next(line.split() for line in text.splitlines() if line.split()[:1] == ["bllossom"])
+    assert row[-2:] == ["fp32", f"{full.cards['2×80'].memory.total / GIB:.1f}"]
+    assert next(line.split()[-1] for line in text.splitlines() if line.split()[:1] == ["polar"]) == "yes"
+    # 8 bytes a parameter, half of which leave each of two cards, at 450 GB a second.
+    assert full.communication["NVLink"][0] == pytest.approx(8 * 8.03e9 / 2 / 450e9, rel=1e-3)
+    assert full.communication["PCIe"][2] == pytest.approx(8 * 8.03e9 * 7 / 8 / 64e9, rel=1e-3)
+    words = " ".join(text.split())
+    assert "full, sharded: a row communicates on 2/4/8 cards at least, by bytes (not measured): NVLink 0.071/" in words
+    assert "adapters: a step communicates" in words
 
 
 def test_a_download_for_two_runs_counts_once() -> None:

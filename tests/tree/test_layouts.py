@@ -135,7 +135,9 @@ def test_quantised_weights_are_unpacked_once_where_there_is_room(card: Card) -> 
     for method in ("lora", "full"):
         assert not any(
             one.dequantised
-            for one in row_options(recipe(method=method), BLLOSSOM, 4096, 20 * memory.ANSWER_TOKENS, 141 * GIB)
+            for one in row_options(
+                recipe(method=method), BLLOSSOM, Workload(method, 6, 4096, attention="tree"), 141 * GIB
+            )
         )
 
 
@@ -200,7 +202,8 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
         lengths = lengths_for([*rows, LONGEST], another)
         tokens, computed = lengths[-1], sum(min(one for one in lengths if one >= size) for size in rows)
         places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
-        for way in row_options(one, BLLOSSOM, tokens, places, gib * GIB, repeated=True):
+        work = Workload(method, 6, tokens, 1, "tree", one.lora_dropout > 0, places, repeated=True)
+        for way in row_options(one, BLLOSSOM, work, gib * GIB):
             again = sum(memory.recomputed(way, BLLOSSOM, size) for size in rows) / len(rows)
             passes = (6 if method == "full" else 4) + 2 * again
             slower = (1.05 if method == "qlora" and not way.dequantised else 1) * (1.03 if way.selective else 1)

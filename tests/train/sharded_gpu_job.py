@@ -1,0 +1,40 @@
+"""The trainings of test_sharded_on_gpus.py on this rank's GPU: python tests/train/sharded_gpu_job.py FOLDER. Not a test."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from src.console.cli import run_main
+
+CASES: dict[str, dict[str, Any]] = {
+    "fp32": {"optimizer": "fp32", "objective": "letters", "order": "dialogue", "batch_size": 4},
+    # The last step of an epoch has one item, so one rank has none.
+    "trees": {"optimizer": "fp32", "objective": "answer", "order": "dialogue", "batch_size": 7, "share_prefixes": "on"},
+    "checkpointed": {"optimizer": "fp32", "objective": "answer", "batch_size": 4, "gradient_checkpointing": "on"},
+    "rounded at random": {"optimizer": "bf16-stochastic", "objective": "letter", "batch_size": 4},
+}
+
+
+def main() -> None:
+    import torch
+
+    from src.model import ranks
+    from src.train.checkpoints import Place
+    from src.train.fine_tuning import fine_tune
+    from tests import toys
+    from tests.made_trainings import DEV, TRAIN, encoder
+
+    folder, found = Path(sys.argv[1]), {}
+    device = torch.device("cuda", 0)
+    ranks.begin(device)
+    for name, changes in CASES.items():
+        settings = {"method": "full", "fsdp": "on", "epoch": 4, "lr": 1e-3, **changes}
+        recipe = toys.recipe(folder.parent / "backbone", "polar", **settings)
+        found[name] = fine_tune(recipe, encoder("polar"), TRAIN, DEV, Place.at(folder / name), device).training
+    if ranks.is_first():
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, ranks=True))
