@@ -42,7 +42,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
-from src.console.children import PARENT
 from src.console.cli import Parser, UserError, nearest, new_file, run_main
 from src.console.jobs import run_job
 from src.data import dump_items, load_items
@@ -255,8 +254,6 @@ def run_case(
     kind, _, number = device.partition(":")
     result = folder / f"{name}.json"
     command = [sys.executable, *(torchrun(world) if world > 1 else []), "-m", "run.bench", "--row", name]
-    if world > 1:  # ranks are children of the launcher, and end with it
-        command = ["env", "-u", PARENT, *command]
     command += ["--corpus", str(folder), "--json", str(result)]
     command += ["--backbone", arguments.backbone, "--device", kind]
     given = {"seconds": arguments.seconds, "layers": arguments.layers or LAYERS[kind], "cap": arguments.cap}
