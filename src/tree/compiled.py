@@ -137,10 +137,11 @@ def make_ready(model: Any, checkpointing: bool = False, spare: int = 0, selectiv
 
 def _compiled_call(layer: Any, sharded: bool) -> Callable[..., Any]:
     """What computes a layer, compiled. sharded: without the hooks that gather and free its parameters, which run before
-    and after it.
+    and after it. Each length of rows is compiled by itself then: torch 2.11 fails where it may vary, since it takes the
+    mask's tile size, too, for what varies.
     """
     if sharded:
-        return torch.compile(layer.forward, dynamic=DYNAMIC)
+        return torch.compile(layer.forward, dynamic=False)
     layer.compile(dynamic=DYNAMIC)
     call: Callable[..., Any] = layer._compiled_call_impl
     return call
