@@ -52,6 +52,7 @@ def test_two_gpus_learn_what_one_does(name: str, place: Path) -> None:
     assert [step.loss for step in ours] == pytest.approx([step.loss for step in theirs], rel=0.1, abs=0.05)
     kept = weights(place / "two" / name / "model")
     assert {value.dtype for value in kept.values()} == {torch.bfloat16}
-    assert all(value.isfinite().all() for value in kept.values()) and kept.keys() == weights(
-        place / "one" / name / "model"
-    ).keys()
+    assert (
+        all(value.isfinite().all() for value in kept.values())
+        and kept.keys() == weights(place / "one" / name / "model").keys()
+    )
