@@ -88,10 +88,11 @@ def test_what_is_saved_is_an_ordinary_model(place: Path, by_two: dict[str, Any])
     assert "lm_head.weight" not in weights(kept)
     # As run.test reads it, it answers dev as the last evaluation has found.
     recipe = cases.recipe(cases.FIRST, place)
-    read = encoder("qwen2").for_scoring(DEV)
     network = load_base(recipe, CPU, folder=kept).eval()
     assert len(load_tokenizer(recipe, kept)) == len(toys.tokenizer("qwen2"))
-    scores = LetterScorer(network, encoder("qwen2").letter_ids or (), encoder("qwen2").pad_id).score(read).items
+    one = encoder("qwen2")
+    read = one.for_scoring(DEV)  # which finds the letters' ids
+    scores = LetterScorer(network, one.letter_ids or (), one.pad_id).score(read).items
     best = next(one for one in by_two[cases.FIRST]["evaluations"] if one["step"] == by_two[cases.FIRST]["best_step"])
     right = sum(score.prediction == item.label for score, item in zip(scores, DEV, strict=True))
     assert right == best["eval_correct"]
