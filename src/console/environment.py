@@ -104,7 +104,7 @@ def processes(environment: MutableMapping[str, str] = os.environ) -> int:
 def clear(environment: MutableMapping[str, str] = os.environ) -> list[str]:
     """Removes variables that could change a result, before torch is imported. Returns their names, sorted.
 
-    If a launcher started several processes, its variables stay, so that a command can refuse to be one of them.
+    Variables of a launcher that started several processes stay; `launch.take` has read and removed them before.
     """
     names = [name for name in environment if _matters(name)]
     if processes(environment) == 1:
