@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from src.model.causal import causal_of
+from src.model.causal import causal_of, is_sharded
 
 
 def shard(model: Any, device: torch.device, computed: torch.dtype) -> Any:
@@ -72,7 +72,7 @@ def shard_bare(bare: Any, source: Any, device: torch.device, computed: torch.dty
 def fill(model: Any, source: Any) -> None:
     """Gives the sharded `model` the values of `source`: a whole model on rank 0, None on the others."""
     values = dict(source.named_parameters()) if source is not None else {}
-    causal_of(model).reshard()
+    reshard(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _scatter(values.get(name), parameter)
@@ -132,7 +132,7 @@ def full_state(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.
 
     dtype: of floating-point values; by default that of the masters.
     """
-    causal_of(model).reshard()
+    reshard(model)
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -165,6 +165,14 @@ def summed(value: torch.Tensor) -> torch.Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total
+
+
+def reshard(model: Any) -> None:
+    """Frees what a pass without gradients has left whole, where the model is sharded: from then on its parameters are
+    the ranks' parts, which alone are trained and saved.
+    """
+    if is_sharded(model):
+        causal_of(model).reshard()
 
 
 def sum_without_scatter(model: Any, now: bool) -> None:

@@ -17,7 +17,7 @@ from src.model.recipes import Recipe
 from src.prompt.encode import Encoder
 from src.runs.encoder import find_library, frozen_of, make_encoder, prompt_facts, refuse_other_text, template_facts
 from src.runs.facts import TaskFacts, digests_json
-from src.runs.inputs import began_with, gather
+from src.runs.inputs import Split, began_with, gather
 from src.runs.noted import base_noted, refuse_other_weights, weights_noted
 from src.runs.record import Record
 from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
@@ -99,17 +99,23 @@ def train_run(
         refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
-    for split in ("dev", *also_score):
+    record = _scored(run, place, [given.splits[split] for split in ("dev", *also_score)], device, started)
+    if ranks.is_first():
+        draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
+    return record
+
+
+def _scored(run: OpenRun, place: Place, splits: Sequence[Split], device: torch.device, started: float) -> Record:
+    """The record with the scores of `splits`, saved after each. started: when the command began."""
+    for split in splits:
         place.held.refuse_gone()
-        record, _ = score_run(run, given.splits[split])
+        record, _ = score_run(run, split)
         peak = max(ranks.gathered(_peak_memory(device)))
         record = replace(record, peak_memory_bytes=peak, seconds=time.monotonic() - started)
         place.held.refuse_gone()
         if ranks.is_first():
-            record.save(folder)
+            record.save(run.folder)
         run = replace(run, record=record)
-    if ranks.is_first():
-        draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
     return run.record
 
 

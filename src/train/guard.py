@@ -17,7 +17,7 @@ from src.console.cli import UserError
 from src.model import ranks
 from src.model.causal import is_sharded
 from src.model.recipes import Recipe
-from src.model.shards import local_part, summed
+from src.model.shards import local_part, reshard, summed
 from src.prompt.encode import Encoder, Example
 from src.train.arguments import CHECKPOINTING
 from src.train.objectives import Objective
@@ -179,6 +179,7 @@ def probe(trainer: GuardedTrainer, examples: Sequence[Example], layout: Layout, 
             loss_sum += loss.item()
             letters |= objective.letters(outputs, row, letter_ids)
     norm = math.nan if rounded else _gradient_norm(network)
+    reshard(network)
     network.zero_grad(set_to_none=True)
     return Probe(loss_sum, norm, [value for number in sorted(letters) for value in letters[number]])
 

@@ -131,7 +131,7 @@ def in_step(model: Any, work: Callable[[], T]) -> T:
     with torch.no_grad(), standard_attention(model):
         while _announce(False):
             causal(input_ids=ids, use_cache=False, logits_to_keep=1)
-    causal.reshard()
+    shards.reshard(model)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The trainings of test_sharded_on_gpus.py on this rank's GPU: python tests/train/sharded_gpu_job.py FOLDER."""
+"""Trainings of test_sharded_on_gpus.py, on this rank: python tests/train/sharded_gpu_job.py FOLDER. Not a test."""
 
 import json
 import sys

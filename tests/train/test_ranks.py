@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 
 from run.test import main as score
 from src.model import ranks
@@ -139,6 +140,15 @@ def wait_for(done: Callable[[], bool]) -> None:
     until = time.monotonic() + launched.PATIENCE
     while not done() and time.monotonic() < until:
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "gpus"), [("two_gpus", 1, 2), ("four_gpus", 1, 4), ("eight_gpus", 1, 8), ("several_hosts", 2, 16)]
+)
+def test_accelerate_reads_its_settings(name: str, hosts: int, gpus: int) -> None:
+    found = load_config_from_file(str(launched.ROOT / f"resource/accelerate/{name}.yaml"))
+    assert (found.num_machines, found.num_processes, found.mixed_precision) == (hosts, gpus, "no")
+    assert found.distributed_type == "MULTI_GPU" and not found.use_cpu
 
 
 def test_gradients_lie_in_one_buffer() -> None:
