@@ -9,6 +9,7 @@ from src.console.environment import processes
 from src.data import DATA, oddity_note, split_path
 from src.files.locks import lock_folder
 from src.files.paths import RESULTS
+from src.files.signs import signs_of_life
 from src.model import hub, trust
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name
@@ -60,7 +61,7 @@ def train(
     recipe = read_recipe(arguments, method=method)
     folder = arguments.save_dir or RESULTS / recipe.name
     refuse_bare_name(recipe.model_id)
-    with lock_folder(folder):
+    with lock_folder(folder), signs_of_life(folder):
         gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
         began = began_with(folder)
         hub.check_there(recipe, began.commits if began else None)

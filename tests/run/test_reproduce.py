@@ -183,11 +183,11 @@ def test_the_plan_says_which_items_are_too_long(
     assert "qwen2: items too long" not in shown and shown.rstrip().endswith("doing without that backbone (--only).")
 
 
-def test_recipes_of_the_same_weights_follow_each_other(commands: Commands, house: Path) -> None:
+def test_the_longest_by_the_plan_comes_first(commands: Commands, house: Path) -> None:
     (house / "recipes" / "zz.yaml").write_text("backbone: eeve\nmethod: qlora\n", encoding="utf-8")
     assert call() == 0
     trained = [arguments[1] for module, arguments in commands.seen if module == "run.train"]
-    assert [Path(file).stem for file in trained] == ["eeve", "zz", "polar", "qwen2"]
+    assert [Path(file).stem for file in trained] == ["polar", "eeve", "zz", "qwen2"]
 
 
 # What this machine cannot do
