@@ -123,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     check(arguments)
     reports.check(arguments.report_to)
+    if arguments.bench:
+        placing.show_bench(RESULTS / "jobs-bench", arguments.jobs or 2, arguments, make_console())
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters end jobs with SIGTERM; the runs must end, too
     started = time.monotonic()
     console = make_console(markup=True)

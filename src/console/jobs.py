@@ -129,6 +129,11 @@ class Bars:
         self.progress = progress
         self.whole = progress.add_task(f"all {len(jobs)} runs", total=total, visible=bool(jobs))
 
+    def finish(self, job: Job, reason: str, seconds: float) -> None:
+        """For a job that has no bar of its own."""
+        self.progress.advance(self.whole, job.weight)
+        self.say(job, reason, seconds)
+
     def say(self, job: Job, reason: str, seconds: float) -> None:
         word = "[red]failed[/red]" if reason else "done"
         self.progress.console.print(f"{word} {job.name}, {seconds:.0f} s", highlight=False)
@@ -207,11 +212,15 @@ def run_job(
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `more`, for a command of this repository."""
+    return {**os.environ, **environment_of_jobs(), **more}
+
+
+def environment_of_jobs() -> dict[str, str]:
+    """What every command of this repository gets that is not started by hand."""
     # `python -m run.train` must find the repository from any folder, and no module of the folder it is started in.
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     # A log is UTF-8, whatever the terminal's encoding is.
-    found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    return {**os.environ, **found, **more}
+    return found | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 @contextmanager

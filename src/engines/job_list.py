@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.console.cli import UserError
@@ -15,6 +15,47 @@ from src.plan.work import Wanted, command_left
 
 LOOK = 1.0
 """Seconds between two looks at a folder that someone else works in."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """How a job is done: once nobody else works in its folder, and only what is left by then.
+
+    left    the command that is left, empty for none; asked after someone else was at work
+    engine  its name
+    """
+
+    command: Sequence[str]
+    folder: Path
+    left: Callable[[], Sequence[str]]
+    engine: str
+
+    def __call__(self, run: Callable[[Sequence[str]], str], update: Update, stop: threading.Event) -> str:
+        """Returns why it failed, or ""."""
+        command, folder = self.command, self.folder
+        while True:
+            if busy := at_work(folder):
+                update({"stage": f"the folder {busy}; waits", "done": 0, "total": 0})
+                while at_work(folder):
+                    if stop.wait(LOOK):
+                        return INTERRUPTED_WORD
+                try:
+                    command = self.left()
+                except UserError as error:
+                    return str(error)
+                if not command:
+                    return ""
+            folder.mkdir(parents=True, exist_ok=True)
+            # Until the process gives its own.
+            write_sign(folder, replace(Sign.of_this_process(), engine=self.engine, stage=STARTING))
+            reason = run(command)
+            if not reason:
+                remove_sign(folder)
+            elif reason != INTERRUPTED_WORD:
+                if at_work(folder):  # someone else was faster
+                    continue
+                conclude(folder, reason)
+            return reason
 
 
 def prepared(jobs: Sequence[Job], wanted: Sequence[Wanted], engine: str) -> list[Job]:
@@ -28,36 +69,11 @@ def prepared(jobs: Sequence[Job], wanted: Sequence[Wanted], engine: str) -> list
         if job.name not in busy:
             remove_sign(runs[job.name].folder)
     ordered = sorted(jobs, key=lambda job: (job.name in busy, -job.gpus, -job.weight))
-    return [replace(job, attempt=functools.partial(attempt, job, runs[job.name], engine)) for job in ordered]
+    return [replace(job, attempt=patient(job, runs[job.name], engine)) for job in ordered]
 
 
-def attempt(
-    job: Job, wanted: Wanted, engine: str, run: Callable[[Sequence[str]], str], update: Update, stop: threading.Event
-) -> str:
-    """Does the job once nobody else works in its folder, and only what is left by then. Returns why it failed."""
-    command, folder = job.command, wanted.folder
-    while True:
-        if busy := at_work(folder):
-            update({"stage": f"the folder {busy}; waits", "done": 0, "total": 0})
-            while at_work(folder):
-                if stop.wait(LOOK):
-                    return INTERRUPTED_WORD
-            try:
-                command = tuple(command_left(wanted))
-            except UserError as error:
-                return str(error)
-            if not command:
-                return ""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_sign(folder, replace(Sign.of_this_process(), engine=engine, stage=STARTING))  # until it gives its own
-        reason = run(command)
-        if not reason:
-            remove_sign(folder)
-        elif reason != INTERRUPTED_WORD:
-            if at_work(folder):  # someone else was faster
-                continue
-            conclude(folder, reason)
-        return reason
+def patient(job: Job, wanted: Wanted, engine: str) -> Patient:
+    return Patient(job.command, wanted.folder, functools.partial(command_left, wanted), engine)
 
 
 @contextlib.contextmanager
