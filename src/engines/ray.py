@@ -32,7 +32,9 @@ PATIENCE = 5.0
 """Seconds that a cluster has to answer at all."""
 LOOPBACK = "127.0.0.1"
 HERE_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Has Ray take this machine's address to be the loopback one; otherwise it puts another in place of 127.0.0.1."""
+"""Has Ray take this machine's address to be the loopback one, and listen there alone; otherwise it puts another one in
+place of 127.0.0.1, and listens on all.
+"""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -130,7 +132,7 @@ def _connected(address: str | None, at_once: int) -> Iterator[Any]:
     os.environ.update(QUIET)
     if address:
         refuse_silent(address)
-    if address and address.rpartition(":")[0] in (LOOPBACK, "localhost"):
+    if not address or address.rpartition(":")[0] in (LOOPBACK, "localhost"):
         os.environ.update(HERE_ALONE)
     import ray
 

@@ -15,7 +15,7 @@ from src.console.cli import UserError
 from src.console.words import counted
 from src.data import sha256, split_path
 from src.files.locks import holder
-from src.files.paths import RECIPE, record_path
+from src.files.paths import RECIPE, predictions_path, record_path, scores_path
 from src.files.signs import FAILED, QUIET, RUNNING, STARTING, STOPPED, Sign, read_sign
 from src.model.recipes import differing_settings
 from src.plan.work import Wanted
@@ -175,6 +175,14 @@ def _finished(wanted: Wanted, digest: Any) -> Standing:
     scored = record.splits.get("test")
     if place.test and (scored is None or scored.data_sha256 != digest(split_path(place.data, "test"))):
         return Standing(name, WAITING, "trained; test is not scored yet", seconds=record.seconds)
+    lost = [
+        path.name
+        for split in record.splits
+        for path in (scores_path(wanted.folder, split), predictions_path(wanted.folder, split))
+        if record.splits[split].noted_files.get(path.name) and not path.is_file()
+    ]
+    if lost:
+        return Standing(name, WAITING, f"{', '.join(lost)} is gone; to be scored again", seconds=record.seconds)
     return Standing(name, DONE, seconds=record.seconds)
 
 

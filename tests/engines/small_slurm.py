@@ -58,7 +58,9 @@ def small_slurm(folder: Path) -> Iterator[dict[str, str]]:
     host = socket.gethostname().partition(".")[0]
     text = CONFIGURATION.format(host=host, folder=folder, ctld=free_port(), slurmd=free_port(), cpus=os.cpu_count())
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu Count=2\n", encoding="utf-8")
+    # Two devices that every machine has stand for two GPUs.
+    gpus = "".join(f"NodeName={host} Name=gpu File=/dev/{name}\n" for name in ("zero", "full"))
+    (folder / "gres.conf").write_text(gpus, encoding="utf-8")
     (folder / "key").write_bytes(os.urandom(128))
     (folder / "key").chmod(0o600)
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"

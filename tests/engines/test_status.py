@@ -144,6 +144,16 @@ def test_done_is_what_the_record_says(wanted: Wanted) -> None:
     )
 
 
+def test_scores_that_are_gone_are_to_be_made_again(wanted: Wanted) -> None:
+    finish(wanted, "dev", "test")
+    record = json.loads(record_path(wanted.folder).read_text(encoding="utf-8"))
+    record["splits"]["test"]["files"] = {"scores_test.jsonl": {"sha256": "0" * 64, "bytes": 1}}
+    record.pop("sha256", None)
+    write_json(record_path(wanted.folder), record)
+    found = only(wanted)
+    assert (found.state, found.why) == ("waiting", "scores_test.jsonl is gone; to be scored again")
+
+
 def test_a_damaged_record_is_no_finished_run(wanted: Wanted) -> None:
     write_json(record_path(wanted.folder), {"run": "eeve"})
     record_path(wanted.folder).write_text("{", encoding="utf-8")
