@@ -247,7 +247,10 @@ def work(asked: Asked, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> di
     handed_on = {} if elsewhere else hub.handed_on(left)
     room = placing.Room(engine_folder(asked), at_once, len(gpus), handed_on, IMPORTED)
     placed = placing.place(jobs, wanted, room, arguments, asked.console)
-    return None if placed is None else failures | placed
+    if placed is None:
+        tell(asked.console, [], [], failures)
+        return None
+    return failures | placed
 
 
 def finished_of(names: Sequence[str], failures: Mapping[str, str]) -> list[str]:

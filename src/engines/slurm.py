@@ -21,6 +21,7 @@ from src.console.words import counted
 from src.engines.job_list import variables
 from src.engines.status import RUNNING, STOPPED, UNKNOWN, WAITING, Standing
 from src.files.reading import parse_json, read_text
+from src.files.signs import STARTING
 from src.files.writing import write_json, write_text
 
 if TYPE_CHECKING:
@@ -227,9 +228,11 @@ def judged(found: Sequence[Standing], there: Mapping[str, str] | None) -> list[S
         if unseen and one.job and one.run not in there:
             one = replace(one, state=STOPPED, left=None, why=f"Slurm has no task {one.job} any more; see its log")
         elif unseen and one.run in there:
-            one = replace(one, state=RUNNING if "RUNNING" in there[one.run] else WAITING, why=there[one.run])
+            one = replace(one, state=RUNNING if RUNNING.upper() in there[one.run] else WAITING, why=there[one.run])
         elif one.state == STOPPED and one.run in there:
             one = replace(one, state=WAITING, why=there[one.run])
+        elif one.state == WAITING and RUNNING.upper() in there.get(one.run, ""):
+            one = replace(one, state=RUNNING, stage=STARTING, why=there[one.run], engine=NAME)
         judged.append(one)
     return judged
 

@@ -209,7 +209,8 @@ def table(found: Sequence[Standing], controller: str) -> "RenderableType":
         shown.add_row(escape(one.run), f"[{colour}]{one.state}[/]", *map(escape, cells))
     counts = [f"{number} {state}" for state in STATES if (number := sum(one.state == state for one in found))]
     lines = [f"{counted(len(found), 'run')}: {', '.join(counts)}"]
-    waits = any(one.state in (WAITING, STOPPED, FAILED) for one in found)
+    left = [one for one in found if one.state in (WAITING, STOPPED, FAILED)]
+    waits = any(not one.why.startswith("Slurm") for one in left)  # which starts what it has queued by itself
     if controller:
         lines.append(f"what waits is started by {controller}")
     elif waits:

@@ -6,6 +6,7 @@ work failed. A process that is killed leaves the last sign behind; the lock tell
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -195,7 +196,7 @@ def remove_sign(folder: Path) -> None:
 
 
 def _parsed(found: Any, path: Path) -> Sign:
-    hints = get_type_hints(Sign)
+    hints = _hints()
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} is damaged")
     known = {field.name: found[field.name] for field in fields(Sign) if field.name in found}
@@ -205,6 +206,11 @@ def _parsed(found: Any, path: Path) -> Sign:
         return Sign(**known)
     except TypeError as error:
         raise ValueError(f"{path} is damaged") from error
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Sign)
 
 
 def _write_now_and_then(folder: Path, sign: Sign, ended: threading.Event) -> None:

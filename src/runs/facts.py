@@ -1,5 +1,6 @@
 """The parts of a record: what it says of the prompt, the chat template, a data file, the task, and a scored split."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -55,6 +56,7 @@ class Part:
         return [key for key in self.stored if key not in known]
 
 
+@functools.cache  # found anew, this takes most of the time of reading a record
 def kinds_of(part: type[Any]) -> Mapping[str, Any]:
     """Key → the type of its values, as `fits` takes it."""
     names = [one.name for one in fields(part) if one.name != "stored"]

@@ -159,6 +159,8 @@ def test_slurm_knows_what_files_of_another_host_cannot_tell(tmp_path: Path) -> N
     assert slurm.judged([replace(unseen, state="stopped")], {"first": "Slurm 12_0: PENDING (BeginTime)"})[0] == replace(
         unseen, state="waiting", why="Slurm 12_0: PENDING (BeginTime)"
     )
+    begins = Standing("first", "waiting", "Slurm 12_0: RUNNING")
+    assert (slurm.judged([begins], {"first": begins.why})[0].state) == "running", "it has locked nothing yet"
     by_hand = replace(unseen, job="")
     assert slurm.judged([by_hand], {}) == [by_hand]
 
