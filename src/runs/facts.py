@@ -56,9 +56,13 @@ class Part:
         return [key for key in self.stored if key not in known]
 
 
-@functools.cache  # found anew, this takes most of the time of reading a record
 def kinds_of(part: type[Any]) -> Mapping[str, Any]:
     """Key → the type of its values, as `fits` takes it."""
+    return _kinds_of(part)
+
+
+@functools.cache  # found anew each time, this takes most of the time of reading a record
+def _kinds_of(part: type[Any]) -> Mapping[str, Any]:
     names = [one.name for one in fields(part) if one.name != "stored"]
     hints = get_type_hints(part)
     first = getattr(part, "FIRST", ())
