@@ -120,7 +120,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(commands: Commands, capsys: 
     shown = capsys.readouterr().out
     assert "failed polar: x2bee/POLAR-14B-v0.2 is gated" in shown
     assert "The vote is of 2 of 3; missing: polar" in shown
-    assert stored("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "no such run"}
+    assert stored("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "not finished"}
     commands.fail, commands.seen = {}, []
     assert call() == 0
     assert commands.modules() == ["run.train", "run.vote", "run.vote"]
