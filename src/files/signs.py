@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 from src.console import progress
 from src.console.cli import UserError
 from src.files.kinds import fits
-from src.files.paths import LOCK, STATUS
+from src.files.paths import RECIPE, RECORD, STATUS
 from src.files.writing import is_alive
 
 EVERY, QUIET = 2.0, 20.0
@@ -121,7 +121,7 @@ def _boot() -> str:
 @contextlib.contextmanager
 def signs_of_life(folder: Path) -> Iterator[None]:
     """Within the block, `folder` has signs of this process, which has locked it. Afterwards the file is gone, or says
-    why the work failed. A folder that holds nothing else keeps no file.
+    why the work failed. A folder that has become no run keeps no file.
 
     What cannot be written is left out: no work ends because nobody can be told of it.
     """
@@ -144,7 +144,7 @@ def signs_of_life(folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(timeout=5)
-        if last is None or not set(_names(folder)) - {LOCK, STATUS}:
+        if last is None or not set(_names(folder)) & {RECIPE, RECORD, "log.txt"}:
             remove_sign(folder)
         else:
             write_sign(folder, _now(last))

@@ -99,7 +99,7 @@ def test_a_run_at_work_is_waited_for_and_then_only_what_is_left_is_done(
 
     left, stop = ["score", "it"], threading.Event()
     threading.Timer(0.3, holder.stdin.close).start()  # type: ignore[union-attr]
-    assert do() == "" and ran == [("score", "it")]
+    assert do() == "" and ran == [["score", "it"]]
     assert told[0].startswith("the folder is in use by process ") and "waits" in told[0]
     holder, left = hold(tmp_path / "run"), []
     threading.Timer(0.3, holder.stdin.close).start()  # type: ignore[union-attr]

@@ -88,11 +88,13 @@ def test_what_fails_says_why(tmp_path: Path, error: BaseException, state: str, r
     assert found is not None and (found.state, found.reason) == (state, reason)
 
 
-def test_a_folder_with_nothing_else_keeps_none(tmp_path: Path) -> None:
-    (tmp_path / ".lock").touch()
+@pytest.mark.parametrize("there", [[".lock"], [".lock", "model"]])
+def test_a_folder_that_is_no_run_keeps_none(tmp_path: Path, there: list[str]) -> None:
+    for name in there:
+        (tmp_path / name).touch()
     with pytest.raises(UserError), signs_of_life(tmp_path):
         raise UserError("refused before anything was made")
-    assert os.listdir(tmp_path) == [".lock"]
+    assert sorted(os.listdir(tmp_path)) == there
 
 
 def test_a_folder_that_is_gone_ends_no_work(tmp_path: Path, quick: None) -> None:
