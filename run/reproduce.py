@@ -7,6 +7,7 @@
     python -m run.reproduce --recipes resource/recipes/published resource/recipes/orpo --objective orpo --name orpo
     python -m run.reproduce --folds 5 --seeds 2 --dry_run
     python -m run.reproduce --status
+    python -m run.reproduce --engine slurm --sbatch time=24:00:00 partition=gpu
 
 Each recipe is trained by run.train, or by orpo.orpo_train when its objective is orpo. Finished runs are kept,
 unfinished ones go on, a backbone that fails is reported and the rest goes on. Runs that need the most GPUs come first,
@@ -14,6 +15,9 @@ then those of the most hours in the plan. Each run's output is in resource/resul
 
 --status, from any terminal, with the same flags as the command that runs, tells what each run does: how far it is, when
 it last gave a sign of life, why it failed. A run that someone else has at work is waited for and not started twice.
+
+--engine ray places the runs on a Ray cluster, --engine slurm writes an array script for Slurm and with --submit submits
+it, too; src/engines/README.en.md has the rest.
 
 With --folds K, train and dev together are divided into K folds: whole dialogues, the categories spread evenly. Each
 recipe is trained K times (times S with --seeds S, the recipe's seed and those after it): run NAME-f1of5 is trained on
