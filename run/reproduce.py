@@ -6,10 +6,18 @@
     python -m run.reproduce --recipes resource/miniature/recipes --data resource/miniature/data --jobs 2
     python -m run.reproduce --recipes resource/recipes/published resource/recipes/orpo --objective orpo --name orpo
     python -m run.reproduce --folds 5 --seeds 2 --dry_run
+    python -m run.reproduce --status
+    python -m run.reproduce --engine slurm --sbatch time=24:00:00 partition=gpu
 
 Each recipe is trained by run.train, or by orpo.orpo_train when its objective is orpo. Finished runs are kept,
-unfinished ones go on, a backbone that fails is reported and the rest goes on. Recipes of the same base model follow
-each other, so that no download is made twice. Each run's output is in resource/results/NAME/log.txt.
+unfinished ones go on, a backbone that fails is reported and the rest goes on. Runs that need the most GPUs come first,
+then those of the most hours in the plan. Each run's output is in resource/results/NAME/log.txt.
+
+--status, from any terminal, with the same flags as the command that runs, tells what each run does: how far it is, when
+it last gave a sign of life, why it failed. A run that someone else has at work is waited for and not started twice.
+
+--engine ray places the runs on a Ray cluster, --engine slurm writes an array script for Slurm and with --submit submits
+it, too; src/engines/README.en.md has the rest.
 
 With --folds K, train and dev together are divided into K folds: whole dialogues, the categories spread evenly. Each
 recipe is trained K times (times S with --seeds S, the recipe's seed and those after it): run NAME-f1of5 is trained on
@@ -34,10 +42,11 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 
 from src import task
 from src.console.cli import Parser, UserError, announced, run_main
-from src.console.jobs import run_job, run_jobs
+from src.console.jobs import run_job
 from src.console.terminal import name_problem
 from src.console.words import counted
 from src.data import DATA, SPLITS, Item, load_split, split_path
+from src.engines import placing
 from src.files.paths import RESULTS, record_path
 from src.model import devices, hub, trust
 from src.model.recipe_files import RECIPES, load_recipes
@@ -85,6 +94,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, metavar="S", help="with --folds: each recipe with S seeds (default: 1)")
     shared = "with --folds: leave out the dialogues that train and dev share"
     parser.add_argument("--drop_shared", action="store_true", help=shared)
+    placing.add_flags(parser)
     reports.add_flag(parser)
     task.add_flag(parser)
     trust.add_flag(parser)
@@ -117,21 +127,28 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     check(arguments)
     reports.check(arguments.report_to)
+    if arguments.bench:
+        placing.show_bench(RESULTS / "jobs-bench", arguments.jobs or 2, arguments, make_console())
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters end jobs with SIGTERM; the runs must end, too
     started = time.monotonic()
     console = make_console(markup=True)
     recipes = load_recipes(arguments.recipes, arguments.only, arguments.objective)
     trust.check(*recipes.values())
     known = task.current().official.items if arguments.dry_run else {}
-    splits = load_splits(arguments.data, known)
+    splits = {} if arguments.status else load_splits(arguments.data, known)
     for recipe in recipes.values():
         load_prompt(recipe.prompt)
     handed_on = ["--task", str(arguments.task)] if arguments.task else []
     told = ["--report_to", *arguments.report_to] if arguments.report_to else []
-    place = Place(RESULTS, arguments.data, "test" in splits, handed_on, told)
+    place = Place(RESULTS, arguments.data, split_path(arguments.data, "test").is_file(), handed_on, told)
     sizes = {**known, **{split: len(items) for split, items in splits.items()}}
     name = arguments.name or arguments.recipes[0].resolve().name
     asked = Asked(console, arguments, recipes, splits, sizes, place, name)
+    if arguments.status:
+        wanted, _ = runs_wanted(asked)
+        placing.show_status(wanted, engine_folder(asked), arguments, console)
+        return 0
     failures = cross_validate(asked) if arguments.folds is not None else reproduce(asked)
     if failures is None:
         return 0
@@ -139,9 +156,26 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
+def runs_wanted(asked: Asked) -> tuple[list[Wanted], list[cross.Joint]]:
+    """The runs that there are to be in the end, and what fold runs are joined to."""
+    arguments = asked.arguments
+    if arguments.folds is None:
+        return [Wanted(file, recipe, asked.place) for file, recipe in asked.recipes.items()], []
+    folder, seeds = folds_folder(asked), arguments.seeds or 1
+    return cross.fold_runs(asked.recipes, arguments.folds, seeds, asked.place, folder, arguments.name or "")
+
+
+def folds_folder(asked: Asked) -> Path:
+    return RESULTS / f"folds-{asked.name}"
+
+
+def engine_folder(asked: Asked) -> Path:
+    return RESULTS / f"jobs-{'' if asked.arguments.folds is None else 'folds-'}{asked.name}"
+
+
 def reproduce(asked: Asked) -> dict[str, str] | None:
     """One run of each recipe, and the vote: name → why it failed. None after a dry run, which ends with the plan."""
-    wanted = [Wanted(file, recipe, asked.place) for file, recipe in asked.recipes.items()]
+    wanted, _ = runs_wanted(asked)
     failures = work(asked, wanted, asked.sizes)
     if failures is None:
         return None
@@ -161,10 +195,10 @@ def reproduce(asked: Asked) -> dict[str, str] | None:
 
 def cross_validate(asked: Asked) -> dict[str, str] | None:
     """The fold runs of each recipe and seed, their scores joined, and the votes. Returns what `reproduce` does."""
-    console, arguments, folder = asked.console, asked.arguments, RESULTS / f"folds-{asked.name}"
+    console, arguments, folder = asked.console, asked.arguments, folds_folder(asked)
     cross.refuse_recipes(list(asked.recipes.values()))
     seeds, recipes = arguments.seeds or 1, len(asked.recipes)
-    wanted, joints = cross.fold_runs(asked.recipes, arguments.folds, seeds, asked.place, folder, arguments.name or "")
+    wanted, joints = runs_wanted(asked)
     if set(cross.LABELLED) <= set(asked.splits):  # a dry run may do without
         folds = cross.gather_folds(asked.splits, arguments.data, arguments.folds, arguments.drop_shared)
         cross.refuse_other_folds(folder, folds)
@@ -210,10 +244,17 @@ def work(asked: Asked, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> di
         show_plan(asked.console, shown, too_long)
         return None
     of_each = [replace(estimates[place // each], run=run.name) for place, run in enumerate(wanted)]
-    jobs, failures = jobs_left(wanted, of_each, gpus, at_once)
+    elsewhere = placing.goes_elsewhere(arguments)
+    jobs, failures = jobs_left(wanted, of_each, None if elsewhere else gpus, at_once)
     show_plan(asked.console, shown, too_long)
     left = [one.recipe for one in wanted if one.name in {job.name for job in jobs}]
-    return failures | run_jobs(jobs, at_once, len(gpus), asked.console, hub.handed_on(left), IMPORTED)
+    handed_on = {} if elsewhere else hub.handed_on(left)
+    room = placing.Room(engine_folder(asked), at_once, len(gpus), handed_on, IMPORTED)
+    placed = placing.place(jobs, wanted, room, arguments, asked.console)
+    if placed is None:
+        tell(asked.console, [], [], failures)
+        return None
+    return failures | placed
 
 
 def finished_of(names: Sequence[str], failures: Mapping[str, str]) -> list[str]:
@@ -246,6 +287,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--name: {problem}.")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, allowed: 1 or more.")
+    placing.check(arguments)
     if arguments.folds is None and (arguments.seeds is not None or arguments.drop_shared):
         flag = "--drop_shared" if arguments.seeds is None else "--seeds"
         raise UserError(f"{flag}: allowed with --folds K, which divides train and dev together into K folds.")

@@ -32,7 +32,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ from src.console.cli import Parser, UserError, announced, new_file, new_folder, 
 from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
 from src.files.locks import Held, lock_folder
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
+from src.files.signs import signs_of_life
 from src.files.writing import write_text
 from src.items.changes import CHANGES, change_dialogues
 from src.model import foreign, hub, ranks, trust
@@ -166,7 +167,10 @@ def main(argv: list[str] | None = None) -> None:
     asked = [[changed_split(split, its.dialogue) for split in splits] for _, its in runs]
     run = None
     for (place, its), own_splits in zip(runs, asked, strict=True):
-        with lock_folder(place) if ranks.is_first() else nullcontext(Held.of(place)) as held:
+        with ExitStack() as stack:
+            held = stack.enter_context(lock_folder(place)) if ranks.is_first() else Held.of(place)
+            if ranks.is_first():
+                stack.enter_context(signs_of_life(place))
             its = its.refreshed(place)  # another process may have added results since the record was read
             if run is None:
                 every = [split.items for some in asked for split in some]

@@ -4,7 +4,6 @@ Several run at the same time, each on its own GPU, under one bar for all and one
 
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from src.console.children import pausing, started
 from src.console.cli import INTERRUPTED
 from src.console.fork_server import ForkServer
 from src.console.progress import PIPE
+from src.console.slots import VISIBLE, Slots, visible
 from src.console.start import ROOT
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 COMMAND = "$ "
 """Begins the line of a log that has the command."""
 INTERRUPTED_WORD = "interrupted"
+SHORTEST, LONGEST, LONGER = 0.002, 0.1, 1.3
+"""Seconds between two looks at a command: few for one that has just begun, so that short ones cost little."""
+
+Update = Callable[[dict[str, Any]], None]
+"""Gets {"stage", "done", "total", "note"} while a command runs."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Job:
     """A command, where its output goes, and its share of the whole in estimated seconds.
 
     passing  folders that are removed once the command is done
+    gpus     how many it needs, where there are any
+    attempt  gets (run, update, stop), where `run` runs a command and gives why it failed, and does the job with it, in
+             place of one run of `command`
     """
 
     name: str
@@ -45,6 +53,17 @@ class Job:
     log: Path
     weight: float
     passing: tuple[Path, ...] = ()
+    gpus: int = 1
+    attempt: Callable[[Callable[[Sequence[str]], str], Update, threading.Event], str] | None = None
+
+    def do(self, run: Callable[[Sequence[str]], str], update: Update, stop: threading.Event) -> str:
+        """Why it failed, or ""; what it leaves for the time in between is removed when it is done."""
+        if stop.is_set():
+            return INTERRUPTED_WORD
+        reason = self.attempt(run, update, stop) if self.attempt else run(self.command)
+        for folder in () if reason else self.passing:
+            shutil.rmtree(folder, ignore_errors=True)
+        return reason
 
 
 def run_jobs(
@@ -55,37 +74,39 @@ def run_jobs(
     environment: Mapping[str, str] | None = None,
     modules: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Runs the jobs, `at_once` at a time, and returns name → why it failed. Where there are several GPUs, each job has
-    its own. environment: variables that all of them get. modules: imported once for all, where there is no GPU.
+    """Runs the jobs in their order, `at_once` at a time, and returns name → why it failed. Where there are several
+    GPUs, each job has its own. environment: variables that all of them get. modules: imported once for all, where there
+    is no GPU.
     """
     failures: dict[str, str] = {}
     stop = threading.Event()
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(at_once):
-        slots.put(slot)
+    slots = Slots(at_once, gpus)
     shared = dict(environment or {})
     shared |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
     forks = ForkServer.importing(modules, _environment(shared)) if modules and not gpus and len(jobs) > 1 else None
     with (
-        _bars(jobs, console) as bars,
+        bars_of(jobs, console) as bars,
         pausing(),
         forks or nullcontext(None) as server,
         ThreadPoolExecutor(at_once) as pool,
     ):
 
         def work(job: Job) -> None:
-            slot = slots.get()
-            gpu = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
+            taken = slots.take(job.gpus)
+            gpu = {VISIBLE: visible(taken, gpus)} if gpus > 1 else {}
             started = time.monotonic()
-            with bars.of(job) as update:
-                reason = run_job(job.command, job.log, {**shared, **gpu}, update, stop, server)
-            slots.put(slot)
+            try:
+                with bars.of(job) as update:
+
+                    def run(command: Sequence[str]) -> str:
+                        return run_job(command, job.log, {**shared, **gpu}, update, stop, server)
+
+                    reason = job.do(run, update, stop)
+            finally:
+                slots.give_back(taken)
             if reason:
                 failures[job.name] = reason
-            for folder in () if reason else job.passing:
-                shutil.rmtree(folder, ignore_errors=True)
-            word = "[red]failed[/red]" if reason else "done"
-            bars.progress.console.print(f"{word} {job.name}, {time.monotonic() - started:.0f} s", highlight=False)
+            bars.say(job, reason, time.monotonic() - started)
 
         try:
             list(pool.map(work, jobs))
@@ -100,7 +121,7 @@ WIDE = 120
 """Columns of a terminal that has room for loss, learning rate and speed beside a bar and its times."""
 
 
-class _Bars:
+class Bars:
     """One bar for all jobs, by their weights, and one for the stage of each job that runs."""
 
     def __init__(self, progress: "Progress", jobs: Sequence[Job]) -> None:
@@ -108,8 +129,17 @@ class _Bars:
         self.progress = progress
         self.whole = progress.add_task(f"all {len(jobs)} runs", total=total, visible=bool(jobs))
 
+    def finish(self, job: Job, reason: str, seconds: float) -> None:
+        """For a job that has no bar of its own."""
+        self.progress.advance(self.whole, job.weight)
+        self.say(job, reason, seconds)
+
+    def say(self, job: Job, reason: str, seconds: float) -> None:
+        word = "[red]failed[/red]" if reason else "done"
+        self.progress.console.print(f"{word} {job.name}, {seconds:.0f} s", highlight=False)
+
     @contextmanager
-    def of(self, job: Job) -> Iterator[Callable[[dict[str, Any]], None]]:
+    def of(self, job: Job) -> Iterator[Update]:
         """Within, a bar for `job`. Yields the `update` of `run_job`."""
         bar = self.progress.add_task(f"{job.name}: starting", total=None)
         counted = 0.0
@@ -130,7 +160,7 @@ class _Bars:
 
 
 @contextmanager
-def _bars(jobs: Sequence[Job], console: "Console") -> Iterator[_Bars]:
+def bars_of(jobs: Sequence[Job], console: "Console") -> Iterator[Bars]:
     from rich import progress
 
     columns = (
@@ -141,14 +171,14 @@ def _bars(jobs: Sequence[Job], console: "Console") -> Iterator[_Bars]:
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=console) as shown:
-        yield _Bars(shown, jobs)
+        yield Bars(shown, jobs)
 
 
 def run_job(
     command: Sequence[str],
     log: Path,
     environment: Mapping[str, str],
-    update: Callable[[dict[str, Any]], None],
+    update: Update,
     stop: threading.Event,
     server: ForkServer | None = None,
 ) -> str:
@@ -171,8 +201,9 @@ def run_job(
             os.close(writing)
             reader = threading.Thread(target=_listen, args=(reading, update), daemon=True)
             reader.start()
-            while child.poll() is None and not stop.wait(0.1):
-                pass
+            pause = SHORTEST
+            while child.poll() is None and not stop.wait(pause):
+                pause = min(LONGEST, LONGER * pause)
     reader.join(timeout=5)
     if child.returncode == 0:
         return ""
@@ -181,11 +212,15 @@ def run_job(
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `more`, for a command of this repository."""
+    return {**os.environ, **environment_of_jobs(), **more}
+
+
+def environment_of_jobs() -> dict[str, str]:
+    """What every command of this repository gets that is not started by hand."""
     # `python -m run.train` must find the repository from any folder, and no module of the folder it is started in.
     found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     # A log is UTF-8, whatever the terminal's encoding is.
-    found |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    return {**os.environ, **found, **more}
+    return found | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 @contextmanager
@@ -209,7 +244,7 @@ def _open_no_link(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _listen(pipe: int, update: Callable[[dict[str, Any]], None]) -> None:
+def _listen(pipe: int, update: Update) -> None:
     with os.fdopen(pipe, encoding="utf-8") as lines:
         for line in lines:
             update(json.loads(line))

@@ -23,14 +23,26 @@ class Progress:
     """One stage. `update(done)` gets the count so far; `begin` the length of the stage, if it is known only later."""
 
     def __init__(self, stage: str, total: int, bar: Any, pipe: int | None) -> None:
-        self.stage, self.total, self._bar, self._pipe = stage, total, bar, pipe
+        self.stage, self.total, self.done, self._bar, self._pipe = stage, total, 0, bar, pipe
         self._started = self._last = self._line = time.monotonic()
         self._first = self._said = 0
         self._note = ""
 
+    @property
+    def words(self) -> str:
+        """The text beside the count."""
+        return self._note
+
+    def seconds_left(self) -> float | None:
+        """To the end of the stage at the speed so far; None before the first step, or where the end is not known."""
+        done = self.done - self._first
+        if done <= 0 or self.total < self.done:
+            return None
+        return (time.monotonic() - self._started) / done * (self.total - self.done)
+
     def begin(self, done: int, total: int) -> None:
         """The stage has `total` steps, of which an earlier command did `done`. Time counts from now."""
-        self.total, self._first, self._said = total, done, done
+        self.total, self.done, self._first, self._said = total, done, done, done
         self._started = self._line = time.monotonic()
         if self._bar is not None:
             self._bar.reset(total)
@@ -44,7 +56,7 @@ class Progress:
             self._bar.set_postfix_str(note)
 
     def update(self, done: int, note: str = "") -> None:
-        self._note = note or self._note
+        self.done, self._note = done, note or self._note
         now = time.monotonic()
         if self._pipe is not None and (now - self._last > 0.2 or done >= self.total):
             self._last = now
@@ -58,7 +70,7 @@ class Progress:
             self._bar.update(done - self._bar.n)
         elif now - self._line >= OFTEN and (done - self._said) * PARTS >= self.total:
             self._line, self._said = now, done
-            left = (now - self._started) / (done - self._first) * (self.total - done) if done > self._first else 0.0
+            left = self.seconds_left() or 0.0
             said = f"{self.stage}: {done} of {self.total}{', ' if self._note else ''}{self._note}, {_time(left)} left"
             print(said, flush=True)
 
@@ -88,9 +100,28 @@ class Above:
         return getattr(self._stream, name)
 
 
+_open: list[Progress] = []
+"""The stages that are open now, each within the one before."""
+
+
+def current() -> Progress | None:
+    """The innermost stage that is open now; another thread may ask."""
+    return next(iter(_open[-1:]), None)
+
+
 @contextmanager
 def stage(name: str, total: int) -> Iterator[Progress]:
     """Within the block, a bar called `name` with `total` steps, below anything that is printed meanwhile."""
+    with _shown(name, total) as opened:
+        _open.append(opened)
+        try:
+            yield opened
+        finally:
+            _open.remove(opened)
+
+
+@contextmanager
+def _shown(name: str, total: int) -> Iterator[Progress]:
     number = os.environ.get(PIPE)
     if number or not sys.stderr.isatty():
         yield Progress(name, total, None, int(number) if number else None)

@@ -124,19 +124,41 @@ def _by_this_machine(descriptor: int) -> str:
 
 def at_work(folder: Path) -> str:
     """`is in use by process …` when another process has locked `folder`, else nothing."""
+    with _of_another(folder) as descriptor:
+        return "" if descriptor is None else f"is in use by {_told(descriptor) or 'another process'}"
+
+
+def holder(folder: Path) -> tuple[int, str] | None:
+    """(process id, host) of another process that has locked `folder`; (0, "") where it does not say. None when nobody
+    has.
+    """
+    with _of_another(folder) as descriptor:
+        if descriptor is None:
+            return None
+        try:
+            who = json.loads(os.pread(descriptor, 10_000, 0))
+            return int(who["pid"]), str(who["host"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0, ""
+
+
+@contextlib.contextmanager
+def _of_another(folder: Path) -> Iterator[int | None]:
+    """Within the block, the file of a lock that another process holds, to be read; None when it is free."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return ""
+        yield None
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return f"is in use by {_told(descriptor) or 'another process'}"
-    except OSError:
-        return ""
+        held = False
+    except OSError as error:
+        held = isinstance(error, BlockingIOError)
+    try:
+        yield descriptor if held else None
     finally:
         os.close(descriptor)
-    return ""
 
 
 def _is_open(descriptor: int, path: Path) -> bool:

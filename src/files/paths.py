@@ -9,6 +9,8 @@ RESULTS = ours("resource/results")
 MODEL, ADAPTER = "model", "adapter"
 """The folder of a run's best weights: all of them, or the adapter's."""
 CHECKPOINTS = "checkpoints"
+STATUS = "status.json"
+"""What a process in a run folder does; there while it works, and after it failed (src/files/signs.py)."""
 LOCK = ".lock"
 """The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
 FOLDS = "folds.json"

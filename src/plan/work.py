@@ -70,10 +70,10 @@ def all_done(wanted: Sequence[Wanted]) -> bool:
 
 
 def jobs_left(
-    wanted: Sequence[Wanted], estimates: Sequence[Estimate], gpus: Sequence[Gpu], at_once: int = 1
+    wanted: Sequence[Wanted], estimates: Sequence[Estimate], gpus: Sequence[Gpu] | None, at_once: int = 1
 ) -> tuple[list[Job], dict[str, str]]:
-    """(jobs that this machine can do, name → why a run cannot be done). estimates: one for each run. at_once: number of
-    jobs at the same time.
+    """(jobs that can be done, name → why a run cannot be done). estimates: one for each run. gpus: of this machine;
+    None when the jobs go to other machines, of which nothing is known here. at_once: jobs at the same time.
 
     UserError, before anything is downloaded or trained, when nothing can be done or the disk has no room for all.
     """
@@ -130,9 +130,12 @@ def _is_to_score(folder: Path, record: Record, split: str, place: Place) -> bool
     return scored is not None and bool(differing_results(folder, scored))
 
 
-def _obstacles(left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu], runs: int, at_once: int) -> dict[str, str]:
+def _obstacles(
+    left: Sequence[tuple[Wanted, Estimate]], gpus: Sequence[Gpu] | None, runs: int, at_once: int
+) -> dict[str, str]:
     """Name → why a run that is left to do cannot be done here. runs: their number, the finished ones included."""
-    found = ready.obstacles([one.recipe for one, _ in left], [estimate for _, estimate in left], gpus)
+    recipes, estimates = [one.recipe for one, _ in left], [estimate for _, estimate in left]
+    found = {} if gpus is None else ready.obstacles(recipes, estimates, gpus)
     if found and len(found) == runs:
         raise UserError(
             f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "

@@ -1,5 +1,6 @@
 """The parts of a record: what it says of the prompt, the chat template, a data file, the task, and a scored split."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -57,6 +58,11 @@ class Part:
 
 def kinds_of(part: type[Any]) -> Mapping[str, Any]:
     """Key → the type of its values, as `fits` takes it."""
+    return _kinds_of(part)  # type: ignore[arg-type]  # a class has a hash
+
+
+@functools.cache  # found anew each time, this takes most of the time of reading a record
+def _kinds_of(part: type[Any]) -> Mapping[str, Any]:
     names = [one.name for one in fields(part) if one.name != "stored"]
     hints = get_type_hints(part)
     first = getattr(part, "FIRST", ())

@@ -120,7 +120,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(commands: Commands, capsys: 
     shown = capsys.readouterr().out
     assert "failed polar: x2bee/POLAR-14B-v0.2 is gated" in shown
     assert "The vote is of 2 of 3; missing: polar" in shown
-    assert stored("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "no such run"}
+    assert stored("resource/results/vote-try")["splits"]["test"]["missing"] == {"polar": "not finished"}
     commands.fail, commands.seen = {}, []
     assert call() == 0
     assert commands.modules() == ["run.train", "run.vote", "run.vote"]
@@ -183,11 +183,11 @@ def test_the_plan_says_which_items_are_too_long(
     assert "qwen2: items too long" not in shown and shown.rstrip().endswith("doing without that backbone (--only).")
 
 
-def test_recipes_of_the_same_weights_follow_each_other(commands: Commands, house: Path) -> None:
+def test_the_longest_by_the_plan_comes_first(commands: Commands, house: Path) -> None:
     (house / "recipes" / "zz.yaml").write_text("backbone: eeve\nmethod: qlora\n", encoding="utf-8")
     assert call() == 0
     trained = [arguments[1] for module, arguments in commands.seen if module == "run.train"]
-    assert [Path(file).stem for file in trained] == ["eeve", "zz", "polar", "qwen2"]
+    assert [Path(file).stem for file in trained] == ["polar", "eeve", "zz", "qwen2"]
 
 
 # What this machine cannot do
@@ -359,3 +359,85 @@ def test_a_task_whose_sizes_are_not_known_is_planned_for_its_data(
     shutil.rmtree(house / "data")
     with pytest.raises(UserError, match=r"data_train\.json: no such file"):
         call("--dry_run", "--task", "mine.yaml")
+
+
+# Engines
+
+
+def test_status_starts_nothing_and_needs_no_data(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--status", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["run"] for one in found["jobs"]] == ["eeve", "polar", "qwen2"] and found["counts"]["waiting"] == 3
+    assert call() == 0
+    assert len(commands.seen) == 5
+    capsys.readouterr()
+    assert call("--status") == 0
+    assert "3 runs: 3 done" in capsys.readouterr().out and len(commands.seen) == 5
+    (house / "resource/results/polar/scores_test.jsonl").unlink()
+    shutil.rmtree(house / "data")
+    assert call("--status") == 0
+    assert "data_train.json" in capsys.readouterr().out
+
+
+def test_status_of_folds(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--only", "eeve", "--folds", "2", "--seeds", "2", "--status", "--json") == 0
+    names = [one["run"] for one in json.loads(capsys.readouterr().out)["jobs"]]
+    assert names == ["eeve-try-f1of2", "eeve-try-f2of2", "eeve-try-s2-f1of2", "eeve-try-s2-f2of2"]
+
+
+def test_a_script_for_slurm_is_written_and_shown_and_nothing_is_started(
+    commands: Commands, house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--engine", "slurm", "--sbatch", "time=24:00:00") == 0
+    assert commands.seen == []
+    shown = capsys.readouterr().out
+    script = (house / "resource/results/jobs-try/1gpu.sbatch").read_text(encoding="utf-8")
+    assert "#SBATCH --time=24:00:00\n" in script and "-m run.train --recipe recipes/polar.yaml" in script
+    assert "#SBATCH --array=0-2" in shown and "--submit submits them" in shown
+    assert call() == 0, "by hand, on this machine"
+    commands.seen.clear()
+    assert call("--engine", "slurm") == 0
+    assert commands.modules() == ["run.vote"] * 2, "all is done, and votes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--json"], "--json: allowed with --status"),
+        (["--status", "--dry_run"], "--status and --dry_run: found both"),
+        (["--submit"], "--submit: allowed with --engine slurm"),
+        (["--sbatch", "time=1"], "--sbatch: allowed with --engine slurm"),
+        (["--address", "h:1"], "--address: allowed with --engine ray"),
+        (["--bench", "0"], "--bench: found 0, allowed: 1 or more"),
+        (["--engine", "slurm", "--bench", "3"], "--bench: allowed with --engine local and ray"),
+    ],
+)
+def test_flags_of_engines_that_do_not_go_together(commands: Commands, flags: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        call(*flags)
+    assert commands.seen == []
+
+
+def test_an_engine_without_submitting_commands_says_so(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="--submit: there is no sbatch on this machine"):
+        call("--engine", "slurm", "--submit")
+
+
+def test_what_the_local_engine_costs_is_printed(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(["--bench", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "local: 5 empty jobs in" in shown and "(0 failed)" in shown
+    assert not (house / "resource/results/jobs-bench").exists()
+
+
+def test_jobs_that_need_more_gpus_than_there_are_fail_without_a_start(tmp_path: Path) -> None:
+    from src.console.jobs import Job
+    from src.engines import local
+
+    wide = Job("wide", ("false",), tmp_path / "log.txt", 1.0, gpus=4)
+    console = make_console(markup=True, file=io.StringIO())
+    found = local.run([wide], 2, 2, console, {}, ())
+    assert found == {"wide": "it needs 4 GPUs, and this machine has 2"} and not (tmp_path / "log.txt").exists()
