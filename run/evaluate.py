@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import task
-from src.console.cli import Parser, new_file, run_main
+from src.console.cli import Parser, check_place, new_file, run_main
 from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS, run_folder
@@ -110,12 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         fitted_on = args.fitted_on or ("dev" if args.split == "test" else None)
         calibration = calibrate(request, items, data, sources, fitted_on)
 
+    notes += [source.note for source in sources if source.note]
+    notes += [] if groups else seed_notes(named)
     console.print(f"{counted(len(items), 'item')} of {data}")
     if recipes:
         show_seeds(console, recipes)
     show_accuracy(console, replace(found, results={}) if recipes else found)
-    notes = [*notes, *(source.note for source in sources if source.note)]
-    for note in notes if groups else [*notes, *seed_notes(named)]:
+    for note in notes:
         console.print(f"note: {note}")
     if recipes and recipes.pairs:
         show_recipe_pairs(console, recipes, found.dialogues)
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         told = {"seeds": recipes.as_json()} if recipes else {}
         told |= {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
-        write_json(args.json, found.as_json() | told)
+        write_json(args.json, found.as_json() | {"notes": notes} | told)
         console.print(f"\nwritten: {args.json}")
 
 
@@ -148,6 +149,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         task.current().orders(args.orders)
     if (args.figure or args.fitted_on) and not args.calibration:
         parser.error(f"{'--figure' if args.figure else '--fitted_on'}: allowed with --calibration")
+    if args.calibration and not args.figure:
+        check_place(parser, "--calibration", default_figure(args))
     if args.figure and args.figure.suffix != ".png":
         parser.error(f"--figure {args.figure}: allowed: a name that ends in .png")
     if args.fitted_on == args.split:

@@ -1,9 +1,12 @@
 """Paths of runs and of their files, and the run that a name stands for."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.console.cli import UserError, nearest
 from src.console.start import ours
+from src.console.words import counted
 
 RESULTS = ours("resource/results")
 MODEL, ADAPTER = "model", "adapter"
@@ -13,6 +16,8 @@ LOCK = ".lock"
 """The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
 FOLDS = "folds.json"
 """In a folder of folds: what was divided, and which items each fold has. Beside it each fold has a folder of data."""
+FOLD_RUN = re.compile(r".+-f\d+of\d+")
+"""Name of a fold run: the recipe's and seed's, the number of its fold, and that of all folds."""
 RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
 TRAINING_CSV, TRAINING_PNG = "training.csv", "training.png"
 """How a training went: numbers of each step, and a picture."""
@@ -111,5 +116,12 @@ def refuse_missing(run: Path) -> None:
     if run.is_dir():
         return
     names = sorted(entry.name for entry in run.parent.iterdir() if entry.is_dir()) if run.parent.is_dir() else []
-    there = f"runs there: {', '.join(names)}" if names else "there are no runs there"
+    there = f"runs there: {listed_runs(names)}" if names else "there are no runs there"
     raise UserError(f"{run}: no such run; {there}.{nearest(run.name, names)}")
+
+
+def listed_runs(names: Sequence[str]) -> str:
+    """The names, for a message: runs of folds, of which there may be hundreds, are counted."""
+    own = [name for name in names if not FOLD_RUN.fullmatch(name)]
+    folds = len(names) - len(own)
+    return ", ".join([*own, *([counted(folds, "fold run")] if folds else [])])

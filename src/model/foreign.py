@@ -6,6 +6,7 @@ anything is loaded. `auto_mapping` names a Python class, and is not looked at. N
 """
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,16 @@ def find_adapter(source: str | None, revision: str | None = None) -> ForeignAdap
     commit = hub.find_commit(source, revision)
     folder = _downloaded(source, commit)
     return None if folder is None else _read(source, folder, commit)
+
+
+def refuse_adapter(source: str) -> None:
+    """UserError for the folder of an adapter, where a run or a whole model is needed."""
+    place = Path(find(source))
+    if (place / CONFIG).is_file() and not any((place / name).is_file() for name in (*WHOLE, "config.json")):
+        raise UserError(
+            f"{source} is an adapter of another tool, which run.test makes a run of: "
+            f"python -m run.test --model_id {shlex.quote(source)} --split dev. It says the run's name: give that here."
+        )
 
 
 def _downloaded(source: str, commit: str | None) -> Path | None:

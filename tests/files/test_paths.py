@@ -66,3 +66,11 @@ def test_a_missing_run_is_named_with_the_nearest(results: Path) -> None:
         refuse_missing(results / "alhpa")
     with pytest.raises(UserError, match="there are no runs there"):
         refuse_missing(results / "nowhere" / "alpha")
+
+
+def test_fold_runs_are_counted_where_runs_are_listed(results: Path) -> None:
+    for number in range(1, 6):
+        (results / f"alpha-f{number}of5").mkdir()
+    (results / "alpha-oof5").mkdir()
+    with pytest.raises(UserError, match=r"runs there: alpha, alpha-oof5, eda, orpo, vote, 5 fold runs\. Did you mean"):
+        refuse_missing(results / "alpha-f6of5")
