@@ -39,6 +39,7 @@ from src.vote.ballots import read_sources, run_folders
 from src.vote.changed import show_changed
 from src.vote.comparison import Comparison, compare
 from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
+from src.vote.pair_table import notes as pair_notes
 from src.vote.seed_table import show_recipe_pairs, show_seeds
 from src.vote.seeds import compare_seeds
 from src.vote.voters import Request
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         told = {"seeds": recipes.as_json()} if recipes else {}
         told |= {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
-        write_json(args.json, found.as_json() | {"notes": notes} | told)
+        write_json(args.json, found.as_json() | {"notes": [*notes, *notes_below(found)]} | told)
         console.print(f"\nwritten: {args.json}")
 
 
@@ -182,6 +183,11 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
         for name, result in found.results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(Fitted(table))
+
+
+def notes_below(found: Comparison) -> list[str]:
+    """What is said of the runs on changed dialogues, and of all pairs."""
+    return [*found.changed[1], *(pair_notes(found.pairs, found.dialogues) if found.pairs else [])]
 
 
 def default_figure(args: argparse.Namespace) -> Path:
