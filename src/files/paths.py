@@ -101,9 +101,10 @@ def _places(name: str, results: Path) -> tuple[Path, Path]:
 
 def refuse_links(folder: Path) -> None:
     """UserError when a folder that is about to be written to holds symbolic links: what they lead to would be
-    overwritten or deleted.
+    overwritten or deleted. Nothing of ours is written below its `REPORTS`, where wandb keeps links of its own.
     """
-    links = sorted(path for path in folder.rglob("*") if path.is_symlink()) if folder.is_dir() else []
+    there = sorted(path for path in folder.rglob("*") if path.is_symlink()) if folder.is_dir() else []
+    links = [path for path in there if folder / REPORTS not in path.parents]
     if links:
         raise UserError(
             f"{links[0]} is a link to {links[0].readlink()}, which would be written to or deleted there. "
