@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import task
-from src.console.cli import Parser, new_file, run_main
+from src.console.cli import Parser, check_place, new_file, run_main
 from src.console.words import counted
 from src.data import DATA, SPLITS, refuse_unlabelled
 from src.files.paths import RESULTS, run_folder
@@ -39,6 +39,7 @@ from src.vote.ballots import read_sources, run_folders
 from src.vote.changed import show_changed
 from src.vote.comparison import Comparison, compare
 from src.vote.pair_table import MOST_FOR_ALL_PAIRS, show_pairs
+from src.vote.pair_table import notes as pair_notes
 from src.vote.seed_table import show_recipe_pairs, show_seeds
 from src.vote.seeds import compare_seeds
 from src.vote.voters import Request
@@ -110,12 +111,13 @@ def main(argv: list[str] | None = None) -> None:
         fitted_on = args.fitted_on or ("dev" if args.split == "test" else None)
         calibration = calibrate(request, items, data, sources, fitted_on)
 
+    notes += [source.note for source in sources if source.note]
+    notes += [] if groups else seed_notes(named)
     console.print(f"{counted(len(items), 'item')} of {data}")
     if recipes:
         show_seeds(console, recipes)
     show_accuracy(console, replace(found, results={}) if recipes else found)
-    notes = [*notes, *(source.note for source in sources if source.note)]
-    for note in notes if groups else [*notes, *seed_notes(named)]:
+    for note in notes:
         console.print(f"note: {note}")
     if recipes and recipes.pairs:
         show_recipe_pairs(console, recipes, found.dialogues)
@@ -131,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         told = {"seeds": recipes.as_json()} if recipes else {}
         told |= {"calibration": calibration.as_json() | {"figure": figure}} if calibration else {}
-        write_json(args.json, found.as_json() | told)
+        write_json(args.json, found.as_json() | {"notes": [*notes, *notes_below(found)]} | told)
         console.print(f"\nwritten: {args.json}")
 
 
@@ -148,6 +150,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         task.current().orders(args.orders)
     if (args.figure or args.fitted_on) and not args.calibration:
         parser.error(f"{'--figure' if args.figure else '--fitted_on'}: allowed with --calibration")
+    if args.calibration and not args.figure:
+        check_place(parser, "--calibration", default_figure(args))
     if args.figure and args.figure.suffix != ".png":
         parser.error(f"--figure {args.figure}: allowed: a name that ends in .png")
     if args.fitted_on == args.split:
@@ -179,6 +183,11 @@ def show_accuracy(console: "Console", found: Comparison) -> None:
         for name, result in found.results.items():
             table.add_row(name, *(share_text(share, "\n") for share in result.per_category.values()))
         console.print(Fitted(table))
+
+
+def notes_below(found: Comparison) -> list[str]:
+    """What is said of the runs on changed dialogues, and of all pairs."""
+    return [*found.changed[1], *(pair_notes(found.pairs, found.dialogues) if found.pairs else [])]
 
 
 def default_figure(args: argparse.Namespace) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it starts from any folder
 
 from src import task
-from src.console.cli import Parser, new_file, run_main
+from src.console.cli import Parser, announced, check_place, new_file, run_main
 from src.console.words import counted, size_text
 from src.data import DATA, SPLITS
 from src.files.paths import RESULTS
@@ -47,13 +47,16 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or args.results / f"report_{args.split}.html"
     if out.suffix != ".html":
         parser.error(f"--out {out}: allowed: a name that ends in .html")
+    if args.out is None:
+        check_place(parser, "--results", out)
     if args.orders:
         task.current().orders(args.orders)
     from src.report.findings import find
     from src.report.page import page
 
     found = find(Request(args.runs, [], args.split, args.results, args.data, args.orders))
-    text = page(found, text=not args.no_text)
+    with announced("writing the page"):
+        text = page(found, text=not args.no_text)
     write_text(out, text)
     told = (
         f"{counted(len(found.items), 'item')}, {counted(len(found.runs), 'run')}, {counted(len(found.votes), 'vote')}"

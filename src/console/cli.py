@@ -123,6 +123,14 @@ def new_folder(text: str) -> Path:
     return path
 
 
+def check_place(parser: argparse.ArgumentParser, flag: str, path: Path) -> None:
+    """`parser.error` where a file that a command writes by default cannot be written."""
+    try:
+        new_file(str(path))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"{flag}: {error}")
+
+
 def new_file(text: str) -> Path:
     """argparse type: a writable file, checked before any work."""
     path = Path(text)

@@ -1,9 +1,12 @@
 """Paths of runs and of their files, and the run that a name stands for."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.console.cli import UserError, nearest
 from src.console.start import ours
+from src.console.words import counted
 
 RESULTS = ours("resource/results")
 MODEL, ADAPTER = "model", "adapter"
@@ -15,6 +18,8 @@ LOCK = ".lock"
 """The file in a folder that is locked while a process has it. A kill leaves it behind, but not the lock on it."""
 FOLDS = "folds.json"
 """In a folder of folds: what was divided, and which items each fold has. Beside it each fold has a folder of data."""
+FOLD_RUN = re.compile(r".+-f\d+of\d+")
+"""Name of a fold run: the recipe's and seed's, the number of its fold, and that of all folds."""
 RECIPE, INPUTS, RECORD = "recipe.yaml", "inputs.json", "record.json"
 TRAINING_CSV, TRAINING_PNG = "training.csv", "training.png"
 """How a training went: numbers of each step, and a picture."""
@@ -98,9 +103,10 @@ def _places(name: str, results: Path) -> tuple[Path, Path]:
 
 def refuse_links(folder: Path) -> None:
     """UserError when a folder that is about to be written to holds symbolic links: what they lead to would be
-    overwritten or deleted.
+    overwritten or deleted. Nothing of ours is written below its `REPORTS`, where wandb keeps links of its own.
     """
-    links = sorted(path for path in folder.rglob("*") if path.is_symlink()) if folder.is_dir() else []
+    there = sorted(path for path in folder.rglob("*") if path.is_symlink()) if folder.is_dir() else []
+    links = [path for path in there if folder / REPORTS not in path.parents]
     if links:
         raise UserError(
             f"{links[0]} is a link to {links[0].readlink()}, which would be written to or deleted there. "
@@ -113,5 +119,12 @@ def refuse_missing(run: Path) -> None:
     if run.is_dir():
         return
     names = sorted(entry.name for entry in run.parent.iterdir() if entry.is_dir()) if run.parent.is_dir() else []
-    there = f"runs there: {', '.join(names)}" if names else "there are no runs there"
+    there = f"runs there: {listed_runs(names)}" if names else "there are no runs there"
     raise UserError(f"{run}: no such run; {there}.{nearest(run.name, names)}")
+
+
+def listed_runs(names: Sequence[str]) -> str:
+    """The names, for a message: runs of folds, of which there may be hundreds, are counted."""
+    own = [name for name in names if not FOLD_RUN.fullmatch(name)]
+    folds = len(names) - len(own)
+    return ", ".join([*own, *([counted(folds, "fold run")] if folds else [])])

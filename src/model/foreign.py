@@ -6,6 +6,8 @@ anything is loaded. `auto_mapping` names a Python class, and is not looked at. N
 """
 
 import argparse
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,9 @@ KINDS: Mapping[str, Any] = {
     "use_dora": bool,
 }
 """Settings that are taken, and the kinds of their values."""
+PATTERNED = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+"""Settings whose text, or whose keys, are regular expressions."""
+LONGEST_PATTERN = 4096
 NO_MATTER = (
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode"),
     *("peft_version", "megatron_core", "runtime_config", "qalora_group_size", "loftq_config", "eva_config"),
@@ -111,6 +116,16 @@ def find_adapter(source: str | None, revision: str | None = None) -> ForeignAdap
     commit = hub.find_commit(source, revision)
     folder = _downloaded(source, commit)
     return None if folder is None else _read(source, folder, commit)
+
+
+def refuse_adapter(source: str) -> None:
+    """UserError for the folder of an adapter, where a run or a whole model is needed."""
+    place = Path(find(source))
+    if (place / CONFIG).is_file() and not any((place / name).is_file() for name in (*WHOLE, "config.json")):
+        raise UserError(
+            f"{source} is an adapter of another tool, which run.test makes a run of: "
+            f"python -m run.test --model_id {shlex.quote(source)} --split dev. It says the run's name: give that here."
+        )
 
 
 def _downloaded(source: str, commit: str | None) -> Path | None:
@@ -194,10 +209,28 @@ def lora_settings(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     if wrong or not 0 < settings.get("r", 8) < 2**16:
         words = ", ".join(f"{key}: {settings[key]!r}" for key in wrong or ["r"])
         raise UserError(f"{where} is damaged: {shortened(words, 200)}. Download or copy it again.")
+    if problem := _pattern_problem(settings):
+        raise UserError(f"{where} is damaged: {problem}. Download or copy it again.")
     targets = settings.get("target_modules", [])
     if settings.get("use_dora") and "lm_head" in (targets if isinstance(targets, list) else [targets]):
         raise UserError(f"{where}: DoRA on lm_head, of which only the letters' rows are read. {MERGE}")
     return settings
+
+
+def _pattern_problem(settings: Mapping[str, Any]) -> str:
+    """What is wrong with the first regular expression among the settings that peft would match names of modules with;
+    empty when nothing is.
+    """
+    for key in PATTERNED:
+        value = settings.get(key, ())
+        for one in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+            try:
+                if len(one) > LONGEST_PATTERN:
+                    return f"a pattern of {key} has {len(one):,} characters; allowed: {LONGEST_PATTERN:,}"
+                re.compile(one)
+            except (re.error, RecursionError, OverflowError) as error:
+                return f"{key}: {shortened(repr(one), 80)} is no regular expression ({shortened(str(error), 80)})"
+    return ""
 
 
 def with_base(arguments: argparse.Namespace, adapter: ForeignAdapter) -> argparse.Namespace:

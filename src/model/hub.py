@@ -15,7 +15,7 @@ from pathlib import Path
 
 from src.console.cli import UserError, nearest
 from src.console.start import find
-from src.files.paths import RESULTS, run_names
+from src.files.paths import RESULTS, listed_runs, run_names
 from src.files.reading import read_json
 from src.model.recipes import Recipe
 
@@ -317,4 +317,4 @@ def _not_here(source: str, revision: str | None, reason: str) -> str:
 def _runs_like(name: str) -> str:
     """A sentence with the existing runs, for a name that may have been meant as a run's."""
     runs = run_names(RESULTS) if "/" not in name else []
-    return f" There is no run {name} either; runs here: {', '.join(runs)}.{nearest(name, runs)}" if runs else ""
+    return f" There is no run {name} either; runs here: {listed_runs(runs)}.{nearest(name, runs)}" if runs else ""

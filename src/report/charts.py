@@ -107,10 +107,17 @@ def reliability(before: "Measured", after: "Measured | None", title: str) -> Mar
     return picture(size, size, shapes, title, "reliability")
 
 
-def curve(losses: Sequence[tuple[int, float]], accuracies: Sequence[tuple[int, float]], title: str) -> Markup:
-    """Training loss as a line (left axis, from 0) and accuracy as dots (right axis, 0 to 100)."""
+def curve(
+    losses: Sequence[tuple[int, float]],
+    accuracies: Sequence[tuple[int, float]],
+    rates: Sequence[tuple[int, float]],
+    title: str,
+) -> Markup:
+    """Training loss as a line (left axis, from 0), accuracy as dots (right axis, 0 to 100), and the learning rate as a
+    broken line from 0 to its largest value, which is written beside it.
+    """
     width, height, left, right, top, below = 300.0, 150.0, 34.0, 34.0, 10.0, 20.0
-    last = max([step for step, _ in [*losses, *accuracies]], default=1) or 1
+    last = max([step for step, _ in [*losses, *accuracies, *rates]], default=1) or 1
     most = max((loss for _, loss in losses), default=1.0) or 1.0
 
     def x(step: float) -> float:
@@ -127,6 +134,10 @@ def curve(losses: Sequence[tuple[int, float]], accuracies: Sequence[tuple[int, f
         words(left, height - 5, "0", "tick", "middle"),
         words(x(last), height - 5, f"{last:,}", "tick", "middle"),
     ]
+    if rates and (highest := max(rate for _, rate in rates)) > 0:
+        places = " ".join(f"{x(step):.1f},{y(rate / highest):.1f}" for step, rate in rates)
+        shapes.append(f'<polyline points="{places}" class="rate-line"/>')
+        shapes.append(words(x(last / 2), height - 5, f"lr {highest:.2g}", "tick rate", "middle"))
     if losses:
         points = " ".join(f"{x(step):.1f},{y(loss / most):.1f}" for step, loss in losses)
         shapes.append(f'<polyline points="{points}" class="loss-line"/>')

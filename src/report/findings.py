@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from src.console.cli import UserError, announced
 from src.data import Item, sha256
-from src.files.paths import predictions_path, reasoning_path, record_path
+from src.files.paths import TRAINING_CSV, predictions_path, reasoning_path, record_path
 from src.files.reading import decoded, parse_json, read_bytes
 from src.runs.inputs import load_own
 from src.runs.record import Record
 from src.runs.run_list import Entry, differing, list_runs, setting_text
 from src.score.item_scores import ItemScores, read_scores
+from src.train.steps import read_steps
 from src.vote.ballots import Source, read_sources, run_folders
 from src.vote.comparison import Comparison, compare
 from src.vote.orders import scored_orders
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAST_DIALOGUES = 3
 """Which voters help is tried on other dialogues than those that were chosen on."""
+RATES_DRAWN = 150
 CHAINS_SHOWN = 3
 """Of an item and run, reasoning of so many chains is kept."""
 
@@ -42,6 +44,7 @@ class Findings:
     claims      the probabilities of the options, where there are some
     scores      by the largest number of orders that the run has of all items; none of votes and predictions
     chains      id → generated reasoning
+    rates       (step, learning rate) of the training
     left_out    name → why a run of the folder is not shown
     """
 
@@ -59,6 +62,7 @@ class Findings:
     claims: "Mapping[str, Claim]"
     scores: Mapping[str, Mapping[str, ItemScores]]
     chains: Mapping[str, Mapping[str, Sequence[str]]]
+    rates: Mapping[str, Sequence[tuple[int, float]]]
     left_out: Mapping[str, str]
     notes: Sequence[str]
 
@@ -83,7 +87,8 @@ def find(request: Request) -> Findings:
     folders = run_folders(chosen, request.results)
     refuse_changed_dialogues(folders)
     items, data, notes = load_own(request.data, request.split, folders)
-    sources = read_sources(chosen, items, data, request.split, request.results, request.orders)
+    with announced("reading scores"):
+        sources = read_sources(chosen, items, data, request.split, request.results, request.orders)
     named = {source.ballot.run: folder for source, folder in zip(sources, folders, strict=True)}
     told = [place for place, name in enumerate(chosen) if not Path(name).is_file()]
     records = {sources[place].ballot.run: Record.load(folders[place]) for place in told}
@@ -109,6 +114,7 @@ def find(request: Request) -> Findings:
         claims=claims,
         scores=_scores(kept, sources, request.split, items),
         chains={name: _chains(folder, request.split) for name, folder in kept.items()},
+        rates={name: _rates(folder) for name, folder in kept.items()},
         left_out=left_out,
         notes=[*notes, *(source.note for source in sources if source.note)],
     )
@@ -145,10 +151,12 @@ def _measured(
     from src.vote.calibration import calibrate
     from src.vote.contributions import contributions
 
-    with announced("comparing answers"):
+    with announced(f"1 of 3: comparing {len(sources)} answers"):
         compared = compare(items, data, sources, None, split=request.split)
+    with announced("2 of 3: probabilities"):
         calibration = calibrate(request, items, data, sources) if sure else None
-        enough = len(runs) > 1 and compared.dialogues >= LEAST_DIALOGUES
+    enough = len(runs) > 1 and compared.dialogues >= LEAST_DIALOGUES
+    with announced(f"3 of 3: which of {len(runs)} runs help a vote"):
         return compared, calibration, contributions("hard", items, runs) if enough else None
 
 
@@ -183,6 +191,13 @@ def _scores(
                 found[name] = scores
                 break
     return found
+
+
+def _rates(folder: Path) -> list[tuple[int, float]]:
+    """(step, learning rate), about `RATES_DRAWN` with the highest and the last; none without a sound `training.csv`."""
+    rates = [(one.step, one.lr) for one in read_steps(folder / TRAINING_CSV) if one.lr is not None]
+    every = max(1, len(rates) // RATES_DRAWN)
+    return sorted({*rates[::every], *rates[-1:], *([max(rates, key=lambda one: one[1])] if rates else [])})
 
 
 def _chains(folder: Path, split: str) -> dict[str, list[str]]:

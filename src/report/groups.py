@@ -16,6 +16,7 @@ from src.worth.resampling import mean_interval
 MISSED_BY = ("all", "most", "some", "one", "none")
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """The least margin (nats) of each group."""
+TARGETS = ("0", "1", "2", "3+")
 LENGTHS = 4
 """Groups by length of the dialogue, about equally large."""
 
@@ -63,8 +64,8 @@ def error_groups(found: Findings) -> dict[str, list[Group]]:
     divisions = {
         "group_all": grouped([""], [0] * len(found.items)),
         "by_category": grouped(categories, [categories.index(item.category) for item in found.items]),
-        "by_turns": grouped(*_by_length([len(item.dialogue) for item in found.items])),
-        "by_targets": grouped(("1", "2", "3+"), [min(len(item.targets), 3) - 1 for item in found.items]),
+        "by_turns": grouped(*by_length(found.items)),
+        "by_targets": grouped(TARGETS, [min(len(item.targets), 3) for item in found.items]),
     }
     if found.scores:
         margins = [median(scores[item.id].margin for scores in found.scores.values()) for item in found.items]
@@ -77,8 +78,9 @@ def error_groups(found: Findings) -> dict[str, list[Group]]:
     return divisions
 
 
-def _by_length(lengths: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Names of groups that are about equally large, and the group of each."""
+def by_length(items: Sequence[Item]) -> tuple[list[str], list[int]]:
+    """Names of groups by the number of utterances, about equally large, and the group of each item."""
+    lengths = [len(item.dialogue) for item in items]
     ends = sorted({int(end) for end in np.quantile(lengths, np.linspace(0, 1, LENGTHS + 1)[1:], method="lower")})
     starts = [min(lengths), *(end + 1 for end in ends[:-1])]
     names = [f"{start}–{end}" if start < end else f"{end}" for start, end in zip(starts, ends, strict=True)]

@@ -96,7 +96,7 @@ const margined = facts.some((fact) => fact.margin !== null);
 const flippable = DATA.byOrder.some(Boolean);
 
 // The state: what is filtered, in which order, and which item is shown.
-const START = { search: "", category: "", missed: "", only: "", margin: "", focus: "", right: "", wrong: "", sort: DATA.labelled ? "confident" : margined ? "margin" : "file" };
+const START = { search: "", category: "", length: "", targets: "", missed: "", only: "", margin: "", focus: "", right: "", wrong: "", sort: DATA.labelled ? "confident" : margined ? "margin" : "file" };
 const state = { ...START };
 let shown = [];
 let current = null;
@@ -116,6 +116,8 @@ function fits(item) {
   const fact = facts[item];
   const by = DATA.missedBy?.[item];
   if (state.category !== "" && items[item].category !== Number(state.category)) return false;
+  if (state.length !== "" && DATA.lengthOf[item] !== Number(state.length)) return false;
+  if (state.targets !== "" && DATA.targetsOf[item] !== Number(state.targets)) return false;
   if (state.missed === "some" ? by === "none" : state.missed !== "" && by !== state.missed) return false;
   if (state.only === "disagree" && fact.divided === 0) return false;
   if (state.only === "flipped" && !(state.focus === "" ? fact.flipping : DATA.flips[state.focus]?.[item])) return false;
@@ -323,6 +325,11 @@ function choose(name, key, choices) {
 const any = ["", "any"];
 const runChoices = every.map((run) => [String(run), runs[run], null]);
 form.append(search, choose("category", "category", [any, ...DATA.categories.map((category, place) => [String(place), category, null])]));
+// Of lengths and numbers of targets those that there are, where there are several.
+for (const [name, names, of] of [["length", DATA.lengths, DATA.lengthOf], ["targets", DATA.targets, DATA.targetsOf]]) {
+  const there = names.map((text, place) => [String(place), text, null]).filter(([place]) => of.includes(Number(place)));
+  if (there.length > 1) form.append(choose(name, name, [any, ...there]));
+}
 if (DATA.missed) form.append(choose("missed", "missed", [any, ...["all", "most", "some", "one", "none"].map((one) => [one, "missed_" + one])]));
 const kinds = [any, ["disagree", "disagree"]];
 if (flippable) kinds.push(["flipped", "flipped"]);

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from src import task
 from src.report import sections
 from src.report.findings import Findings
-from src.report.groups import MISSED_BY, missed_by
+from src.report.groups import MISSED_BY, TARGETS, by_length, missed_by
 from src.report.item_data import item_data
 from src.report.words import say, script_words, words
 from src.vote.calibration_table import how_fitted
@@ -69,7 +69,14 @@ def _data(found: Findings, text: bool) -> dict[str, Any]:
     data = item_data(found, text)
     runs = len(found.runs)
     wrong = data["missed"]
-    return data | {"missedBy": wrong and [MISSED_BY[missed_by(count, runs)] for count in wrong]}
+    lengths, length_of = by_length(found.items)
+    return data | {
+        "missedBy": wrong and [MISSED_BY[missed_by(count, runs)] for count in wrong],
+        "lengths": lengths,
+        "lengthOf": length_of,
+        "targets": TARGETS,
+        "targetsOf": [min(len(item.targets), len(TARGETS) - 1) for item in found.items],
+    }
 
 
 def _part(name: str) -> str:

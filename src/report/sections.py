@@ -251,9 +251,10 @@ def curve_pictures(found: Findings) -> list[Row]:
     for name in found.runs:
         training = found.records[name].training if name in found.records else None
         losses, accuracies = curves(training)
-        if losses or accuracies:
+        rates = found.rates.get(name, ())
+        if losses or accuracies or rates:
             told = f"{name}: " + ", ".join(f"{step} {percent(share)}" for step, share in accuracies)
-            rows.append({"name": name, "picture": charts.curve(losses, accuracies, told)})
+            rows.append({"name": name, "picture": charts.curve(losses, accuracies, rates, told)})
     return rows
 
 

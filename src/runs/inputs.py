@@ -16,6 +16,7 @@ from src.files import paths
 from src.files.paths import ADAPTER, CHECKPOINTS, MODEL, RECIPE, find_run, record_path, run_names
 from src.model import hub, trust
 from src.model.backbones import backbones
+from src.model.foreign import refuse_adapter
 from src.model.recipe_files import load_recipe
 from src.model.recipes import Recipe, differing_settings, make_recipe
 from src.prompt.prompts import Prompt, load_prompt
@@ -224,6 +225,7 @@ def named_model(name: str) -> tuple[str, Recipe, Path | None]:
     if name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
     else:
+        refuse_adapter(name)
         key = "backbone" if name in backbones() else "model_id"
         recipe = make_recipe({key: name, "method": "lora", trust.NAME: trust.allowed()}, name)
     trust.check(recipe)
@@ -239,6 +241,7 @@ def check_models(names: Sequence[str]) -> None:
         elif name.endswith((".yaml", ".yml")):
             trust.check(load_recipe(name))
         elif name not in backbones():
+            refuse_adapter(name)
             refuse_bare_name(name)
 
 
@@ -249,7 +252,7 @@ def refuse_bare_name(name: str) -> None:
     if "/" in name or Path(name).is_dir() or hub.is_cached(name):
         return
     runs = run_names(paths.RESULTS)
-    there = f"runs here: {', '.join(runs)}" if runs else f"there are no runs in {paths.RESULTS}"
+    there = f"runs here: {paths.listed_runs(runs)}" if runs else f"there are no runs in {paths.RESULTS}"
     raise UserError(
         f"{name} is neither a folder nor a model of the hub, which is called OWNER/NAME. "
         f"There is no run {name} either; {there}.{nearest(name, runs)}"

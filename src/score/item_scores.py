@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class ItemScores:
                 "A model that gives others has diverged in training or overflows in float16: use bfloat16 or float32."
             )
 
-    @property
+    @cached_property
     def logprobs(self) -> Logprobs:
         """Log-softmax over the letters of each order, averaged per option over the orders, then log-softmax again:
         the geometric mean of the orders' probabilities, normalised.
@@ -130,11 +131,19 @@ def read_scores(path: str | Path) -> list[ItemScores]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
     try:
-        text = decoded(read_bytes(path), "it")
+        return list(_parsed(read_bytes(path), task.current().sha256))
     except UserError as error:
-        raise UserError(f"{path} is damaged: {error} {remedy}") from error
+        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}. {remedy}") from error
+
+
+@lru_cache(maxsize=256)
+def _parsed(content: bytes, task_sha256: str) -> tuple[ItemScores, ...]:
+    """The scores in a file's bytes. A command asks for the same file several times, and reading it is slow: bytes that
+    were read under the same task are not read again.
+    """
+    text = decoded(content, "it")
     if not text.endswith("\n"):
-        raise UserError(f"{path} is damaged: {'its last line is cut off' if text else 'it is empty'}. {remedy}")
+        raise UserError("its last line is cut off" if text else "it is empty")
     scores: dict[str, ItemScores] = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
@@ -143,9 +152,9 @@ def read_scores(path: str | Path) -> list[ItemScores]:
                 raise ValueError(f"item {one.id} has a line already")
         except (ValueError, TypeError, KeyError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path} is damaged: line {number}: {reason}. {remedy}") from error
+            raise UserError(f"line {number}: {reason}") from error
         scores[one.id] = one
-    return list(scores.values())
+    return tuple(scores.values())
 
 
 def _read_line(line: str) -> ItemScores:

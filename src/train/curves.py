@@ -5,8 +5,6 @@ that goes on from a checkpoint takes the rows up to it from the file. Neither fi
 cannot be written or drawn is said, and the training goes on.
 """
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,53 +17,10 @@ from transformers import TrainerCallback, TrainerState
 
 from src.console.cli import UserError
 from src.files.paths import TRAINING_CSV, TRAINING_PNG
-from src.files.reading import read_text
 from src.files.tables import as_csv
 from src.files.writing import write_text
 from src.model import ranks
-
-COLUMNS = ("step", "epoch", "loss", "lr", "items_per_second")
-
-
-@dataclass(frozen=True)
-class Step:
-    """An optimizer step. loss: of its items, as it is minimised. lr: that it was made with.
-
-    items_per_second: mean over the steps whose losses were read together (ten); None where it is not known.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    lr: float | None
-    items_per_second: float | None = None
-
-    def as_row(self) -> dict[str, Any]:
-        rounded = None if self.items_per_second is None else f"{self.items_per_second:.4g}"
-        values = (self.step, f"{self.epoch:.4f}", f"{self.loss:.6g}", self.lr, rounded)
-        return {key: "" if value is None else value for key, value in zip(COLUMNS, values, strict=True)}
-
-
-def read_steps(path: Path) -> list[Step]:
-    """The rows of `training.csv`; none where it is missing or damaged. Columns of later versions are left out."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))
-        return [
-            Step(
-                int(row["step"]),
-                float(row["epoch"]),
-                float(row["loss"]),
-                _number(row["lr"]),
-                _number(row["items_per_second"]),
-            )
-            for row in rows
-        ]
-    except (OSError, UserError, ValueError, KeyError, TypeError, csv.Error):
-        return []
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+from src.train.steps import Step, read_steps
 
 
 def logged_steps(state: TrainerState) -> list[Step]:

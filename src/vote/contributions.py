@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from src import task
 from src.data import Item
 from src.vote.ballots import Source
 from src.vote.fits import labels_of, logprobs_of
-from src.vote.voting import Ballot, hard_vote, probability_vote
+from src.vote.voting import Ballot, probability_vote, verdict
 from src.vote.weights import Floats, Ints, dialogue_folds, fit, fit_temperatures
 from src.worth.metrics import SIGNIFICANT
 from src.worth.paired import Difference, Hits, corrected_ps, difference
@@ -120,6 +121,7 @@ class Panel:
         self.ballots: list[Ballot] = [source.ballot for source in sources]
         answers = np.array([[ballot.answers[id] for id in self.ids] for ballot in self.ballots])
         self.answers, self.hits = answers, answers == self.labels
+        self._chosen_by = answers[:, :, None] == np.arange(len(task.current().options))
         self._logprobs = None if rule == "hard" else logprobs_of(sources, items)
         self._temperatures: dict[bytes, Floats] = {}
         self._hard: dict[tuple[int, ...], Hits] = {}
@@ -158,9 +160,14 @@ class Panel:
         return hits
 
     def _hard_vote(self, chosen: tuple[int, ...]) -> Hits:
+        """By `RULE` of all items. Only where ballots tie are they looked at one by one: many votes are asked for."""
         if chosen not in self._hard:
-            verdicts = hard_vote(self.ids, [self.ballots[place] for place in chosen])
-            self._hard[chosen] = np.array([verdict.answer for verdict in verdicts]) == self.labels
+            counts = self._chosen_by[list(chosen)].sum(axis=0)
+            answers, most = counts.argmax(axis=1), counts.max(axis=1, keepdims=True)
+            ballots = [self.ballots[place] for place in chosen]
+            for item in np.flatnonzero((counts == most).sum(axis=1) > 1):
+                answers[item] = verdict(self.ids[item], ballots).answer
+            self._hard[chosen] = answers == self.labels
         return self._hard[chosen]
 
     def _temperatures_on(self, fit_on: Ints) -> Floats:

@@ -98,7 +98,7 @@ def hard_vote(ids: Sequence[str], ballots: Sequence[Ballot]) -> list[Verdict]:
     UserError without ballots, or when a ballot's ids are not exactly `ids`.
     """
     _refuse_other_ids(ids, ballots)
-    return [_verdict(item_id, ballots) for item_id in ids]
+    return [verdict(item_id, ballots) for item_id in ids]
 
 
 def probability_vote(
@@ -162,7 +162,8 @@ def _likeliest(item_id: str, ballots: Sequence[Ballot], probabilities: tuple[flo
     return Verdict(item_id, answer, counts, leading, decided_by, probabilities)
 
 
-def _verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
+def verdict(item_id: str, ballots: Sequence[Ballot]) -> Verdict:
+    """Of ballots that all have the item, by `RULE`."""
     counts = _counts(item_id, ballots)
     leading = tuple(option for option, count in enumerate(counts) if count == max(counts))
     if len(leading) == 1:

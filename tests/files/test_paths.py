@@ -4,7 +4,16 @@ import pytest
 
 from src.console.cli import UserError
 from src.files import paths
-from src.files.paths import find_run, predictions_path, record_path, refuse_missing, run_folder, run_names, scores_path
+from src.files.paths import (
+    find_run,
+    predictions_path,
+    record_path,
+    refuse_links,
+    refuse_missing,
+    run_folder,
+    run_names,
+    scores_path,
+)
 
 
 def test_paths_of_a_run() -> None:
@@ -66,3 +75,20 @@ def test_a_missing_run_is_named_with_the_nearest(results: Path) -> None:
         refuse_missing(results / "alhpa")
     with pytest.raises(UserError, match="there are no runs there"):
         refuse_missing(results / "nowhere" / "alpha")
+
+
+def test_fold_runs_are_counted_where_runs_are_listed(results: Path) -> None:
+    for number in range(1, 6):
+        (results / f"alpha-f{number}of5").mkdir()
+    (results / "alpha-oof5").mkdir()
+    with pytest.raises(UserError, match=r"runs there: alpha, alpha-oof5, eda, orpo, vote, 5 fold runs\. Did you mean"):
+        refuse_missing(results / "alpha-f6of5")
+
+
+def test_links_that_a_reporting_tool_made_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "reports" / "wandb").mkdir(parents=True)
+    (tmp_path / "reports" / "wandb" / "debug.log").symlink_to("run/logs/debug.log")
+    refuse_links(tmp_path)
+    (tmp_path / "model").symlink_to("/elsewhere")
+    with pytest.raises(UserError, match="model is a link to /elsewhere"):
+        refuse_links(tmp_path)

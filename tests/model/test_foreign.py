@@ -128,3 +128,18 @@ def test_a_quantised_base_is_told_of_with_the_whole_one(tmp_path: Path) -> None:
         f"{tmp_path}: a LoRA adapter of rank 8 on unsloth/Qwen2-7B "
         "(--base; its config names unsloth/Qwen2-7B-unsloth-bnb-4bit)"
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank_pattern": {"(" * 1000 + ")" * 1000: 3}},
+        {"alpha_pattern": {"(": 3}},
+        {"exclude_modules": "(q_proj"},
+        {"target_modules": "x" * 5000},
+    ],
+)
+def test_patterns_that_are_none_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"damaged: .*(regular expression|5,000 characters)"):
+        lora_settings({**PLAIN, "target_modules": ["q_proj"], **changes}, "adapter")
+    assert lora_settings({**PLAIN, "target_modules": r"model\.layers\.\d+\.(q|v)_proj"}, "adapter")

@@ -19,7 +19,7 @@ from src.report.findings import Findings, find
 from src.report.groups import MISSED_BY, error_groups, missed_by
 from src.report.item_data import flips
 from src.report.page import embedded, page
-from src.report.sections import curves
+from src.report.sections import curve_pictures, curves
 from src.report.words import LANGUAGES, say, script_words, words
 from src.score.item_scores import ItemScores
 from src.vote.voters import Request
@@ -358,6 +358,34 @@ def test_the_language_can_be_switched(file: Path) -> None:
     assert (language, told) == ("en", "en")
     assert (korean, english) == script_words()["search"]
     assert play(file, "[root.dataset.lang, root.dataset.theme]", "?lang=en&theme=dark") == ["en", "dark"]
+
+
+def test_learning_rates_are_drawn_where_a_training_left_them(place: Path, tmp_path: Path) -> None:
+    rows = [f"{step},0.1,{2 / step},{2e-5 * step / 400}," for step in range(1, 401)]
+    file = place / "results" / "poor" / "training.csv"
+    file.write_text("step,epoch,loss,lr,items_per_second\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    try:
+        found = find(Request(["poor"], [], "dev", place / "results"))
+        assert 100 < len(found.rates["poor"]) <= 300 and found.rates["poor"][-1] == (400, 2e-5)
+        (drawn,) = curve_pictures(found)
+        assert drawn["picture"].count('class="rate-line"') == 1 and "lr 2e-05" in drawn["picture"]
+        file.write_text("damaged", encoding="utf-8")
+        assert "rate-line" not in page(find(Request(["poor"], [], "dev", place / "results"))).split("</style>")[1]
+    finally:
+        file.unlink()
+
+
+def test_runs_have_one_name() -> None:
+    assert not [key for key, (korean, _) in words().items() if "모델" in korean]
+
+
+def test_a_place_that_cannot_be_written_is_told_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["nobody", "--results", str(place / "results")])
+    assert stopped.value.code == 2 and "may not be written to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -233,6 +233,18 @@ def test_recipes_of_one_seed_each_are_not_compared(seeds: list[str], capsys: pyt
     assert "note: a-s1, a-s2 are of one recipe under several seeds" in capsys.readouterr().out
 
 
+def test_notes_of_the_tables_are_in_the_file(
+    tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = stored(tmp_path / "results" / "c")
+    record["splits"]["dev"]["data_sha256"] = "0" * 64
+    write_json(record_path(tmp_path / "results" / "c"), record)
+    main(["a-s1", "a-s2", "c", *seeds, "--json", str(tmp_path / "found.json")])
+    printed = " ".join(capsys.readouterr().out.split())
+    notes = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["notes"]
+    assert len(notes) == printed.count("note: ") >= 2 and all(f"note: {one}" in printed for one in notes)
+
+
 def test_a_damaged_record_beside_a_file_of_answers_does_no_harm(
     tmp_path: Path, seeds: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

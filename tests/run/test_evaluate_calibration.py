@@ -195,3 +195,14 @@ def test_four_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = written(tmp_path)["calibration"]["answers"]
     assert [len(one["before"]["bins"]) for one in found] == [1, 1, 1], "24 items make one bin"
     assert all(0.25 < one["before"]["confidence"] < 1 for one in found)
+
+
+def test_a_place_that_takes_no_picture_is_told_before_the_tables(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(place, "alpha", "--calibration")
+    told = capsys.readouterr()
+    assert stopped.value.code == 2 and "--calibration: " in told.err and "may not be written to" in told.err
+    assert not told.out

@@ -23,6 +23,7 @@ from src.runs.inputs import (
     gather,
     load_own,
     named_data,
+    named_model,
     read_run,
     refuse_bare_name,
     sample_items,
@@ -296,3 +297,14 @@ def test_answers_that_are_not_those_of_the_record_are_refused(place: Path) -> No
     scores.unlink()
     with pytest.raises(UserError, match=r"scores_dev\.jsonl is gone"):
         read_sources(*asked)
+
+
+def test_where_a_run_is_needed_an_adapter_is_told_how_to_become_one(tmp_path: Path) -> None:
+    folder = tmp_path / "its adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for act in (named_model, lambda name: check_models([name])):
+        with pytest.raises(UserError, match=r"is an adapter of another tool.*run\.test --model_id '.*its adapter'"):
+            act(str(folder))
+    (folder / "model.safetensors").touch()
+    check_models([str(folder)])

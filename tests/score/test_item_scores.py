@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from src import task
 from src.console.cli import UserError
 from src.files.writing import write_jsonl
+from src.score import item_scores
 from src.score.item_scores import ItemScores, Logits, read_scores, write_scores
 
 ORDERS = tuple("".join(order) for order in permutations("012"))
@@ -276,3 +277,21 @@ def test_numbers_that_no_score_has(tmp_path: Path, number: str) -> None:
     path.write_text(re.sub(r'"margin": [^,}]*', f'"margin": {number}', path.read_text(encoding="utf-8")), "utf-8")
     with pytest.raises(UserError, match="is damaged: line 1: "):
         read_scores(path)
+
+
+def test_bytes_are_read_once_and_changed_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    whole = item_scores._read_line
+    monkeypatch.setattr(item_scores, "_read_line", lambda line: lines.append(line) or whole(line))
+    path = tmp_path / "scores_dev.jsonl"
+    one, other = (ItemScores(f"read-once-{name}", ("012",), ((1.0, 0.0, -1.0),)) for name in ("one", "other"))
+    write_scores(path, [one])
+    first = read_scores(path)
+    first.clear()  # a caller's list is his own
+    assert read_scores(path) == [one] and len(lines) == 1
+    write_scores(path, [one, other])
+    assert read_scores(path) == [one, other] and len(lines) == 3
+    path.write_text(path.read_text(encoding="utf-8")[:-1], encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"its last line is cut off\. Score it again"):
+            read_scores(path)

@@ -141,3 +141,17 @@ def test_runs_with_answers_alone_can_be_left_out_too(tmp_path: Path) -> None:
     assert list(found.selection.chosen) == ["a"]
     assert conclusion(found).startswith("No single run can be told to help or to hurt")
     assert found.as_json()["voters"][0]["verdict"] == "not told apart"
+
+
+def test_votes_counted_together_are_those_counted_one_by_one(tmp_path: Path) -> None:
+    items, draw = made_items(tmp_path, 60), np.random.default_rng(5)
+    sources = [source(f"run-{run}", items, np.log(draw.dirichlet([1, 1, 1], 60))) for run in range(5)]
+    sources.append(source("without-scores", items, None, draw.integers(0, 3, 60).tolist()))
+    panel, ids = Panel("hard", items, sources), [item.id for item in items]
+    ties = 0
+    for chosen in ((0,), (0, 5), (0, 1, 2), (1, 2, 3, 4), (0, 1, 2, 3, 4, 5)):
+        verdicts = hard_vote(ids, [sources[place].ballot for place in chosen])
+        ties += sum(bool(one.tied) for one in verdicts)
+        right = [one.answer == item.label for one, item in zip(verdicts, items, strict=True)]
+        assert panel.vote(chosen, np.arange(60)).tolist() == right
+    assert ties > 20
