@@ -20,6 +20,7 @@ OURS = {
     "weight_decay": "wd adam_weight_decay",
     "max_grad_norm": "gradient_clipping grad_clip clip_grad_norm max_norm",
     "optimizer": "optim optimizer_type",
+    "fsdp": "fsdp_config deepspeed zero_stage use_fsdp",
     "gradient_checkpointing": "use_gradient_checkpointing activation_checkpointing",
     "model_id": "model_name_or_path base_model model model_name model_path hf_model pretrained_model_name_or_path",
     "tokenizer": "tokenizer_name_or_path tokenizer_name tokenizer_path",
@@ -67,8 +68,8 @@ REASONS = {
     "nothing leaves the machine; what a run did is in its log.txt and record.json": (
         "push_to_hub hub_model_id hub_token hub_strategy"
     ),
-    "a run trains on one GPU; several GPUs train several runs: python -m run.reproduce": (
-        "deepspeed fsdp fsdp_config ddp_timeout ddp_find_unused_parameters device_map"
+    "several GPUs share a run that torchrun or accelerate launch starts: torchrun --nproc_per_node 2 -m run.train": (
+        "ddp_timeout ddp_find_unused_parameters device_map"
     ),
     "the fastest attention that gives the same numbers is chosen automatically": (
         "flash_attn flash_attention attn_implementation use_flash_attention_2 sdp_attention"

@@ -119,7 +119,7 @@ def test_ranks_with_other_numbers_of_passes_wait_for_each_other(by_two: dict[str
 
 
 def test_compiled_layers_have_the_same_gradients(by_two: dict[str, Any]) -> None:
-    assert 0 < by_two["compiled"] < 1e-4
+    assert by_two["compiled"] < 1e-6
 
 
 def test_what_cannot_be_sharded_is_refused(by_two: dict[str, Any]) -> None:
