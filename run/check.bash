@@ -19,5 +19,5 @@ ruff check .
 ruff format --check .
 lint-imports --no-cache
 mypy
-# Tests compute on one thread each.
-python -m pytest --numprocesses 2 "${chosen[@]}" "$@"
+# Tests compute on one thread each. Those of a file share what they made.
+python -m pytest --numprocesses 2 --dist loadfile "${chosen[@]}" "$@"
