@@ -55,7 +55,7 @@ def test_a_mistyped_name_of_another_trainer() -> None:
         ("logging_steps", "once an epoch"),
         ("per_device_eval_batch_size", "as long as the GPU's memory allows"),
         ("push_to_hub", "nothing leaves the machine"),
-        ("deepspeed", "run.reproduce"),
+        ("ddp_timeout", "torchrun"),
         ("max_steps", "epoch counts passes"),
     ],
 )

@@ -15,7 +15,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from src.model.recipes import Recipe
 from src.prompt.encode import Example
-from src.train import fine_tuning, orpo, trainer
+from src.train import orpo, sharded, trainer
 from src.train.keep import best_of
 from src.train.objectives import Orpo, make_objective
 from src.tree import prefix
@@ -299,7 +299,7 @@ def test_rows_of_one_item_share_its_prompt_and_the_record_says_so(
     def single(*given: Any) -> TrainingLayout:
         return TrainingLayout(Layout("single", 4096, 0), 2.5, training_layout(*given).memory)
 
-    monkeypatch.setattr(fine_tuning, "training_layout", single)
+    monkeypatch.setattr(sharded, "training_layout", single)
     found = train(recipe(lora_dropout=0.05, model_id=str(backbone_folder("qwen2"))), tmp_path).training["rows"]
     assert (found["kind"], found["sharing"]) == ("single", 2.5) and found["guard"]["agree"]
     assert found["dropout"] == "one mask for each shared token"
