@@ -20,8 +20,8 @@ from src.figures.training import Evaluation, running_mean, training_curves
 from src.train import curves, reports
 from src.train.checkpoints import Place
 from src.train.curves import Curve, Step, draw, read_steps
-from src.train.steps import COLUMNS
 from src.train.fine_tuning import fine_tune
+from src.train.steps import COLUMNS
 from tests import toys
 from tests.made_trainings import CPU, DEV, TRAIN, Folder, Killed, Recorder, encoder, kill_after, train
 
