@@ -459,7 +459,7 @@ def test_the_first_page_sums_the_plan_up(page: Path, nothing_cached: None) -> No
     assert re.search(rf"{fetched} GB.*\b{hours}(?: hours|시간)", prose(page))
     sizes = (24, 48, 80, 141)
     least = {
-        line[0]: sizes[[cell != "no" for cell in line[-4:]].index(True)] for line in lines if line[0] in backbones()
+        line[0]: sizes[[cell != "no" for cell in line[-5:-1]].index(True)] for line in lines if line[0] in backbones()
     }
     assert sorted(name for name, size in least.items() if size == 24) == sorted(
         name
