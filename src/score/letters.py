@@ -138,8 +138,8 @@ class LetterScorer:
         why = self._obstacle(prompts) if kind is None and batch_tokens is None and prompts else ""
         layout = self._layout(prompts, kind, batch_tokens, why)
         # fp32 weights, as full training keeps them, are also computed with in bf16; sharded ones are gathered in it.
-        fp32 = model.get_input_embeddings().weight.dtype == torch.float32
-        mixed = model.device.type == "cuda" and fp32 and not is_sharded(model)
+        mixed = model.device.type == "cuda" and not is_sharded(model)
+        mixed = mixed and model.get_input_embeddings().weight.dtype == torch.float32
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=mixed)
         guard, failed = None, ""
         with without_gradient(model), letters_only(model, self.letter_ids), autocast:

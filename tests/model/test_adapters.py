@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.model import adapters
 from src.model.adapters import patch_lora_forward
+from src.model.dropout import replace_dropout
 from tests import toys  # one thread
 
 INPUTS, OUTPUTS = 64, 48
@@ -130,6 +131,7 @@ def test_the_same_function_and_gradients(packed: bool, r: int) -> None:
 
 def test_dropout_draws_what_pefts_draws() -> None:
     theirs, ours = pair(lora_dropout=0.4)
+    replace_dropout([module for module in theirs.modules() if hasattr(module, "lora_dropout")])
     assert_equal(theirs.train(), ours.train(), inputs())
     torch.manual_seed(3)
     one = ours(inputs())
@@ -236,6 +238,7 @@ def groups(model: Any) -> list[adapters.Group]:
 
 def test_each_adapter_has_its_own_dropout(products: list[int]) -> None:
     theirs, ours = pair(kind=Block, lora_dropout=0.4)
+    replace_dropout([module for module in theirs.modules() if hasattr(module, "lora_dropout")])
     assert_equal(theirs.train(), ours.train(), inputs())
     products.clear()
     ours(inputs())

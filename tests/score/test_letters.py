@@ -164,9 +164,11 @@ def test_a_large_model_reads_trees_by_itself(monkeypatch: pytest.MonkeyPatch) ->
         room, "lay_out", lambda prompts, terms, layout: asked.append(layout) or whole(prompts, terms, layout)
     )
     network = toys.network("qwen2")
+    monkeypatch.setattr(layouts, "CPU_SURE", 10.0)  # as where a tree saves little
     usual = values(scored(network, "qwen2", ORDERS))
     assert [layout.kind for layout in asked] == ["padded"]
-    monkeypatch.setattr(layouts, "CPU_MASKED", 0.01)  # as if masks cost nothing, which large layers make so
+    monkeypatch.setattr(layouts, "CPU_SURE", 0.01)
+    monkeypatch.setattr(layouts, "CPU_TREES", (layouts.CPU_TREE,))
     asked.clear()
     found = scored(network, "qwen2", ORDERS)
     # First one row, held against four of its prompts one by one.

@@ -91,7 +91,7 @@ def test_one_step_of_rows_that_share_prefixes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fine_tuning.load, "add_adapter", with_trained_adapters)
-    monkeypatch.setattr(layouts, "CPU_TREE", 300)  # several rows a step
+    monkeypatch.setattr(layouts, "CPU_TREES", (300,))  # several rows a step
     recipe = toys.recipe(
         backbone_folder(short),
         short,
