@@ -32,7 +32,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,9 +41,8 @@ sys.path.insert(0, str(Path(__file__).absolute().parents[1]))  # so that it star
 from src import task
 from src.console.cli import Parser, UserError, announced, new_file, new_folder, run_main
 from src.data import DATA, SPLITS, Item, dump_items, oddity_note, predictions
-from src.files.locks import Held, lock_folder
+from src.files.locks import Held
 from src.files.paths import ADAPTER, RESULTS, find_run, record_path, scores_path
-from src.files.signs import signs_of_life
 from src.files.writing import write_text
 from src.items.changes import CHANGES, change_dialogues
 from src.model import foreign, hub, ranks, trust
@@ -155,8 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(arguments.device)
     ranks.begin(device)
     folder, record, sampling = pick_run(arguments, folder or own, recipe, examples, adapter)
-    if ranks.several() and (sampling or arguments.merge):
-        raise UserError("reasoning and --merge are the work of one process; start it without torchrun.")
+    if ranks.several() and sampling:
+        raise UserError("reasoning is the work of one process; start it without torchrun.")
     if arguments.merge and not (folder / ADAPTER).is_dir():
         raise UserError(f"--merge: {folder} has no adapter; its method is {record.recipe.method}.")
     splits = []
@@ -167,10 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = [[changed_split(split, its.dialogue) for split in splits] for _, its in runs]
     run = None
     for (place, its), own_splits in zip(runs, asked, strict=True):
-        with ExitStack() as stack:
-            held = stack.enter_context(lock_folder(place)) if ranks.is_first() else Held.of(place)
-            if ranks.is_first():
-                stack.enter_context(signs_of_life(place))
+        with ranks.at_work(place) as held:
             its = its.refreshed(place)  # another process may have added results since the record was read
             if run is None:
                 every = [split.items for some in asked for split in some]
@@ -226,6 +221,8 @@ def ending(arguments: argparse.Namespace, folder: Path, places: Sequence[Path]) 
 
 def check(arguments: argparse.Namespace, folder: Path | None, recipe: Recipe | None) -> None:
     """UserError for mistakes that can be seen before torch is imported. folder: of a trained run, else None."""
+    if ranks.several() and arguments.merge:
+        raise UserError("--merge is the work of one process; start it without torchrun.")
     if folder:
         refuse_settings(arguments, folder)
         refuse_changing(arguments, read_run(folder))

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.console import launch, lifeline
 from src.console.cli import UserError
+from src.files.locks import Held, lock_folder
+from src.files.signs import signs_of_life
 from src.model.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -140,6 +143,16 @@ def first_goes_first() -> Iterator[None]:
     yield
     if is_first() and several():
         lifeline.current().signal("first")
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[Held]:
+    """Within, this command alone works in `folder`, which has signs of its life. Rank 0 sees to it for all."""
+    if not is_first():
+        yield Held.of(folder)
+        return
+    with lock_folder(folder) as held, signs_of_life(folder):
+        yield held
 
 
 def added(values: Sequence[float]) -> list[float]:

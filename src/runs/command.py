@@ -1,15 +1,12 @@
 """The command line that `run.train`, `run.train_base` and `orpo.orpo_train` share."""
 
 import shlex
-from contextlib import ExitStack
 from pathlib import Path
 
 from src import task
 from src.console.cli import Parser, UserError, announced, new_folder
 from src.data import DATA, oddity_note, split_path
-from src.files.locks import lock_folder
 from src.files.paths import RESULTS
-from src.files.signs import signs_of_life
 from src.model import hub, ranks, trust
 from src.model.recipe_flags import add_flags, read_recipe
 from src.runs.inputs import began_with, gather, refuse_bare_name
@@ -57,10 +54,7 @@ def train(
     folder = arguments.save_dir or RESULTS / recipe.name
     refuse_bare_name(recipe.model_id)
     ranks.refuse_small_steps(recipe)
-    with ExitStack() as held:
-        if ranks.is_first():
-            held.enter_context(lock_folder(folder))
-            held.enter_context(signs_of_life(folder))
+    with ranks.at_work(folder):
         with ranks.first_goes_first():
             gather(recipe, folder, arguments.data, arguments.score, arguments.limit)
             began = began_with(folder)
