@@ -12,6 +12,12 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0
 
 
+def environment(**told: object) -> dict[str, str]:
+    """This process's, in which the project is found from any folder."""
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), **{name: str(value) for name, value in told.items()}}
+
+
 def start(words: Sequence[str | Path], folder: Path, world: int = 2) -> list["subprocess.Popen[bytes]"]:
     """The ranks of `python words…`; what each prints goes to `folder`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -20,16 +26,15 @@ def start(words: Sequence[str | Path], folder: Path, world: int = 2) -> list["su
     for rank in range(world):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = {**os.environ, **{name: str(value) for name, value in told.items()}, "PYTHONPATH": str(ROOT)}
         with open(folder / f"{rank}.out", "wb") as out, open(folder / f"{rank}.err", "wb") as err:
             command = [sys.executable, *map(str, words)]
-            found.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=err))
+            found.append(subprocess.Popen(command, env=environment(**told), cwd=ROOT, stdout=out, stderr=err))
     return found
 
 
-def end(ranks: Sequence["subprocess.Popen[bytes]"]) -> list[int]:
-    """Their exit codes."""
-    until = time.monotonic() + PATIENCE
+def end(ranks: Sequence["subprocess.Popen[bytes]"], patience: float = PATIENCE) -> list[int]:
+    """Their exit codes. patience: in seconds; who takes longer is killed."""
+    until = time.monotonic() + patience
     try:
         return [rank.wait(max(0.0, until - time.monotonic())) for rank in ranks]
     finally:
@@ -43,9 +48,9 @@ def said(folder: Path, rank: int) -> tuple[str, str]:
     return out, err
 
 
-def run(words: Sequence[str | Path], folder: Path, code: int = 0) -> tuple[str, str]:
+def run(words: Sequence[str | Path], folder: Path, code: int = 0, patience: float = PATIENCE) -> tuple[str, str]:
     """What rank 0 prints. All ranks have to end with `code`, and the others have to be quiet."""
-    codes = end(start(words, folder))
+    codes = end(start(words, folder), patience)
     told = "\n".join(f"rank {rank}: {said(folder, rank)}" for rank in range(len(codes)))
     assert codes == [code] * len(codes), told
     assert all(said(folder, rank) == ("", "") for rank in range(1, len(codes))), told

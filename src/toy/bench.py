@@ -39,6 +39,7 @@ def measure(case: Case, setting: Setting, seconds: float) -> dict[str, Any]:
     return {
         **asdict(case),
         **clock.result(),
+        "ranks": ranks.world(),
         "matmul_flops": peak * ranks.world(),
         "linear_parameters": setting.shape.linear_parameters,
         "note": note,

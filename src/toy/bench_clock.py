@@ -87,6 +87,11 @@ class Clock:
         return True
 
     @property
+    def age(self) -> float:
+        """Seconds since the warm-up began, or the timed steps did."""
+        return time.monotonic() - self._started
+
+    @property
     def steps(self) -> int:
         """Timed steps so far."""
         return self.laps - self.warm

@@ -100,6 +100,8 @@ class CountedSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         items, raw, unique, lengths, kind = self.steps.popleft()
         clock, fresh = self.clock, self.trainer.graphs is not None and kind not in self.kinds
+        if ranks.is_first() and (fresh or self.lengths & lengths):
+            print(f"warm-up: step {clock.laps + 1} has new rows of {lengths}, done after {clock.age:.0f} s", flush=True)
         self.lengths -= lengths
         self.kinds.add(kind)
         if clock.laps < clock.warm and clock.laps + 1 < MOST_WARM:

@@ -66,10 +66,11 @@ def table(record: dict[str, Any]) -> "RenderableType":
         "ratio: items/s to the entry's row of the same kind, or TRL's of pairs; "
         "unique: computed once sharing is done; raw: summed"
     ]
-    if peaks := [found["matmul_flops"] for found in measured.values()]:
+    if peaks := [found["matmul_flops"] / found.get("ranks", 1) for found in measured.values()]:
+        each = " on each GPU" if any(found.get("ranks", 1) > 1 for found in measured.values()) else ""
         lines += [
             "share: useful FLOPs of the linear layers (4 a weight and token for adapters, 6 for all weights, 2 for "
-            f"scoring) against a matmul's, {min(peaks) / 1e12:.3g} to {max(peaks) / 1e12:.3g} TFLOP/s here"
+            f"scoring) against a matmul's, {min(peaks) / 1e12:.3g} to {max(peaks) / 1e12:.3g} TFLOP/s here{each}"
         ]
     if record["device"].startswith("CPU"):
         lines += ["on a CPU: the miniature's numbers, computed in fp32; memory of the whole process"]

@@ -286,7 +286,7 @@ class LetterTrainer(SavingTrainer):
     @property
     def captured(self) -> str:
         """ "captured", or why steps are not."""
-        return "captured" if self.graphs else f"not captured: {self.uncaptured or 'no step was trained'}"
+        return "captured" if self.graphs else f"not captured: {self.capture_record()['obstacle']}"
 
     def capture_record(self) -> dict[str, Any]:
         """The record's entry on captured steps: how many kinds there are, and the first one's check; or why none are

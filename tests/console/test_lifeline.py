@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def test_a_command_for_one_process_refuses_to_be_one_of_several(tmp_path: Path) 
 def test_torchrun_starts_ranks(how: str, code: int, words: str) -> None:
     """torchrun has an exit code of its own, and tells the message once more among what it says of a failure."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(JOB), how]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(launched.ROOT)}
+    environment = launched.environment(OMP_NUM_THREADS=1)
     done = subprocess.run(command, cwd=launched.ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code and done.stdout == "rank 0\n", done.stderr
     assert done.stderr == SEEN if how == "none" else done.stderr.startswith(f"{SEEN}{words}\n"), done.stderr

@@ -1,7 +1,6 @@
 """Two ranks on two GPUs learn what one does on one, in compiled layers and with captured steps."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +28,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         (folder / name).mkdir()
     job = launched.ROOT / "tests/train/ranks_gpu_job.py"
-    alone = [sys.executable, str(job), str(folder / "one")]
-    environment = {**os.environ, "PYTHONPATH": str(launched.ROOT), "CUDA_VISIBLE_DEVICES": "0"}
-    subprocess.run(alone, cwd=launched.ROOT, env=environment, check=True)
-    launched.run([job, folder / "two"], folder / "two")
+    environment = launched.environment(CUDA_VISIBLE_DEVICES=0)
+    # At the same time: both compile for most of it.
+    with subprocess.Popen([sys.executable, str(job), str(folder / "one")], cwd=launched.ROOT, env=environment) as alone:
+        launched.run([job, folder / "two"], folder / "two", patience=900)
+    assert alone.returncode == 0
     return folder
 
 
@@ -53,9 +53,16 @@ def test_two_gpus_learn_what_one_does(name: str, place: Path) -> None:
     assert [step.loss for step in ours] == pytest.approx([step.loss for step in theirs], rel=share, abs=0.02)
 
 
-def test_weights_are_about_the_same(place: Path) -> None:
-    one, two = (weights(place / which / "trees" / "adapter") for which in ("one", "two"))
+def test_weights_are_as_near_as_those_of_another_layout(place: Path) -> None:
+    """Two GPUs round other sums than one. So does one GPU that computes item by item."""
+    one, two, other = (
+        weights(place / which / name / "adapter")
+        for which, name in (("one", "trees"), ("two", "trees"), ("one", "item by item"))
+    )
     moved = [name for name in one if "lora_B" in name]  # they begin with 0
-    apart = sum(float((one[name] - two[name]).square().sum()) for name in moved)
-    assert sum(float(one[name].square().sum()) for name in moved) > 0
-    assert apart < 0.01 * sum(float(one[name].square().sum()) for name in moved)
+
+    def apart(found: dict[str, torch.Tensor]) -> float:
+        return sum(float((one[name] - found[name]).square().sum()) for name in moved)
+
+    assert 0 < apart(two) < 2 * apart(other)
+    assert apart(two) < 0.1 * sum(float(one[name].square().sum()) for name in moved)
