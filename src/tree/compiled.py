@@ -68,7 +68,7 @@ _hooks: "weakref.WeakKeyDictionary[Any, RemovableHandle]" = weakref.WeakKeyDicti
 
 
 def rows_on_gpu(device: torch.device) -> bool:
-    """Whether `make_ready` works for `device`. Elsewhere a tree takes a mask of all pairs, and should be short."""
+    """Whether `make_ready` works for `device`. Elsewhere a tree is computed by blocks (src/tree/branches.py)."""
     return device.type == "cuda" and not compiler.obstacle(device)
 
 

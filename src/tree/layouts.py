@@ -1,7 +1,7 @@
 """How the sequences of a run are laid out on the device at hand: the kind of rows, and how many tokens they hold.
 
-On a GPU rows are as long as memory allows. On a CPU, attention over a tree takes a mask of all pairs. So short rows are
-best there, and small models are faster with padded batches.
+On a GPU rows are as long as memory allows. On a CPU, where a tree is computed by blocks (src/tree/branches.py), the
+length is the one that takes the fewest multiplications, and what shares too little is read side by side.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from src.model.recipes import OPTIMIZERS, Recipe
 from src.model.shapes import Shape, flops
 from src.prompt.encode import Example
 from src.tree import compiled as layers
+from src.tree.branches import pairs
 from src.tree.compiler import SPEEDUP
 from src.tree.prefix import BLOCK
-from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes
+from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes, trees
 
 CPU_TREE, CPU_BATCH = 512, 1024
 """Tokens on a CPU of the shortest rows of a tree (about a dialogue), and of a padded batch: as much as stays in the
@@ -35,16 +36,18 @@ to 1.5 at 640 and 1,024 (torch 2.13, one core).
 """
 CPU_ELEMENTWISE = 1150
 """What else a layer does with a token on a CPU (norms, activations, sums), in the time of so many multiplications and
-additions for each feature of the hidden state. By this count one of the miniature's backbones reads its dev split in
-.75, .67, .69 and .97 of the padded batches' time as a tree in rows of 512, 768, 1,024 and 2,048 tokens; .79, .68, .71
-and 1.11 were measured.
+additions for each feature of the hidden state. By this count two of the miniature's backbones read 200 test items in
+.63, .46 and .42 of the padded batches' time as a tree in rows of 512, 1,024 and 2,048 tokens; .78, .47 and .47 were
+measured of one, .76, .42 and .34 of the other.
 """
 CPU_SOFTCAPPED = 1.4
-"""The same for attention whose logits are capped, which has no fused kernel: .85 and .89 of the padded batches' time
-were measured in rows of 512 and 1,024 tokens, 3.4 in rows of 2,048.
+"""How many times longer attention takes whose logits are capped, which has no fused kernel. By this count .66, .49 and
+.45 of the padded batches' time; .62, .45 and .35 were measured.
 """
 CPU_SURE = 1.1
-"""How many times longer padded batches have to take, by that count, before a CPU computes trees instead."""
+"""How many times longer padded batches have to take, by that count, and how many times more tokens they have to hold,
+before a CPU computes trees instead.
+"""
 GPU_ROW, GPU_SCORING = 32768, 32768
 """The most tokens of a row on a GPU: more than enough to keep it busy."""
 ROOM = 0.6
@@ -296,19 +299,21 @@ def _cpu_tree(shape: Shape, steps: Sequence[GroupedSequences], longest: int, pad
 
 
 def _pays(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout, padded: Layout) -> bool:
-    """Whether a CPU computes the tree's rows sooner than padded batches."""
+    """Whether a CPU computes the tree's rows sooner than padded batches, and since they share."""
     linear, attention = _cpu_costs(shape)
-    cost = 0.0
+    cost = tokens = 0.0
     for step in steps:
-        mean = sum(map(len, step[0])) / len(step[0])
-        cost += sum(_sizes(step, padded)) * (linear + attention * mean)
-    return CPU_SURE * _tree_cost(shape, steps, tree) <= cost
+        filled = sum(_sizes(step, padded))
+        tokens += filled
+        cost += filled * (linear + attention * sum(map(len, step[0])) / len(step[0]))
+    shares = CPU_SURE * sum(sum(_sizes(step, tree)) for step in steps) <= tokens
+    return shares and CPU_SURE * _tree_cost(shape, steps, tree) <= cost
 
 
 def _tree_cost(shape: Shape, steps: Sequence[GroupedSequences], tree: Layout) -> float:
     linear, attention = _cpu_costs(shape)
-    rows = [tokens for step in steps for tokens in _sizes(step, tree)]
-    return sum(tokens * (linear + attention * CPU_MASKED * tokens) for tokens in rows)
+    rows = [row for sequences, groups in steps for row in trees(sequences, tree, groups)]
+    return sum(len(row) * linear + attention * CPU_MASKED * pairs(row.depth, row.end) for row in rows)
 
 
 def _cpu_costs(shape: Shape) -> tuple[float, float]:

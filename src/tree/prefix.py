@@ -230,6 +230,16 @@ def attention_mask(
     }
 
 
+def window_of(config: Any, layer: int) -> int | None:
+    """How many depths a layer's tokens see, themselves counted; None where they see all."""
+    config = _text(config)
+    types = getattr(config, "layer_types", None)
+    if types and types[layer] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
 def obstacle(config: Any) -> str:
     """Why a config's layers cannot branch (some carry a state along the row); "" when all can."""
     strange = sorted(set(getattr(_text(config), "layer_types", None) or ()) - set(LAYER_TYPES))
@@ -262,7 +272,7 @@ def _one_mask(
     window: int | None,
     copies: tuple[int, int] | None,
 ) -> Any:
-    kind = config._attn_implementation
+    kind = config._attn_implementation.removeprefix("tree-")  # src/tree/branches.py
     if kind == "flex_attention" or copies:
         return block_mask(depth, end, window, *(copies or ()))
     seen = visible(depth, end, window)[None, None]

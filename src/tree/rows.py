@@ -8,7 +8,8 @@ supervised token, scoring after every prompt. Both lay their sequences out with 
     single    one sequence, or one group of sequences, a row, by the same kernels
     padded    sequences side by side, filled up on the right: the standard, which the others are checked against
 
-On a GPU rows of trees and of single sequences are computed in compiled layers (src/tree/compiled.py).
+On a GPU rows of trees and of single sequences are computed in compiled layers (src/tree/compiled.py), on a CPU rows of
+trees by blocks (src/tree/branches.py).
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from src.model.causal import causal_of
-from src.tree import compiled, prefix
+from src.tree import branches, compiled, prefix
 
 Row = dict[str, Any]
 Kind = Literal["tree", "single", "padded"]
@@ -114,9 +115,7 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
         # With padding on the right, causal attention needs no mask, and without a mask it uses its fast kernels.
         out = model(input_ids=row["input_ids"], logits_to_keep=row["source"], use_cache=False)
         return out.logits.reshape(-1, out.logits.shape[-1])
-    ready = compiled.is_ready(model)
-    keys = {"tree_copies": row["copies"]} if ready else {}
-    mask = prefix.attention_mask(model.config, row["depth"], row["end"], copies=row["copies"] if ready else None)
+    mask, keys = _attention(model, row)
     out = model(
         input_ids=row["input_ids"],
         position_ids=row["depth"][None],
@@ -126,6 +125,16 @@ def logits_at(model: Any, row: Row) -> torch.Tensor:
         **keys,
     )
     return out.logits[0]
+
+
+def _attention(model: Any, row: Row) -> tuple[Any, dict[str, Any]]:
+    """(`attention_mask`, further arguments) with which the model computes a row of a tree."""
+    depth, end = row["depth"], row["end"]
+    if compiled.is_ready(model):
+        return prefix.attention_mask(model.config, depth, end, copies=row["copies"]), {"tree_copies": row["copies"]}
+    if not prefix.obstacle(model.config) and branches.prepare(model):
+        return torch.empty(1, 1, 1, 1), {"tree_blocks": branches.Blocks(depth, end)}  # no mask of the whole row
+    return prefix.attention_mask(model.config, depth, end), {}
 
 
 def logprobs_at(model: Any, row: Row, at_once: int = AT_ONCE) -> torch.Tensor:
@@ -174,10 +183,18 @@ def sizes(sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[i
     """Tokens of each row that `lay_out` would make: of a padded batch with its padding, of others before they are
     filled up to a length.
     """
-    assigned = [[sequences[number] for number in numbers] for numbers in assign(sequences, layout, groups)]
-    if layout.kind == "padded":
-        return [len(several) * max(map(len, several)) for several in assigned]
-    return [len(prefix.build(several)) for several in assigned]
+    if layout.kind != "padded":
+        return list(map(len, trees(sequences, layout, groups)))
+    assigned = [[len(sequences[number]) for number in numbers] for numbers in assign(sequences, layout, groups)]
+    return [len(lengths) * max(lengths) for lengths in assigned]
+
+
+def trees(
+    sequences: Sequence[Sequence[int]], layout: Layout, groups: Sequence[int] | None = None
+) -> Iterator[prefix.Tree]:
+    """The rows that `lay_out` would make of a tree or of single sequences, before they are filled up to a length."""
+    for numbers in assign(sequences, layout, groups):
+        yield prefix.build([sequences[number] for number in numbers])
 
 
 def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:

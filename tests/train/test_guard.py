@@ -16,7 +16,7 @@ from src.train import fine_tuning
 from src.train import guard as guard_room
 from src.train.arguments import CHECKPOINTING
 from src.train.objectives import TokenObjective, make_objective
-from src.tree import compare, prefix, rows
+from src.tree import branches, compare, prefix, rows
 from src.tree.rows import Layout
 from tests import toys
 from tests.made_trainings import (
@@ -101,6 +101,7 @@ def one_key_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
         # Whatever stands in front, on another branch or not.
         return visible(depth, end, window) | torch.eye(len(end), dtype=torch.bool).roll(1, 0).tril()
 
+    monkeypatch.setattr(branches, "prepare", lambda model: False)  # blocks leave out more than a mask hides
     monkeypatch.setattr(prefix, "visible", seen)
 
 
@@ -162,6 +163,7 @@ def test_a_defect_of_the_rows_is_found_and_training_goes_on_without_them(
 
 
 def every_branch_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "prepare", lambda model: False)
     monkeypatch.setattr(
         prefix, "visible", lambda depth, end, window=None: torch.ones(len(end), len(end), dtype=torch.bool).tril()
     )

@@ -19,7 +19,6 @@ from src.train.order import by_dialogue, epoch_steps
 from src.tree import compiled, layouts
 from src.tree.layouts import (
     CPU_BATCH,
-    CPU_TREE,
     CPU_TREES,
     GPU_SCORING,
     TrainingSteps,
@@ -377,7 +376,7 @@ def test_a_cpu_pads_what_shares_little_and_shares_what_shares_much() -> None:
     raw = sum(len(example.ids) for example in SHORTER)
     steps = steps_of(one, examples=SHORTER)
     assert saved == pytest.approx(raw / sum(sum(sizes(step, layout)) for step in steps)) and saved > WORTHWHILE
-    # What does not share is not worth a mask.
+    # What does not share is not worth a tree.
     assert laid_out(recipe(batch_size=2), pairs(100), device=CPU)[0].kind == "padded"
 
 
@@ -405,8 +404,7 @@ PROMPTS = [example.ids[: example.answer_start] for example in CORPUS]
 
 def test_scoring_on_a_cpu() -> None:
     shorter = [example.ids[: example.answer_start] for example in SHORTER]
-    # Attention over the mask of a long row is most of the work in small layers, and little of it in large ones.
-    assert scoring_layout(shorter, TOY, PAD, CPU, False) == Layout("tree", CPU_TREE, PAD)
+    assert scoring_layout(shorter, TOY, PAD, CPU, False) == Layout("tree", CPU_TREES[-1], PAD)
     assert scoring_layout(shorter, BLLOSSOM, PAD, CPU, False) == Layout("tree", CPU_TREES[-1], PAD)
     assert scoring_layout(shorter, BLLOSSOM, PAD, GPU, False) == Layout("padded", CPU_BATCH, PAD)
     unlike = [(number,) * 1000 for number in range(20)]
