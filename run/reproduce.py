@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-IMPORTED = ("src.runs.training", "src.runs.scoring", "src.train.fine_tuning")
+IMPORTED = ("src.runs.training", "src.runs.scoring", "src.train.fine_tuning", "src.figures.training")
 """What run.train takes longest to import."""
 
 

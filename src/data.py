@@ -13,6 +13,7 @@ A file is a list of items (see `resource/data/sample.json`). Three rules hold ev
 """
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -193,7 +194,14 @@ def read_items(content: bytes, name: str) -> Reading:
 
     Labels may be missing here; `missing_labels` asks for them.
     """
-    read = read_json_of_task(content, name)
+    current = task.current()
+    found = _read_items(content, name, current.categories, current.options)
+    return Reading(list(found.items), list(found.problems), list(found.oddities))
+
+
+@functools.lru_cache(maxsize=len(SPLITS))  # a command reads its splits several times
+def _read_items(content: bytes, name: str, categories: tuple[str, ...], options: tuple[str, ...]) -> Reading:
+    read = read_json(content, name, categories)
     found = Reading([], read.problems, read.oddities)
     if read.value is None and found.problems:
         return found
@@ -201,7 +209,6 @@ def read_items(content: bytes, name: str) -> Reading:
         found.problems.append(f"{name}: {fault}")
         return found
 
-    current = task.current()
     repeated = {id(holder): keys for holder, keys in read.repeated}
     first_position: dict[str, int] = {}
     for position, entry in enumerate(read.value, start=1):
@@ -214,7 +221,7 @@ def read_items(content: bytes, name: str) -> Reading:
         if first != position and entry == read.value[first - 1] and same(entry, read.value[first - 1]):
             found.oddities.append(Oddity("item-twice", where, f"as item {first}"))
             continue
-        item, of_item = parse_item(entry, current.categories, current.options)
+        item, of_item = parse_item(entry, categories, options)
         if first != position:
             of_item.faults.insert(
                 0,

@@ -20,7 +20,7 @@ from src.files.paths import predictions_path, reasoning_path, scores_path
 from src.files.writing import as_jsonl, write_texts
 from src.model import load, ranks
 from src.model.recipes import Recipe
-from src.prompt.encode import Encoder
+from src.prompt.encode import Encoder, Example
 from src.runs.encoder import encoder_of, letters_of, refuse_changed
 from src.runs.facts import Result, digests_json
 from src.runs.inputs import Split
@@ -34,13 +34,27 @@ from src.worth.metrics import evaluate, wilson
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The items of a split in some orders, encoded."""
+
+    items: Sequence[Item]
+    orders: Sequence[str]
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
 class OpenRun:
-    """A run whose model is loaded."""
+    """A run whose model is loaded. prompts: those that have been encoded already."""
 
     folder: Path
     record: Record
     encoder: Encoder
     scorer: LetterScorer
+    prompts: Sequence[Prompts] = ()
+
+    def examples(self, items: Sequence[Item], orders: Sequence[str]) -> Sequence[Example]:
+        known = (one.examples for one in self.prompts if one.items is items and one.orders == orders)
+        return next(known, None) or self.encoder.for_scoring(items, orders)
 
 
 def open_run(
@@ -56,15 +70,21 @@ def open_run(
     """
     refuse_other_weights(folder, record)
     encoder = encoder_of(folder, record, data_folder)
-    found = [encoder.for_scoring(items, orders or task.current().orders(1)) for items in splits]
+    prompts = encode(encoder, splits, orders)
     refuse_changed(folder, record, encoder)
     print_notes(encoder, splits)
-    announce(found, device)
+    announce([one.examples for one in prompts], device)
     weights, recipe = record.weights_in(folder), record.pinned_recipe
     network = load.load_run(weights, recipe, device, trained=record.has_weights)
     if record.training is None and not record.base_files:  # the base model may have been downloaded just now
         record = dataclasses.replace(record, base_files=digests_json(base_noted(recipe)))
-    return OpenRun(folder, record, encoder, scorer_for(network, encoder, recipe))
+    return OpenRun(folder, record, encoder, scorer_for(network, encoder, recipe), prompts)
+
+
+def encode(encoder: Encoder, splits: Sequence[Sequence[Item]], orders: Sequence[str] | None = None) -> list[Prompts]:
+    """The prompts of `splits`. UserError when an item does not fit. orders: as in `score_run`."""
+    orders = orders or task.current().orders(1)
+    return [Prompts(items, orders, encoder.for_scoring(items, orders)) for items in splits]
 
 
 def scorer_for(network: Any, encoder: Encoder, recipe: Recipe) -> LetterScorer:
@@ -88,7 +108,7 @@ def score_run(
     started = time.monotonic()
     orders = orders or task.current().orders(1)
     folder, encoder = run.folder, run.encoder
-    examples = encoder.for_scoring(split.items, orders)
+    examples = run.examples(split.items, orders)
     chains: list[Chain] = []
     texts: dict[Path, str] = {}
     if sampling is not None:

@@ -20,7 +20,7 @@ from src.runs.facts import TaskFacts, digests_json
 from src.runs.inputs import Split, began_with, gather
 from src.runs.noted import base_noted, refuse_other_weights, weights_noted
 from src.runs.record import Record
-from src.runs.scoring import OpenRun, print_notes, score_run, scorer_for
+from src.runs.scoring import OpenRun, encode, print_notes, score_run, scorer_for
 from src.runs.versions import made_with
 from src.train.checkpoints import Place
 from src.train.curves import draw
@@ -73,8 +73,8 @@ def train_run(
     library = find_library(given.prompt, data_folder, recipe.reasoning)
     frozen = frozen_of(began.template) if began else None
     encoder = make_encoder(pinned, given.prompt, library=library, frozen=frozen)
-    for split in ("dev", *also_score):  # finds items that do not fit before the training
-        encoder.for_scoring(given.splits[split].items)
+    scored = [given.splits[split] for split in ("dev", *also_score)]
+    prompts = encode(encoder, [split.items for split in scored])  # finds items that do not fit before the training
     record = new_record(folder.name, recipe, pinned, encoder, data_folder, device)
     if began:
         refuse_other_text(folder, record.template, began.template)
@@ -98,8 +98,8 @@ def train_run(
     if ranks.is_first():
         refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
-    run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned))
-    record = _scored(run, place, [given.splits[split] for split in ("dev", *also_score)], device, started)
+    run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned), prompts)
+    record = _scored(run, place, scored, device, started)
     if ranks.is_first():
         draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
     return record
