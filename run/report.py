@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{counted(len(found.items), 'item')}, {counted(len(found.runs), 'run')}, {counted(len(found.votes), 'vote')}"
     )
     print(f"{told}, {size_text(len(text.encode()))}; left out: {', '.join(found.left_out) or 'none'}")
+    for why in found.damaged.values():
+        print(f"left out: {why}")
     if not args.no_text:
         print("It contains licensed corpus text: do not publish it. --no_text leaves the text out.")
     print(f"written: {out}; open it in a browser")

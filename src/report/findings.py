@@ -17,7 +17,7 @@ from src.train.steps import read_steps
 from src.vote.ballots import Source, read_sources, run_folders
 from src.vote.comparison import Comparison, compare
 from src.vote.orders import scored_orders
-from src.vote.voters import Request, gather_voters, refuse_changed_dialogues
+from src.vote.voters import Request, damage, gather_voters, refuse_changed_dialogues
 from src.vote.voting import Agreement, agreement
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Findings:
     scores      by the largest number of orders that the run has of all items; none of votes and predictions
     chains      id → generated reasoning
     rates       (step, learning rate) of the training
-    left_out    name → why a run of the folder is not shown
+    left_out    name → why a run of the folder is not shown; damaged: those of them that cannot be read
     """
 
     split: str
@@ -64,6 +64,7 @@ class Findings:
     chains: Mapping[str, Mapping[str, Sequence[str]]]
     rates: Mapping[str, Sequence[tuple[int, float]]]
     left_out: Mapping[str, str]
+    damaged: Mapping[str, str]
     notes: Sequence[str]
 
     @property
@@ -82,7 +83,7 @@ def find(request: Request) -> Findings:
     """
     from src.vote.claims import claim_of
 
-    chosen, left_out = (list(request.runs), {}) if request.runs else _all(request)
+    chosen, left_out, damaged = (list(request.runs), {}, {}) if request.runs else _all(request)
     request = replace(request, runs=chosen)
     folders = run_folders(chosen, request.results)
     refuse_changed_dialogues(folders)
@@ -116,24 +117,28 @@ def find(request: Request) -> Findings:
         chains={name: _chains(folder, request.split) for name, folder in kept.items()},
         rates={name: _rates(folder) for name, folder in kept.items()},
         left_out=left_out,
+        damaged=damaged,
         notes=[*notes, *(source.note for source in sources if source.note)],
     )
 
 
-def _all(request: Request) -> tuple[list[str], dict[str, str]]:
-    """The runs of the folder that can vote on the split, then its votes on the same items, and why others are not
-    shown.
+def _all(request: Request) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """The runs of the folder that can vote on the split, then its votes on the same items; why others are not shown;
+    and of those, the ones that cannot be read.
     """
+    entries = list_runs(request.results)
+    reasons = {one.name: _damage(request.results / one.name, request.split) for one in entries}
+    damaged = {name: why for name, why in reasons.items() if why}
     try:
         with announced("reading scores"):
-            voters = gather_voters(request)
+            voters = gather_voters(replace(request, unread=damaged))
     except UserError as error:
         raise UserError(str(error).replace("Nobody can vote on", "There is nothing to show of", 1)) from error
-    digest, left_out = sha256(voters.data), dict(voters.left_out)
+    digest, left_out = sha256(voters.data), {**damaged, **voters.left_out}
     votes = []
-    for entry in list_runs(request.results):
+    for entry in entries:
         record = record_path(request.results / entry.name)
-        if entry.state != "finished" or not Record.read(record).is_vote:
+        if entry.name in damaged or entry.state != "finished" or not Record.read(record).is_vote:
             continue
         result = Record.read(record).splits.get(request.split)
         if not predictions_path(record.parent, request.split).is_file() or result is None:
@@ -142,7 +147,17 @@ def _all(request: Request) -> tuple[list[str], dict[str, str]]:
             left_out[entry.name] = "voted on other items"
         else:
             votes.append(entry.name)
-    return [*voters.chosen, *votes], left_out
+    return [*voters.chosen, *votes], left_out, damaged
+
+
+def _damage(folder: Path, split: str) -> str:
+    """Why what a run or vote has on the split cannot be read; empty when it can."""
+    try:
+        _chains(folder, split)
+        _rates(folder)
+    except UserError as error:
+        return str(error)
+    return damage(folder, split)
 
 
 def _measured(

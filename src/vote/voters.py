@@ -1,7 +1,7 @@
 """Finds the voters on a split and their items, and why other runs do not vote."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.console.cli import UserError
@@ -9,6 +9,7 @@ from src.console.words import counted
 from src.data import Item
 from src.files.paths import FOLDS, record_path, run_names
 from src.runs.inputs import load_own
+from src.runs.noted import refuse_other_results
 from src.runs.record import OtherTask, Record
 from src.score.item_scores import read_scores
 from src.vote.ballots import Source, join_experts, read_sources, run_folders
@@ -23,6 +24,7 @@ class Request:
     expected  names of runs that should vote
     data      file or folder of the items, None for those that the runs' records name
     orders    number of orders of the options, None for what all have
+    unread    name → why a run in `results` is left out without being looked at
     """
 
     runs: Sequence[str]
@@ -31,6 +33,7 @@ class Request:
     results: Path
     data: Path | None = None
     orders: int | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class Voters:
 
 def gather_voters(request: Request) -> Voters:
     """UserError when no run can vote, or when a ballot does not answer exactly the items."""
-    reasons = {name: why_cannot_vote(request.results / name, request.split) for name in _meant(request)}
+    reasons = {
+        name: request.unread.get(name) or why_cannot_vote(request.results / name, request.split)
+        for name in _meant(request)
+    }
     if not request.expected:
         # Each of them stands for a recipe's run and would count it once more.
         of_folds = [name for name, reason in reasons.items() if not reason and _of_folds(request.results / name)]
@@ -110,6 +116,22 @@ def why_cannot_vote(run: Path, split: str) -> str:
     except OtherTask:
         return "of another task"
     return "" if scored_orders(run, split, record) else f"not scored on {split}"
+
+
+def damage(run: Path, split: str) -> str:
+    """Why what a run of this task has on the split cannot be read; empty when it can, and where there is nothing."""
+    if not record_path(run).is_file():
+        return ""
+    try:
+        record = Record.load(run)
+        for orders, file in scored_orders(run, split, record).items():
+            refuse_other_results(run, record, split, orders)
+            read_scores(file)
+    except OtherTask:
+        return ""
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def other_items(run: Path, split: str, items: Sequence[Item]) -> str:

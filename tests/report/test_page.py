@@ -169,6 +169,29 @@ def test_without_names_all_that_answered_the_items_are_shown(tmp_path: Path) -> 
     assert found.names == ["one", "two"] and found.left_out["vote"] == "voted on other items"
 
 
+def test_what_is_damaged_does_not_keep_the_others_from_being_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_items(tmp_path / "data", "dev", 12)
+    for name in ("one", "two", "record", "scores", "edited", "reasoning"):
+        make_page_run(tmp_path / name, tmp_path / "data", "dev", right=0.7)
+    (tmp_path / "record" / "record.json").write_text('{"run": 3', encoding="utf-8")
+    scores = tmp_path / "scores" / "scores_dev.jsonl"
+    scores.write_text(scores.read_text(encoding="utf-8")[:-30], encoding="utf-8")
+    edited = tmp_path / "edited" / "scores_dev.jsonl"
+    edited.write_text(edited.read_text(encoding="utf-8").replace("-0.", "-9.", 1), encoding="utf-8")
+    (tmp_path / "reasoning" / "reasoning_dev.jsonl").write_text('{"id": 1\n', encoding="utf-8")
+    report.main(["--results", str(tmp_path)])
+    said = capsys.readouterr().out
+    for name in ("record", "scores", "edited", "reasoning"):
+        assert re.search(rf"^left out: {re.escape(str(tmp_path / name))}\b", said, re.M), said
+    found = find(Request([], [], "dev", tmp_path))
+    assert found.names == ["one", "two"]
+    assert found.left_out.keys() == found.damaged.keys() == {"record", "scores", "edited", "reasoning"}
+    with pytest.raises(UserError, match="is damaged"):  # named, it has to be right
+        find(Request(["one", "record"], [], "dev", tmp_path))
+
+
 def test_items_without_labels_have_neither_right_nor_wrong(tmp_path: Path) -> None:
     make_items(tmp_path / "data", "test", 4, labelled=False)
     for name in ("one", "two"):
