@@ -11,7 +11,6 @@ CASES: dict[str, dict[str, Any]] = {
     "one item a rank": {"objective": "letters", "order": "shuffled", "batch_size": 2, "share_prefixes": "auto"},
     # The last step of an epoch has one item, so one rank has none.
     "trees": {"objective": "answer", "order": "dialogue", "batch_size": 7, "share_prefixes": "on"},
-    "item by item": {"objective": "answer", "order": "dialogue", "batch_size": 7, "share_prefixes": "off"},
     "dropout": {"objective": "letters", "order": "dialogue", "batch_size": 4, "lora_dropout": 0.05},
     "orpo": {"objective": "orpo", "order": "dialogue", "batch_size": 4, "share_prefixes": "on"},
     "rounded at random": {"method": "full", "optimizer": "bf16-stochastic", "objective": "letter", "batch_size": 4},

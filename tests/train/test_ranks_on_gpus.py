@@ -53,16 +53,9 @@ def test_two_gpus_learn_what_one_does(name: str, place: Path) -> None:
     assert [step.loss for step in ours] == pytest.approx([step.loss for step in theirs], rel=share, abs=0.02)
 
 
-def test_weights_are_as_near_as_those_of_another_layout(place: Path) -> None:
-    """Two GPUs round other sums than one. So does one GPU that computes item by item."""
-    one, two, other = (
-        weights(place / which / name / "adapter")
-        for which, name in (("one", "trees"), ("two", "trees"), ("one", "item by item"))
-    )
+def test_weights_are_about_the_same(place: Path) -> None:
+    one, two = (weights(place / which / "trees" / "adapter") for which in ("one", "two"))
     moved = [name for name in one if "lora_B" in name]  # they begin with 0
-
-    def apart(found: dict[str, torch.Tensor]) -> float:
-        return sum(float((one[name] - found[name]).square().sum()) for name in moved)
-
-    assert 0 < apart(two) < 2 * apart(other)
-    assert apart(two) < 0.1 * sum(float(one[name].square().sum()) for name in moved)
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in moved)
+    # Two GPUs round other sums than one, and Adam's first steps follow signs: .007 and .039 were seen on two H200s.
+    assert 0 < apart < 0.1 * sum(float(one[name].square().sum()) for name in moved)
