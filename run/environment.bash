@@ -35,7 +35,7 @@ use_environment() {
 install_packages() {
     local started=$SECONDS failed=0 clock seen
     seen="$(mktemp)"
-    (while sleep 20 && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
+    (while sleep "${INSTALL_TELLS_EVERY:-20}" && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
     clock=$!
     # shellcheck disable=SC2064
     trap "kill $clock 2>/dev/null; rm -f '$seen'" EXIT

@@ -163,7 +163,7 @@ def test_a_finished_run_with_pickles_beside_its_files(place: Path, tmp_path: Pat
             assert code == 0, said
 
 
-@pytest.mark.parametrize("kind", ["bare", "torch"])
+@pytest.mark.parametrize("kind", ["bare", pytest.param("torch", marks=pytest.mark.thorough)])
 def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, marker: Path, kind: str) -> None:
     for name in files(place / "results" / "lora"):
         if name.parts[0] == "checkpoints":

@@ -91,6 +91,7 @@ def test_whatever_is_left_behind_is_named(planted: tuple[list[Held], Target]) ->
     assert names >= {"environment", "sys.path", "handler of SIGUSR1"}
 
 
+@pytest.mark.thorough
 def test_what_is_held_is_the_same_when_nothing_happened(tmp_path: Path) -> None:
     hold({"files": tmp_path})
     rounds = [hold({"files": tmp_path}) for _ in range(2)]

@@ -165,6 +165,7 @@ def test_an_unfinished_run_goes_on_with_the_commit_it_began_with(
     assert f"made/model at commit {FIRST} is not on this machine" in line and f"--revision {FIRST}" in line
 
 
+@pytest.mark.thorough
 def test_what_is_in_the_cache_needs_no_hub(
     trained: tuple[Path, Path, list[Any]], served: SmallHub, place: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def doorbell() -> Iterator[Doorbell]:
         server.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.thorough
 def test_a_hub_that_is_not_there_is_asked_once(
     trained: tuple[Path, Path, list[Any]],
     served: SmallHub,

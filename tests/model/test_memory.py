@@ -92,7 +92,10 @@ def saved_by_a_compiled_layer(model_type: str, dropout: float, selective: bool) 
     return sum(storages.values()) / tokens
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param("llama", marks=pytest.mark.thorough), "qwen2", pytest.param("gemma2", marks=pytest.mark.thorough)],
+)
 def test_selective_recomputation_keeps_products_and_attention_alone(model_type: str) -> None:
     """As counted, but for the angles of positions (64 bytes here, which all layers share), a mask that is kept now and
     then, and Gemma2, whose layers keep less.

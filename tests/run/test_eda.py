@@ -46,6 +46,7 @@ def test_both_run_on_the_sample_and_give_what_is_committed(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_another_corpus_goes_elsewhere_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     write_corpus(

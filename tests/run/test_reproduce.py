@@ -264,7 +264,7 @@ def test_a_disk_without_room_for_all_is_told_before_the_first(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.thorough)])
 def test_a_termination_ends_the_runs_too(house: Path, name: str) -> None:
     """The real thing, interrupted: no child is left behind, and the message says how to go on, where there is time."""
     (house / "run").unlink()

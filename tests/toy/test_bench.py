@@ -51,7 +51,18 @@ def test_cases_have_a_case_to_compare_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["entry", "entry-full", "trl", "lora-1", "qlora-1", "full-1", "full-16", "entry-score", "score-6"]
+    "name",
+    [
+        "entry",
+        "entry-full",
+        pytest.param("trl", marks=pytest.mark.thorough),
+        "lora-1",
+        "qlora-1",
+        "full-1",
+        "full-16",
+        "entry-score",
+        "score-6",
+    ],
 )
 def test_a_case_counts_what_it_computes(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
@@ -87,7 +98,7 @@ def test_what_was_read_one_by_one_after_all_was_not_shared(setting: Setting, mon
         assert (found["unique_tokens"] == found["raw_tokens"]) == (kind == "padded") and f"{kind} rows" in found["note"]
 
 
-@pytest.mark.parametrize("name", ["lora-1", "orpo-full-1"])
+@pytest.mark.parametrize("name", ["lora-1", pytest.param("orpo-full-1", marks=pytest.mark.thorough)])
 def test_one_item_a_step_is_timed_by_its_tokens(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WARM_AND_LEAST", {"training": (1, 8)})
     seen: list[str] = []
@@ -160,7 +171,7 @@ def test_pairs_of_one_item_are_counted_alike(name: str, setting: Setting) -> Non
     assert 1000 < found["raw_tokens"] / found["items"] < 2000, "a pair is two sequences"
 
 
-@pytest.mark.parametrize("name", ["trl-orpo", "orpo-16"])
+@pytest.mark.parametrize("name", [pytest.param("trl-orpo", marks=pytest.mark.thorough), "orpo-16"])
 def test_preference_pairs_are_counted_alike(name: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     found = bench.measure(dataclasses.replace(CASES[name], items=4), setting, 0.0)
     assert found["items"] == found["sequences"] == 8 * found["steps"], "8 pairs are TRL's batch"

@@ -84,7 +84,13 @@ def test_the_corpus_is_the_same_each_time(splits: dict[str, list[dict[str, Any]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=kind.name, marks=[pytest.mark.thorough] if kind.name != "qwen2" else [])
+        for kind in kinds().values()
+    ],
+)
 def test_a_tokenizer_counts_as_a_real_one_does_on_the_official_corpus(
     kind: Kind, train: list[Any], test: list[Any]
 ) -> None:

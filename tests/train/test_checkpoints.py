@@ -98,7 +98,9 @@ class Touch:
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize(
+    "name", [one if one == "optimizer.pt" else pytest.param(one, marks=pytest.mark.thorough) for one in STATES]
+)
 def test_states_are_never_unpickled(
     name: str, backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,10 @@ from tests.made_trainings import (
 pytestmark = pytest.mark.trains
 
 
-@pytest.mark.parametrize(("objective", "loss_per"), [("answer", "item"), ("answer", "token"), ("letters", "item")])
+@pytest.mark.parametrize(
+    ("objective", "loss_per"),
+    [pytest.param("answer", "item", marks=pytest.mark.thorough), ("answer", "token"), ("letters", "item")],
+)
 def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     objective: str, loss_per: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +128,7 @@ def dearer(monkeypatch: pytest.MonkeyPatch) -> None:
         (one_key_too_many, {"letter_logits_gap"}),
         (dearer, {"loss"}),
         (in_trees(scaled_gradient), {"gradient_norm"}),
-        (in_trees(lambda logits: logits + 0.01), {"letter_logits_gap"}),
+        pytest.param(in_trees(lambda logits: logits + 0.01), {"letter_logits_gap"}, marks=pytest.mark.thorough),
     ],
     ids=["visible", "loss", "gradient", "letters"],
 )
@@ -179,8 +182,15 @@ def places_instead_of_depths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix, "build", built)
 
 
-@pytest.mark.parametrize("plant", [every_branch_seen, places_instead_of_depths])
-@pytest.mark.parametrize("short", ["qwen2", "kogemma"])
+@pytest.mark.parametrize(
+    ("short", "plant"),
+    [
+        ("qwen2", every_branch_seen),
+        ("kogemma", places_instead_of_depths),
+        pytest.param("qwen2", places_instead_of_depths, marks=pytest.mark.thorough),
+        pytest.param("kogemma", every_branch_seen, marks=pytest.mark.thorough),
+    ],
+)
 def test_what_a_gpu_is_allowed_to_round_hides_no_wrong_mask_or_position(
     plant: Callable[[pytest.MonkeyPatch], None],
     short: str,

@@ -343,7 +343,7 @@ def test_the_guard_compares_and_falls_back(
     assert "WARNING" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["orpo", "lora"])
+@pytest.mark.parametrize("method", ["orpo", pytest.param("lora", marks=pytest.mark.thorough)])
 def test_two_epochs_and_two_are_four_bit_for_bit(
     method: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +361,9 @@ def test_two_epochs_and_two_are_four_bit_for_bit(
     assert halved.training["evaluations"] == straight.training["evaluations"]
 
 
-@pytest.mark.parametrize(("method", "answer"), [("orpo", "whole"), ("lora", "letter")])
+@pytest.mark.parametrize(
+    ("method", "answer"), [("orpo", "whole"), pytest.param("lora", "letter", marks=pytest.mark.thorough)]
+)
 def test_it_learns_to_prefer_the_right_answer(
     method: str, answer: str, backbone_folder: Folder, tmp_path: Path
 ) -> None:

@@ -26,7 +26,14 @@ pytestmark = pytest.mark.trains
 
 
 @pytest.mark.parametrize(
-    ("method", "share"), [("lora", "off"), ("full", "off"), ("qlora", "off"), ("lora", "on"), ("full", "on")]
+    ("method", "share"),
+    [
+        pytest.param("lora", "off", marks=pytest.mark.thorough),
+        pytest.param("full", "off", marks=pytest.mark.thorough),
+        ("qlora", "off"),
+        ("lora", "on"),
+        ("full", "on"),
+    ],
 )
 def test_two_epochs_and_two_are_four_bit_for_bit(
     method: str,
@@ -72,7 +79,7 @@ def test_two_epochs_and_two_are_four_bit_for_bit(
     assert recorder.losses == []
 
 
-@pytest.mark.parametrize("share", ["off", "on"])
+@pytest.mark.parametrize("share", [pytest.param("off", marks=pytest.mark.thorough), "on"])
 def test_dialogue_by_dialogue_and_going_on_within_an_epoch(
     share: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: type[Recorder]
 ) -> None:

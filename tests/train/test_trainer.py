@@ -1,5 +1,6 @@
 """A training as a whole: its gradients in any layout, its weights, its seeds, and what the record says of it."""
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +38,9 @@ pytestmark = pytest.mark.trains
 @pytest.mark.parametrize(
     ("objective", "loss_per", "batches"),
     [
-        ("answer", "item", [(8, 1), (1, 8), (2, 4)]),
+        pytest.param("answer", "item", [(8, 1), (1, 8), (2, 4)], marks=pytest.mark.thorough),
         ("answer", "token", [(8, 1), (1, 8), (2, 4)]),
-        ("letter", "item", [(8, 1), (2, 4)]),
+        pytest.param("letter", "item", [(8, 1), (2, 4)], marks=pytest.mark.thorough),
         ("letters", "token", [(1, 8), (4, 2)]),
     ],
 )
@@ -78,9 +79,17 @@ def test_one_step_is_the_same_in_any_layout(
         assert_gradients(recorder, gradients)
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("short", ["polar", "qwen2", "kogemma"])
+DEFAULT = {("polar", "lora", "off"), ("qwen2", "full", "on"), ("kogemma", "lora", "on"), ("kogemma", "full", "off")}
+"""Each backbone, method and way of keeping activations at least once; the other pairings are thorough."""
+
+
+@pytest.mark.parametrize(
+    ("short", "method", "checkpointing"),
+    [
+        pytest.param(*one, marks=[] if one in DEFAULT else [pytest.mark.thorough])
+        for one in product(("polar", "qwen2", "kogemma"), ("lora", "full"), ("off", "on"))
+    ],
+)
 def test_one_step_of_rows_that_share_prefixes(
     short: str,
     method: str,
@@ -118,7 +127,7 @@ def test_one_step_of_rows_that_share_prefixes(
     assert outcome.training["gradient_checkpointing"] == (checkpointing == "on")
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.thorough)])
 def test_six_steps_end_in_the_same_weights(method: str, backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(
         backbone_folder("qwen2"), "qwen2", method=method, epoch=3, batch_size=4, lora_dropout=0, lr=1e-4

@@ -75,7 +75,9 @@ def kept_bytes(model: Any, row: Row) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("gemma2", True)])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [("llama", False), pytest.param("gemma2", True, marks=pytest.mark.thorough)]
+)
 def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made, layout = alike(), Layout("tree", 10**4, PAD, (384,))
     plain, ours = network(name).train(), network(name).train()
@@ -95,7 +97,9 @@ def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "checkpointing"), [("llama", False), ("gemma2", True)])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [pytest.param("llama", False, marks=pytest.mark.thorough), ("gemma2", True)]
+)
 def test_layers_compiled_for_all_lengths_learn_the_same(
     name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +240,9 @@ def test_taken_back_the_embeddings_are_as_they_were() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "wrap"), [("llama", adapted), ("gemma2", lambda model: model)])
+@pytest.mark.parametrize(
+    ("name", "wrap"), [("llama", adapted), pytest.param("gemma2", lambda model: model, marks=pytest.mark.thorough)]
+)
 @pytest.mark.usefixtures("compiler")
 def test_the_standard_way_for_a_while(name: str, wrap: Callable[[Any], Any]) -> None:
     model, made = wrap(network(name)), alike()
