@@ -17,7 +17,21 @@ pytestmark = pytest.mark.faults
 
 @pytest.mark.trains
 @pytest.mark.skipif(compiler() is None, reason="no C compiler: the shim cannot be made")
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_some_kills_and_full_disks(tmp_path: Path) -> None:
+    world = World(tmp_path / "work")
+    try:
+        scenes = Scenes(world)
+        outcomes = harness.try_all(scenes, kills.kill_trials(scenes, 3) + kills.full_trials(scenes, 2), jobs=1)
+    finally:
+        world.close()
+    assert not any(outcome.problems for outcome in outcomes), harness.failures(outcomes)
+    assert sum(not outcome.untried for outcome in outcomes) >= 4
+
+
+@pytest.mark.trains
+@pytest.mark.thorough
+@pytest.mark.skipif(compiler() is None, reason="no C compiler: the shim cannot be made")
+@pytest.mark.parametrize("times", [1, 3])
 def test_short_form(times: int, tmp_path: Path) -> None:
     world = World(tmp_path / "work")
     try:

@@ -153,9 +153,7 @@ def test_transformers_never_asks_at_the_terminal(own: Path, marker: Path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "ours", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["ours", "transformers alone"]
-)
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "transformers alone"])
 def test_kernels_of_a_hub_count_as_not_installed(
     backbone_folder: Folder, tmp_path: Path, marker: Path, ours: bool
 ) -> None:
