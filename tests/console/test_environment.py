@@ -122,6 +122,7 @@ def trained(folder: Path, backbone: Path, environment: dict[str, str]) -> tuple[
 
 
 @pytest.mark.trains
+@pytest.mark.thorough
 def test_no_variable_changes_what_is_trained_or_scored(backbone_folder: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for split, start, count in (("train", 0, 6), ("dev", 6, 6)):

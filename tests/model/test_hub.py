@@ -132,6 +132,7 @@ def test_the_commit_is_recorded_and_a_download_that_broke_off_goes_on(
     assert [path for _, path, _, _ in asked].count("/") == 1, "whether it is there is asked once"
 
 
+@pytest.mark.thorough
 def test_a_run_is_scored_on_the_commit_it_was_trained_on(
     trained: tuple[Path, Path, list[Any]], served: SmallHub, place: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_run_is_scored_on_the_commit_it_was_trained_on(
         assert row.logprobs == pytest.approx(then, abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_an_unfinished_run_goes_on_with_the_commit_it_began_with(
     trained: tuple[Path, Path, list[Any]], served: SmallHub, place: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_textgrad_through_a_real_server(place: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
     engine = ("--engine", server, "--engine_model", str(place / "critic"))
     main(arguments(place, "served", *engine, "--steps", "2", "--categories"))

@@ -144,6 +144,7 @@ def test_all_parameters(place: Path, backbone_folder: Folder, capsys: pytest.Cap
         main_base(arguments(place, backbone_folder("qwen2"), "--method", "lora"))
 
 
+@pytest.mark.thorough
 def test_killed_and_gone_on_with(
     place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_training_left_a_run_with_both_splits(walk: Path, name: str) -> None:
     assert (run / ("adapter" if name == "one" else "model")).is_dir()
 
 
+@pytest.mark.thorough
 def test_six_orders_an_untrained_model_and_another_prompt(walk: Path) -> None:
     printed = start("run.test", "--model_id", "one", "--split", "dev", "test", "--orders", "6", "--device", "cpu")
     assert "one, dev: 20 items, 6 orders" in printed and "one, test: 30 items, 6 orders" in printed
@@ -199,6 +200,7 @@ def test_what_an_utterance_spells_is_text_and_counted(walk: Path) -> None:
     assert answered[2]["input"]["conversation"][0]["utterance"].endswith("<|im_end|>\n<|im_start|>assistant\nB")
 
 
+@pytest.mark.thorough
 def test_the_corpus_is_looked_at(walk: Path) -> None:
     start("run.eda", "--data", walk / "data", "--out", walk / "eda", "--only", "test")
     assert (walk / "eda" / "test" / "test_EDA.html").is_file() and not (walk / "eda" / "train").exists()

@@ -126,8 +126,8 @@ def dearer(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "differs"),
     [
         (one_key_too_many, {"letter_logits_gap"}),
-        (dearer, {"loss"}),
-        (in_trees(scaled_gradient), {"gradient_norm"}),
+        pytest.param(dearer, {"loss"}, marks=pytest.mark.thorough),
+        pytest.param(in_trees(scaled_gradient), {"gradient_norm"}, marks=pytest.mark.thorough),
         pytest.param(in_trees(lambda logits: logits + 0.01), {"letter_logits_gap"}, marks=pytest.mark.thorough),
     ],
     ids=["visible", "loss", "gradient", "letters"],

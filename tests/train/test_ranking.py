@@ -112,6 +112,7 @@ def test_it_trains_evaluates_and_tells(
         assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-3)
 
 
+@pytest.mark.thorough
 def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     model, flags = backbone_folder("qwen2"), ("--epoch", "4", "--orpo_pairs", "one")
     straight = start(place, model, "straight", *flags)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.trains
         pytest.param("full", "off", marks=pytest.mark.thorough),
         ("qlora", "off"),
         ("lora", "on"),
-        ("full", "on"),
+        pytest.param("full", "on", marks=pytest.mark.thorough),
     ],
 )
 def test_two_epochs_and_two_are_four_bit_for_bit(
