@@ -54,6 +54,7 @@ from src.model.recipes import CHOICES, Recipe
 from src.plan import estimates as plan
 from src.plan import folds as cross
 from src.plan import lengths, ready
+from src.plan.shared import shared_out
 from src.plan.table import plan_table
 from src.plan.work import Place, Wanted, all_done, jobs_left
 from src.prompt.prompts import load_prompt
@@ -237,14 +238,15 @@ def work(asked: Asked, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> di
     with announced("asking torch for GPUs"):
         gpus = devices.gpus()
     each, at_once = len(wanted) // len(recipes), arguments.jobs or max(1, len(gpus))
+    elsewhere = placing.goes_elsewhere(arguments)
     estimates = plan.estimate_runs(recipes, sizes, gpu=gpus[0] if gpus else None)
+    estimates = shared_out(estimates, recipes, None if elsewhere else gpus)
     shown = estimates if each == 1 else [cross.of_many(one, each, at_once) for one in estimates]
     too_long = lengths.too_long(recipes, asked.splits)
     if arguments.dry_run:
         show_plan(asked.console, shown, too_long)
         return None
     of_each = [replace(estimates[place // each], run=run.name) for place, run in enumerate(wanted)]
-    elsewhere = placing.goes_elsewhere(arguments)
     jobs, failures = jobs_left(wanted, of_each, None if elsewhere else gpus, at_once)
     show_plan(asked.console, shown, too_long)
     left = [one.recipe for one in wanted if one.name in {job.name for job in jobs}]
