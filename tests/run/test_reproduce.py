@@ -439,6 +439,6 @@ def test_jobs_that_need_more_gpus_than_there_are_are_named_before_any_start(tmp_
 
     wide = Job("wide", ("false",), tmp_path / "log.txt", 1.0, gpus=4)
     console = make_console(markup=True, file=io.StringIO())
-    with pytest.raises(UserError, match="wide needs 4 GPUs, and this machine has 2. Nothing was started"):
+    with pytest.raises(UserError, match=r"wide needs 4 GPUs, and this machine has 2\. Nothing was started"):
         local.run([replace(wide, name="small", gpus=1), wide], 2, 2, console, {}, ())
     assert not (tmp_path / "log.txt").exists()
