@@ -227,6 +227,7 @@ def test_what_does_not_fit_the_gpu_is_left_out(
     assert call() == 1
     shown = capsys.readouterr().out
     assert machine.modules() == ["run.train", "run.vote", "run.vote"]
+    assert 0 < shown.index("left out polar: it takes") < shown.index("done eeve")
     assert "failed polar: it takes" in shown and "the largest GPU here has 6" in shown
     assert not Path("resource/results/polar").exists()
 
