@@ -13,6 +13,9 @@ Each recipe is trained by run.train, or by orpo.orpo_train when its objective is
 unfinished ones go on, a backbone that fails is reported and the rest goes on. Runs that need the most GPUs come first,
 then those of the most hours in the plan. Each run's output is in resource/results/NAME/log.txt.
 
+A run of all parameters that no single GPU holds by the plan, or whose recipe says fsdp: on, is sharded over 2, 4 or 8
+of them, the fewest that hold it; torchrun starts it.
+
 --status, from any terminal, with the same flags as the command that runs, tells what each run does: how far it is, when
 it last gave a sign of life, why it failed. A run that someone else has at work is waited for and not started twice.
 
@@ -54,6 +57,7 @@ from src.model.recipes import CHOICES, Recipe
 from src.plan import estimates as plan
 from src.plan import folds as cross
 from src.plan import lengths, ready
+from src.plan.shared import shared_out
 from src.plan.table import plan_table
 from src.plan.work import Place, Wanted, all_done, jobs_left
 from src.prompt.prompts import load_prompt
@@ -237,16 +241,19 @@ def work(asked: Asked, wanted: Sequence[Wanted], sizes: Mapping[str, int]) -> di
     with announced("asking torch for GPUs"):
         gpus = devices.gpus()
     each, at_once = len(wanted) // len(recipes), arguments.jobs or max(1, len(gpus))
+    elsewhere = placing.goes_elsewhere(arguments)
     estimates = plan.estimate_runs(recipes, sizes, gpu=gpus[0] if gpus else None)
+    estimates = shared_out(estimates, recipes, None if elsewhere else gpus)
     shown = estimates if each == 1 else [cross.of_many(one, each, at_once) for one in estimates]
     too_long = lengths.too_long(recipes, asked.splits)
     if arguments.dry_run:
         show_plan(asked.console, shown, too_long)
         return None
     of_each = [replace(estimates[place // each], run=run.name) for place, run in enumerate(wanted)]
-    elsewhere = placing.goes_elsewhere(arguments)
     jobs, failures = jobs_left(wanted, of_each, None if elsewhere else gpus, at_once)
     show_plan(asked.console, shown, too_long)
+    for reason, names in ready.by_reason(failures).items():  # told again in the end, which may be days away
+        asked.console.print(f"left out {', '.join(names)}: {reason}", soft_wrap=True, markup=False)
     left = [one.recipe for one in wanted if one.name in {job.name for job in jobs}]
     handed_on = {} if elsewhere else hub.handed_on(left)
     room = placing.Room(engine_folder(asked), at_once, len(gpus), handed_on, IMPORTED)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 COMMAND = "$ "
 """Begins the line of a log that has the command."""
 INTERRUPTED_WORD = "interrupted"
+ENDED_LAUNCHER = "torch.distributed.elastic.multiprocessing.api.SignalException"
+"""Begins the last line of torchrun where a signal has ended it; its exit code is then that of any failure."""
 SHORTEST, LONGEST, LONGER = 0.002, 0.1, 1.3
 """Seconds between two looks at a command: few for one that has just begun, so that short ones cost little."""
 
@@ -258,6 +260,8 @@ def _reason(log: Path, code: int) -> str:
         return INTERRUPTED_WORD
     text = log.read_text(encoding="utf-8", errors="replace").rpartition(COMMAND)[2]
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    if lines and lines[-1].startswith(ENDED_LAUNCHER):
+        return INTERRUPTED_WORD
     marked = [line for line in lines if "error: " in line.lower()]
-    message = (marked or lines or ["no output"])[-1]
+    message = (marked or lines or ["no output"])[-1].removeprefix("traceback : ")  # torchrun's, of a rank
     return f"{message.removeprefix('error: ')[:300]} (exit {code}, see {log})"

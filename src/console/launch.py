@@ -33,6 +33,7 @@ class Launch:
     attempt             how often the launcher has started these processes anew
     error_file          where torchrun looks for what it says of a process that failed; "" for nowhere
     fsdp                whether accelerate's settings ask for FSDP
+    gpus                those of all ranks on this host, as CUDA_VISIBLE_DEVICES had them; "" where that was not set
     """
 
     rank: int = 0
@@ -45,6 +46,7 @@ class Launch:
     attempt: int = 0
     error_file: str = ""
     fsdp: bool = False
+    gpus: str = ""
 
     @property
     def several(self) -> bool:
@@ -101,4 +103,5 @@ def _read(environment: MutableMapping[str, str]) -> Launch:
         attempt=attempt,
         error_file=environment.get(ERROR_FILE, ""),
         fsdp=environment.get(FSDP, "").lower() in ("true", "1"),
+        gpus=environment.get(GPUS, ""),
     )

@@ -4,6 +4,7 @@
 The number of the pipe is in the environment, so that `run.reproduce` starts the same command as users do by hand.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from src.console import launch
 from src.console.terminal import NO_READER, Unread
 
 PIPE = "CCI_PROGRESS_FD"
@@ -121,10 +123,31 @@ def stage(name: str, total: int) -> Iterator[Progress]:
 
 
 @contextmanager
+def _pipe(number: str) -> Iterator[int | None]:
+    """Within the block, the pipe with this number, or None. A rank does not inherit it from its launcher, which holds
+    it open. The first rank speaks for all.
+    """
+    here = launch.current()
+    if not here.several:
+        yield int(number)
+        return
+    found = None
+    with contextlib.ExitStack() as stack:
+        if here.rank == 0:
+            with contextlib.suppress(OSError):  # a system without /proc
+                found = os.open(f"/proc/{os.getppid()}/fd/{number}", os.O_WRONLY)
+                stack.callback(os.close, found)
+        yield found
+
+
+@contextmanager
 def _shown(name: str, total: int) -> Iterator[Progress]:
-    number = os.environ.get(PIPE)
-    if number or not sys.stderr.isatty():
-        yield Progress(name, total, None, int(number) if number else None)
+    if number := os.environ.get(PIPE):
+        with _pipe(number) as pipe:
+            yield Progress(name, total, None, pipe)
+        return
+    if not sys.stderr.isatty():
+        yield Progress(name, total, None, None)
         return
     from tqdm import tqdm
 

@@ -72,8 +72,18 @@ def prepared(jobs: Sequence[Job], wanted: Sequence[Wanted], engine: str) -> list
     return [replace(job, attempt=patient(job, runs[job.name], engine)) for job in ordered]
 
 
+def refuse_wide(jobs: Sequence[Job], most: int, where: str) -> None:
+    """UserError, before any job is started, where one needs more than the `most` GPUs that there are together."""
+    if wide := [job for job in jobs if job.gpus > most]:
+        needs = ", ".join(f"{job.name} needs {job.gpus} GPUs" for job in wide)
+        raise UserError(
+            f"{needs}, and {where} has {most}. Nothing was started. Leave such runs out (--only NAME …), or have "
+            "their recipe say fsdp: auto, which shards a run only where no single GPU holds it."
+        )
+
+
 def patient(job: Job, wanted: Wanted, engine: str) -> Patient:
-    return Patient(job.command, wanted.folder, functools.partial(command_left, wanted), engine)
+    return Patient(job.command, wanted.folder, functools.partial(command_left, wanted, job.gpus), engine)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from src.console.jobs import Job, run_jobs
-from src.engines.job_list import variables
+from src.engines.job_list import refuse_wide, variables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,10 +20,6 @@ def run(
     environment: Mapping[str, str],
     modules: Sequence[str],
 ) -> dict[str, str]:
-    """Runs prepared jobs, as `run_jobs`. Those that need more GPUs than there are fail without a start."""
-    able = [job for job in jobs if job.gpus <= max(1, gpus) or not gpus]
-    names = {job.name for job in able}
-    failures = {
-        job.name: f"it needs {job.gpus} GPUs, and this machine has {gpus}" for job in jobs if job.name not in names
-    }
-    return failures | run_jobs(able, at_once, gpus, console, variables(NAME, environment), modules)
+    """Runs prepared jobs, as `run_jobs`. UserError, before any start, where one needs more GPUs than there are."""
+    refuse_wide(jobs, max(1, gpus), "this machine")
+    return run_jobs(jobs, at_once, gpus, console, variables(NAME, environment), modules)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from src.console.cli import UserError
 from src.console.jobs import INTERRUPTED_WORD, Job, bars_of, run_job
 from src.console.start import ROOT, ours
-from src.engines.job_list import variables
+from src.engines.job_list import refuse_wide, variables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,18 +68,17 @@ def run(
     jobs: Sequence[Job], at_once: int, console: "Console", environment: Mapping[str, str], address: str | None
 ) -> dict[str, str]:
     """Runs prepared jobs on the cluster at `address`, or on one of this machine's own, where `at_once` run at a time
-    without GPUs. Returns name → why it failed.
+    without GPUs. Returns name → why it failed. UserError, before any start, where one needs more GPUs than a node has.
     """
     failures: dict[str, str] = {}
-    with _connected(address, at_once) as ray, bars_of(jobs, console) as bars:
+    with _connected(address, at_once) as ray, contextlib.ExitStack() as stack:
         largest = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
+        if largest:
+            refuse_wide(jobs, int(largest), "the largest node of the cluster")
+        bars = stack.enter_context(bars_of(jobs, console))
         task = ray.remote(max_retries=RETRIES)(_work)
         waiting: dict[Any, Job] = {}
         for job in jobs:
-            if largest and job.gpus > largest:
-                failures[job.name] = f"it needs {job.gpus} GPUs, and no node of the cluster has more than {largest:g}"
-                bars.finish(job, failures[job.name], 0.0)
-                continue
             needs = {"num_gpus": job.gpus} if largest else {"num_cpus": 1}
             reference = task.options(name=job.name, **needs).remote(job, variables(NAME, environment), os.getcwd())
             waiting[reference] = job

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from src.console import progress
+from src.console import launch, progress
 from src.console.cli import UserError
 from src.files.kinds import fits
 from src.files.paths import RECIPE, RECORD, STATUS
@@ -82,7 +82,7 @@ class Sign:
             host=socket.gethostname(),
             born=born(number),
             engine=variables.get(ENGINE, BY_HAND),
-            gpus=variables.get("CUDA_VISIBLE_DEVICES", ""),
+            gpus=launch.current().gpus or variables.get("CUDA_VISIBLE_DEVICES", ""),
             job=f"{job}_{task}" if job and task else variables.get("SLURM_JOB_ID", ""),
             since=now,
             at=now,

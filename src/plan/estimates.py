@@ -75,6 +75,8 @@ class Estimate:
     """Name of a usual card that the run fits on → seconds there, where they can be known."""
     note: str
     miniature: bool
+    gpus: int = 1
+    """How many share the run."""
 
 
 def estimate_runs(recipes: Sequence[Recipe], items: Mapping[str, int], gpu: Gpu | None = None) -> list[Estimate]:
@@ -90,19 +92,14 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
     base = known_base(recipe)
     shape, facts, miniature = base.shape, base.facts, base.place == "miniature"
     kind = kind_of(recipe, shape)
-    mean_tokens, longest = item_tokens(kind, recipe.prompt)
-    # Preference pairs also have wrong answers; the prompt counts once.
-    wrong = make_objective(recipe).wrong_answers(len(task.current().options))
-    trained = mean_tokens + wrong * ANSWER_TOKENS
-    longest += wrong * ANSWER_TOKENS
+    mean_tokens, _ = item_tokens(kind, recipe.prompt)
+    trained = mean_tokens + _wrong_answers(recipe) * ANSWER_TOKENS
     training = weights = disk = kept = seconds = None
     cards: dict[str, MemoryPlan] = {}
     communication: dict[str, list[float]] = {}
     elsewhere: dict[str, float] = {}
     if shape is not None:
-        # The least that training takes: one item a row. Where there is more memory, rows are longer.
-        dropout = recipe.lora_dropout > 0
-        work = Workload(recipe.method, recipe.lora_r, longest, 1 + wrong, attention="tree", dropout=dropout)
+        work = workload(recipe, shape)
         training = _memory_plan(shape, recipe, work, here.free_bytes)
         cards = {name: _memory_plan(shape, recipe, work, size) for name, size in sizes.items()}
         if len(sizes) > 1:  # no GPU here
@@ -112,7 +109,7 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
                 link: [step_seconds(shape, recipe.method, recipe.lora_r, count, link) for count in COUNTS]
                 for link in LINKS
             }
-        weights = scoring_memory(shape, recipe.method, longest).weights
+        weights = scoring_memory(shape, recipe.method, work.tokens).weights
         disk = run_folder_bytes(shape, recipe.method, training.optimizer, recipe.lora_r)
         kept = best_weights_bytes(shape, recipe.method, recipe.lora_r)
         # A miniature spends its time launching kernels, which this arithmetic does not cover.
@@ -144,6 +141,19 @@ def _estimate(recipe: Recipe, items: Mapping[str, int], here: Gpu, sizes: Mappin
         note="; ".join(text for text in (base.place, facts.note if facts else "") if text),
         miniature=miniature,
     )
+
+
+def workload(recipe: Recipe, shape: Shape) -> Workload:
+    """The least that training takes: one item a row. Where there is more memory, rows are longer."""
+    _, longest = item_tokens(kind_of(recipe, shape), recipe.prompt)
+    wrong, dropout = _wrong_answers(recipe), recipe.lora_dropout > 0
+    tokens = longest + wrong * ANSWER_TOKENS
+    return Workload(recipe.method, recipe.lora_r, tokens, 1 + wrong, attention="tree", dropout=dropout)
+
+
+def _wrong_answers(recipe: Recipe) -> int:
+    """Of a preference pair, beside the right one; the prompt counts once."""
+    return make_objective(recipe).wrong_answers(len(task.current().options))
 
 
 def _seconds(

@@ -12,6 +12,7 @@ from src.model.recipes import Recipe
 from src.model.shapes import GIB
 from src.plan.estimates import Estimate
 from src.plan.known import known_base
+from src.plan.shared import refused, sharing
 
 CPU_PARAMETERS = 1.5e9
 """Parameters of the largest model trained without a GPU: at 0.3 TFLOP/s, an epoch of the official corpus takes 7 h."""
@@ -20,17 +21,20 @@ CPU_PARAMETERS = 1.5e9
 def obstacles(recipes: Sequence[Recipe], estimates: Sequence[Estimate], gpus: Sequence[Gpu]) -> dict[str, str]:
     """Why a run cannot be done here, by its name; equal reasons are equal texts. estimates: one for each recipe."""
     largest = max((gpu.total_bytes for gpu in gpus), default=0)
-    found: dict[str, str] = {}
+    found = refused(recipes, gpus)
     for recipe, one in zip(recipes, estimates, strict=True):
         parameters = known_base(recipe).parameters
+        if recipe.name in found:
+            continue
         if not gpus and parameters is not None and parameters > CPU_PARAMETERS:
             found[recipe.name] = (
                 "there is no GPU that torch can use here, and models of billions of weights take days without"
             )
         elif gpus and one.training and one.training.memory.total > largest:
+            why = sharing(recipe, gpus).why
             found[recipe.name] = (
                 f"it takes {one.training.memory.total / GIB:.0f} GiB of GPU memory, "
-                f"and the largest GPU here has {largest / GIB:.0f}"
+                f"and the largest GPU here has {largest / GIB:.0f}{f'; {why}' if why else ''}"
             )
         elif one.download != 0 and hub.is_hub_id(recipe.model_id) and hub.unreachable():
             found[recipe.name] = f"its base model is not on this machine and {hub.unreachable()}"

@@ -61,7 +61,12 @@ def _gpu_table(estimates: Sequence[Estimate], cards: Sequence[str], by_size: boo
             _number(one.training.memory.total if one.training else None, GIB),
             _number(one.disk, GB),
             _number(one.seconds, 3600),
-            *(_fits_cell(one.method, one.cards[name]) if one.cards else "?" for name in cards),
+            *(
+                _fits_cell(one.method, one.cards[name], f"{one.gpus}× " * (one.gpus > 1 and not by_size))
+                if one.cards
+                else "?"
+                for name in cards
+            ),
         )
     table.add_section()
     download = _sum(list({one.model_id: one.download for one in estimates}.values()))
@@ -139,12 +144,12 @@ def _titled(title: str) -> "Table":
     return table
 
 
-def _fits_cell(method: str, plan: MemoryPlan) -> str:
+def _fits_cell(method: str, plan: MemoryPlan, many: str = "") -> str:
     if not plan.fits:
         return "[red]no[/]"
     first = SHORT[plan.optimizer] if method == "full" else "yes"
     each = f" {_number(plan.memory.total, GIB)}" if plan.cards > 1 else ""
-    return f"[green]{first}{' ckpt' if plan.checkpointing else ''}{each}[/]"
+    return f"[green]{many}{first}{' ckpt' if plan.checkpointing else ''}{each}[/]"
 
 
 def _facts_line(one: Estimate) -> str:

@@ -13,6 +13,7 @@ from src.model import trust
 from src.model.recipes import ORPO, Recipe, differing_settings
 from src.plan import ready
 from src.plan.estimates import Estimate, Gpu
+from src.plan.shared import launcher, refused
 from src.runs.noted import differing_results, refuse_other_weights
 from src.runs.record import Record
 
@@ -80,29 +81,34 @@ def jobs_left(
     failures: dict[str, str] = {}
     jobs: list[Job] = []
     for one, estimate in zip(wanted, estimates, strict=True):
+        needed = 1 if record_path(one.folder).is_file() else estimate.gpus  # one scores
         try:
-            command = command_left(one)
+            command = command_left(one, needed)
         except UserError as error:
             failures[one.name] = str(error)
             continue
         if command:
             passing = (one.folder / CHECKPOINTS,) if one.lean else ()
-            jobs.append(Job(one.name, tuple(command), one.folder / "log.txt", estimate.seconds or 1.0, passing))
+            log, weight = one.folder / "log.txt", estimate.seconds or 1.0
+            jobs.append(Job(one.name, tuple(command), log, weight, passing, needed))
     names = {job.name for job in jobs}
     left = [(one, estimate) for one, estimate in zip(wanted, estimates, strict=True) if one.name in names]
     obstacles = _obstacles(left, gpus, len(wanted), at_once)
     return [job for job in jobs if job.name not in obstacles], failures | obstacles
 
 
-def command_left(wanted: Wanted) -> list[str]:
-    """The command for what is left of a run; [] when it is done. UserError when its folder holds something else."""
+def command_left(wanted: Wanted, gpus: int = 1) -> list[str]:
+    """The command for what is left of a run; [] when it is done. UserError when its folder holds something else.
+
+    gpus: how many share its training.
+    """
     recipe, place, folder = wanted.recipe, wanted.place, wanted.folder
     where, code = ["--data", str(place.data)], trust.flags(recipe)
     if not record_path(folder).is_file():
         score = ["--score", "test"] if place.test else []
         module = "orpo.orpo_train" if recipe.objective == ORPO else "run.train"
         flags = [*wanted.flags, *where, *score, *place.reports, *place.task, *code]
-        return [sys.executable, "-m", module, "--recipe", str(wanted.file), *flags]
+        return [sys.executable, *launcher(gpus), "-m", module, "--recipe", str(wanted.file), *flags]
     record = Record.load(folder)
     differing = differing_settings(record.settings or {}, recipe)
     for split in ("train", "dev"):
@@ -135,7 +141,7 @@ def _obstacles(
 ) -> dict[str, str]:
     """Name → why a run that is left to do cannot be done here. runs: their number, the finished ones included."""
     recipes, estimates = [one.recipe for one, _ in left], [estimate for _, estimate in left]
-    found = {} if gpus is None else ready.obstacles(recipes, estimates, gpus)
+    found = refused(recipes, gpus) if gpus is None else ready.obstacles(recipes, estimates, gpus)
     if found and len(found) == runs:
         raise UserError(
             f"nothing can be run here. {ready.refusal(found)} Nothing was fetched. "

@@ -136,6 +136,18 @@ def test_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "done one, " in printed and "done two, " in printed
 
 
+def test_a_job_of_several_gpus_sees_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, str] = {}
+
+    def job(command: Sequence[str], log: Path, environment: Mapping[str, str], *rest: Any) -> str:
+        used[command[0]] = environment["CUDA_VISIBLE_DEVICES"]
+        return ""
+
+    monkeypatch.setattr(jobs, "run_job", job)
+    some = [Job(name, (name,), Path(name), 1.0, gpus=gpus) for name, gpus in (("wide", 4), ("pair", 2), ("one", 1))]
+    assert run_all(some, 1, 4)[0] == {} and used == {"wide": "0,1,2,3", "pair": "0,1", "one": "0"}
+
+
 def test_one_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     codes = {"bad": "raise SystemExit('error: no room')", "good": STAGES}
     some = [Job(name, (sys.executable, "-c", code), tmp_path / name, 3.0) for name, code in codes.items()]

@@ -27,6 +27,25 @@ def test_more_than_there_are_is_all_of_them() -> None:
     assert list(Slots(2, 2).take(8)) == [0, 1]
 
 
+def test_a_job_of_several_gets_them_where_fewer_jobs_run_at_a_time() -> None:
+    slots = Slots(1, 4)
+    assert list(slots.take(1)) == [0], "the first, as without it"
+    assert list(slots.take(2)) == [1, 2]
+
+
+def test_a_job_of_several_shares_no_gpu() -> None:
+    slots, got = Slots(4, 2), []  # type: ignore[var-annotated]
+    pair = slots.take(2)
+    assert sorted(pair) == [0, 0, 1, 1] and visible(pair, 2) == "0,1"
+    slots.give_back(pair)
+    one = slots.take(1)
+    waiting = asked(slots, 2, got)
+    assert got == []
+    slots.give_back(one)
+    waiting.join(5)
+    assert got == [2]
+
+
 def asked(slots: Slots, needed: int, got: list[int]) -> threading.Thread:
     def ask() -> None:
         slots.take(needed)

@@ -88,8 +88,8 @@ def test_a_run_at_work_is_waited_for_and_then_only_what_is_left_is_done(
     tmp_path: Path, hold: Callable[[Path], "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_list, "LOOK", 0.02)
-    monkeypatch.setattr(job_list, "command_left", lambda wanted: left)
-    holder, one = hold(tmp_path / "run"), job(tmp_path / "run", 1)
+    monkeypatch.setattr(job_list, "command_left", lambda wanted, gpus: left if gpus == 2 else ["for other GPUs"])
+    holder, one = hold(tmp_path / "run"), job(tmp_path / "run", 1, gpus=2)
     (ready,) = prepared([one], made([one]), "local")  # type: ignore[arg-type]
     ran: list[Sequence[str]] = []
     told: list[str] = []
@@ -113,7 +113,7 @@ def test_who_was_faster_is_waited_for_too(
     tmp_path: Path, hold: Callable[[Path], "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_list, "LOOK", 0.02)
-    monkeypatch.setattr(job_list, "command_left", lambda wanted: [])
+    monkeypatch.setattr(job_list, "command_left", lambda wanted, gpus: [])
     one = job(tmp_path / "run", 1)
     (ready,) = prepared([one], made([one]), "local")  # type: ignore[arg-type]
 
@@ -146,7 +146,7 @@ def test_until_a_command_gives_a_sign_it_is_called_starting(tmp_path: Path) -> N
 def test_a_run_that_is_not_to_be_done_any_more_fails_with_the_reason(
     tmp_path: Path, hold: Callable[[Path], "subprocess.Popen[str]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(wanted: Made) -> list[str]:
+    def refuse(wanted: Made, gpus: int) -> list[str]:
         raise UserError("a finished run with other settings")
 
     monkeypatch.setattr(job_list, "LOOK", 0.02)

@@ -1,5 +1,6 @@
 """The engine for Ray, on a real cluster of several nodes on the loopback address; left out where Ray is missing."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +73,16 @@ def run(jobs: list[Job], address: str | None) -> tuple[dict[str, str], str]:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+
+
+def test_a_run_that_no_node_has_gpus_for_is_named_before_any_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"GPU": 1.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+    cluster = SimpleNamespace(nodes=lambda: nodes)  # where nothing can be started
+    monkeypatch.setattr(engine, "_connected", lambda address, at_once: contextlib.nullcontext(cluster))
+    with pytest.raises(UserError, match=r"wide needs 2 GPUs, and the largest node of the cluster has 1\. Nothing was"):
+        run([made_job(tmp_path / "small", 1, 0.0), made_job(tmp_path / "wide", 1, 0.0, gpus=2)], "10.0.0.1:6379")
 
 
 @needs_ray

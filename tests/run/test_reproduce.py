@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,7 @@ def test_what_does_not_fit_the_gpu_is_left_out(
     assert call() == 1
     shown = capsys.readouterr().out
     assert machine.modules() == ["run.train", "run.vote", "run.vote"]
+    assert 0 < shown.index("left out polar: it takes") < shown.index("done eeve")
     assert "failed polar: it takes" in shown and "the largest GPU here has 6" in shown
     assert not Path("resource/results/polar").exists()
 
@@ -433,11 +434,12 @@ def test_what_the_local_engine_costs_is_printed(house: Path, capsys: pytest.Capt
     assert not (house / "resource/results/jobs-bench").exists()
 
 
-def test_jobs_that_need_more_gpus_than_there_are_fail_without_a_start(tmp_path: Path) -> None:
+def test_jobs_that_need_more_gpus_than_there_are_are_named_before_any_start(tmp_path: Path) -> None:
     from src.console.jobs import Job
     from src.engines import local
 
     wide = Job("wide", ("false",), tmp_path / "log.txt", 1.0, gpus=4)
     console = make_console(markup=True, file=io.StringIO())
-    found = local.run([wide], 2, 2, console, {}, ())
-    assert found == {"wide": "it needs 4 GPUs, and this machine has 2"} and not (tmp_path / "log.txt").exists()
+    with pytest.raises(UserError, match=r"wide needs 4 GPUs, and this machine has 2\. Nothing was started"):
+        local.run([replace(wide, name="small", gpus=1), wide], 2, 2, console, {}, ())
+    assert not (tmp_path / "log.txt").exists()
