@@ -50,7 +50,10 @@ def test_a_command_for_one_process_refuses_to_be_one_of_several(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code", "words"), [("none", 0, ""), ("all", 1, "error: found 1, allowed 2. Give 2.")])
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [pytest.param("none", 0, "", marks=pytest.mark.thorough), ("all", 1, "error: found 1, allowed 2. Give 2.")],
+)
 def test_torchrun_starts_ranks(how: str, code: int, words: str) -> None:
     """torchrun has an exit code of its own, and tells the message once more among what it says of a failure."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(JOB), how]

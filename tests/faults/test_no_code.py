@@ -175,6 +175,7 @@ def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, ma
         assert not marker.exists(), name
 
 
+@pytest.mark.thorough
 def test_an_unfinished_run_with_pickles_beside_its_files(place: Path, tmp_path: Path, marker: Path) -> None:
     for method in ("lora", "full"):
         run = unfinished(place / "results" / method, tmp_path / "run")

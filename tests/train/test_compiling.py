@@ -34,7 +34,7 @@ from tests.made_trainings import (
 pytestmark = pytest.mark.trains
 
 
-@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("sound", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_compiled_rows_and_the_way_back_from_them(
     sound: bool, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: type[Recorder]
 ) -> None:

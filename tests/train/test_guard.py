@@ -39,7 +39,11 @@ pytestmark = pytest.mark.trains
 
 @pytest.mark.parametrize(
     ("objective", "loss_per"),
-    [pytest.param("answer", "item", marks=pytest.mark.thorough), ("answer", "token"), ("letters", "item")],
+    [
+        pytest.param("answer", "item", marks=pytest.mark.thorough),
+        pytest.param("answer", "token", marks=pytest.mark.thorough),
+        ("letters", "item"),
+    ],
 )
 def test_the_guard_compares_two_items_of_each_of_two_dialogues(
     objective: str, loss_per: str, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +130,7 @@ def dearer(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "differs"),
     [
         (one_key_too_many, {"letter_logits_gap"}),
-        (dearer, {"loss"}),
+        pytest.param(dearer, {"loss"}, marks=pytest.mark.thorough),
         (in_trees(scaled_gradient), {"gradient_norm"}),
         pytest.param(in_trees(lambda logits: logits + 0.01), {"letter_logits_gap"}, marks=pytest.mark.thorough),
     ],
@@ -208,7 +212,10 @@ def test_what_a_gpu_is_allowed_to_round_hides_no_wrong_mask_or_position(
     assert not guard["agree"], guard
 
 
-@pytest.mark.parametrize(("failures", "tokens"), [(1, 384), (2, 256), (4, 256)])
+@pytest.mark.parametrize(
+    ("failures", "tokens"),
+    [pytest.param(1, 384, marks=pytest.mark.thorough), (2, 256), pytest.param(4, 256, marks=pytest.mark.thorough)],
+)
 def test_rows_that_do_not_fit_into_memory_become_shorter(
     failures: int,
     tokens: int,

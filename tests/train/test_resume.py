@@ -30,7 +30,7 @@ pytestmark = pytest.mark.trains
     [
         pytest.param("lora", "off", marks=pytest.mark.thorough),
         pytest.param("full", "off", marks=pytest.mark.thorough),
-        ("qlora", "off"),
+        pytest.param("qlora", "off", marks=pytest.mark.thorough),
         ("lora", "on"),
         ("full", "on"),
     ],

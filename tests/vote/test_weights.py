@@ -174,7 +174,10 @@ def test_no_dialogue_is_in_two_folds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["soft", "weighted", pytest.param("stack", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "rule",
+    ["soft", pytest.param("weighted", marks=pytest.mark.thorough), pytest.param("stack", marks=pytest.mark.thorough)],
+)
 def test_shuffled_labels_give_chance(rule: str) -> None:
     """Three voters that know the labels and a hundred of noise: with the labels shuffled no rule finds anything out of
     fold. One that sees an item's own label is far above chance, as the last line shows.
