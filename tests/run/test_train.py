@@ -150,11 +150,11 @@ def test_killed_and_gone_on_with(
     from tests.made_trainings import Killed, equal, kill_after, weights
 
     model = backbone_folder("qwen2")
-    flags = ("--method", "lora", "--epoch", "3", "--score", "test")
+    flags = ("--method", "lora", "--epoch", "4", "--score", "test")
     main(arguments(place, model, *flags))
-    for passes, name in ((2, "early"), (10, "late"), (12, "end")):
+    for passes, name in ((2, "early"), (10, "late"), (16, "end")):
         with monkeypatch.context() as patch:
-            if passes == 12:  # trained, but not scored
+            if passes == 16:  # trained, but not scored
                 patch.setattr("src.runs.training.score_run", lambda *given: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     main(arguments(place, model, *flags, run=name))

@@ -113,7 +113,7 @@ def test_it_trains_evaluates_and_tells(
 
 
 def test_it_goes_on_where_it_stopped(place: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, flags = backbone_folder("qwen2"), ("--epoch", "3", "--orpo_pairs", "one")
+    model, flags = backbone_folder("qwen2"), ("--epoch", "4", "--orpo_pairs", "one")
     straight = start(place, model, "straight", *flags)
     with monkeypatch.context() as patch:
         kill_after(patch, 5)  # 2 passes an epoch: in the third
