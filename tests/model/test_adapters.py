@@ -288,7 +288,10 @@ def test_a_group_without_its_adapters(what: str) -> None:
                 torch.testing.assert_close(ours(inputs()), theirs(inputs()), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("short", ["polar", "qwen2", "kogemma"])
+@pytest.mark.parametrize(
+    "short",
+    [pytest.param("polar", marks=pytest.mark.thorough), pytest.param("qwen2", marks=pytest.mark.thorough), "kogemma"],
+)
 def test_layers_with_groups_are_compiled_once(short: str) -> None:
     torch._dynamo.reset()
     graphs: list[Any] = []

@@ -224,6 +224,7 @@ def test_a_hub_that_is_not_there_is_asked_once(
     assert len(knocked) == 1
 
 
+@pytest.mark.thorough
 def test_a_set_of_runs_asks_once_for_all(
     trained: tuple[Path, Path, list[Any]],
     served: SmallHub,

@@ -116,14 +116,14 @@ def test_selective_recomputation_keeps_products_and_attention_alone(model_type: 
 @pytest.mark.parametrize(
     ("model_type", "attention", "method", "optimizer", "padded"),
     [
-        ("llama", "sdpa", "lora", "fp32", False),
+        pytest.param("llama", "sdpa", "lora", "fp32", False, marks=pytest.mark.thorough),
         ("llama", "sdpa", "lora", "fp32", True),
         ("llama", "sdpa", "full", "fp32-8bit", False),
         ("llama", "sdpa", "full", "bf16-stochastic", False),
-        ("llama", "eager", "lora", "fp32", False),
+        pytest.param("llama", "eager", "lora", "fp32", False, marks=pytest.mark.thorough),
         ("qwen2", "sdpa", "full", "bf16-stochastic", False),
         ("gemma2", "eager", "lora", "fp32", True),
-        ("gemma2", "eager", "full", "fp32", False),
+        pytest.param("gemma2", "eager", "full", "fp32", False, marks=pytest.mark.thorough),
         ("gemma2", "eager", "full", "bf16-stochastic", False),
     ],
 )

@@ -63,7 +63,7 @@ def browse(found: Findings, width: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("width", [600, 1280, 2560])
+@pytest.mark.parametrize("width", [600, pytest.param(1280, marks=pytest.mark.thorough), 2560])
 def test_the_page_in_a_browser(found: Findings, tmp_path: Path, width: int) -> None:
     told = browse(found, width, tmp_path)
     assert told["violations"] == told["problems"] == told["requests"] == []

@@ -215,7 +215,10 @@ def test_a_model_that_cannot_branch_reads_side_by_side(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the comparison"])
+@pytest.mark.parametrize(
+    "late",
+    [pytest.param(False, id="at once", marks=pytest.mark.thorough), pytest.param(True, id="after the comparison")],
+)
 def test_compiling_that_fails_while_prompts_are_read(
     late: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

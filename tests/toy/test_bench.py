@@ -54,11 +54,11 @@ def test_cases_have_a_case_to_compare_with() -> None:
     "name",
     [
         "entry",
-        "entry-full",
+        pytest.param("entry-full", marks=pytest.mark.thorough),
         pytest.param("trl", marks=pytest.mark.thorough),
         "lora-1",
         "qlora-1",
-        "full-1",
+        pytest.param("full-1", marks=pytest.mark.thorough),
         "full-16",
         "entry-score",
         "score-6",
@@ -163,7 +163,7 @@ def test_the_warm_up_begins_with_one_item_of_each_kind_of_step(setting: Setting)
     assert bench_ours.one_of_each_kind(examples, objective, Layout("padded", 2048, 0)) == []
 
 
-@pytest.mark.parametrize("name", ["trl-orpo-full", "orpo-full-1"])
+@pytest.mark.parametrize("name", [pytest.param("trl-orpo-full", marks=pytest.mark.thorough), "orpo-full-1"])
 def test_pairs_of_one_item_are_counted_alike(name: str, setting: Setting) -> None:
     found = bench.measure(CASES[name], setting, 0.0)
     # One item is two pairs to us; TRL takes one pair a step.

@@ -51,7 +51,7 @@ def test_the_best_has_most_right_then_the_lowest_log_loss_then_is_first(pairs: l
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.thorough)])
 def test_the_best_evaluation_is_kept_not_the_last(
     method: str,
     backbone_folder: Folder,
@@ -128,7 +128,14 @@ def test_the_kept_adapter_scores_as_it_did_in_training(backbone_folder: Folder, 
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("lost", ["renamed", pytest.param("removed", marks=pytest.mark.thorough), "damaged"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "renamed",
+        pytest.param("removed", marks=pytest.mark.thorough),
+        "damaged",
+    ],
+)
 def test_the_best_weights_are_made_again_from_the_checkpoint(
     lost: str, backbone_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +166,14 @@ def test_the_share_of_weights_that_moved(backbone_folder: Folder, tmp_path: Path
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("optimizer", [pytest.param("fp32", marks=pytest.mark.thorough), "bf16-stochastic", "auto"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param("fp32", marks=pytest.mark.thorough),
+        "bf16-stochastic",
+        pytest.param("auto", marks=pytest.mark.thorough),
+    ],
+)
 def test_full_fine_tuning_says_what_share_moved(optimizer: str, backbone_folder: Folder, tmp_path: Path) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", method="full", optimizer=optimizer, lr=2e-5)
     outcome = train(recipe, tmp_path)

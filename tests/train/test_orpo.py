@@ -257,7 +257,7 @@ def test_one_pair_is_drawn_by_seed_and_item() -> None:
 # Training
 
 
-@pytest.mark.parametrize("share", ["on", "off"])
+@pytest.mark.parametrize("share", ["on", pytest.param("off", marks=pytest.mark.thorough)])
 def test_one_step_of_the_trainer(share: str, backbone_folder: Folder, tmp_path: Path, recorder: type[Recorder]) -> None:
     keys = {"method": "orpo", "share_prefixes": share, "max_grad_norm": 0, "epoch": 1}
     network = toys.network("kogemma")

@@ -1,5 +1,6 @@
 """Two ranks do what one process does. They are started once for most tests."""
 
+import functools
 import json
 import signal
 import time
@@ -53,23 +54,34 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert apart < 1e-5, f"{name}: {apart}"
 
 
+def by_one(name: str, place: Path) -> tuple[dict[str, Any], Path]:
+    """(record, folder) of the case by one process, where no fault happens: cases of equal settings share a training."""
+    first = next(one for one in CASES if cases.CASES[one] == cases.CASES[name])
+    return alone(first, place), place / f"{first}, alone"
+
+
+@functools.cache
+def alone(name: str, place: Path) -> dict[str, Any]:
+    return cases.trained(name, place, f"{name}, alone")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_learn_what_one_process_does(name: str, place: Path, by_two: dict[str, Any]) -> None:
-    alone = cases.trained(name, place, f"{name}, alone")
+    usual, whole = by_one(name, place)
     kept = "model" if name == "all parameters" else "adapter"
-    assert_same_weights(place / name / kept, place / f"{name}, alone" / kept)
+    assert_same_weights(place / name / kept, whole / kept)
     ours = by_two[name]
-    assert ours["steps"] == alone["steps"] and ours["effective_batch"] == alone["effective_batch"]
-    assert ours["best_step"] == alone["best_step"] and len(ours["evaluations"]) == len(alone["evaluations"])
-    for one, other in zip(ours["evaluations"], alone["evaluations"], strict=True):
+    assert ours["steps"] == usual["steps"] and ours["effective_batch"] == usual["effective_batch"]
+    assert ours["best_step"] == usual["best_step"] and len(ours["evaluations"]) == len(usual["evaluations"])
+    for one, other in zip(ours["evaluations"], usual["evaluations"], strict=True):
         assert one.keys() == other.keys()
         for key, value in other.items():
             assert one[key] == pytest.approx(value, abs=1e-4), key
-    assert [loss for _, loss in ours["loss"]] == pytest.approx([loss for _, loss in alone["loss"]], rel=1e-4)
-    rows, theirs = (read_steps(place / folder / "training.csv") for folder in (name, f"{name}, alone"))
+    assert [loss for _, loss in ours["loss"]] == pytest.approx([loss for _, loss in usual["loss"]], rel=1e-4)
+    rows, theirs = (read_steps(folder / "training.csv") for folder in (place / name, whole))
     assert [(one.step, one.lr) for one in rows] == [(one.step, one.lr) for one in theirs]
     assert [one.loss for one in rows] == pytest.approx([one.loss for one in theirs], rel=1e-4)
-    assert ours["ranks"]["world"] == 2 and ours["ranks"]["devices"] == ["cpu", "cpu"] and "ranks" not in alone
+    assert ours["ranks"]["world"] == 2 and ours["ranks"]["devices"] == ["cpu", "cpu"] and "ranks" not in usual
     trained = sum(value.numel() for value in weights(place / name / kept).values())
     assert ours["ranks"]["bytes_per_step"] == 4 * (trained + 1) or kept == "model"
 
@@ -86,10 +98,10 @@ def test_what_one_rank_finds_holds_for_both(by_two: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("which", ["from 1 to 2", "from 2 to 1"])
 def test_a_training_goes_on_with_another_number_of_ranks(which: str, place: Path, by_two: dict[str, Any]) -> None:
-    alone = cases.trained(CASES[0], place, f"whole, not {which}")
+    usual, whole = by_one(CASES[0], place)
     found = by_two[which] if which == "from 1 to 2" else cases.trained(CASES[0], place, which)
-    assert found["resumed_from"].endswith("checkpoint-2") and found["steps"] == alone["steps"]
-    assert_same_weights(place / which / "adapter", place / f"whole, not {which}" / "adapter")
+    assert found["resumed_from"].endswith("checkpoint-2") and found["steps"] == usual["steps"]
+    assert_same_weights(place / which / "adapter", whole / "adapter")
 
 
 def test_commands_share_their_work_and_rank_0_alone_speaks(place: Path, by_two: dict[str, Any]) -> None:

@@ -233,7 +233,7 @@ def test_full_fine_tuning_has_no_dropout(backbone_folder: Folder, tmp_path: Path
     assert train(recipe, tmp_path).training["rows"]["dropout"] == "usual"
 
 
-@pytest.mark.parametrize(("share", "kind"), [("off", "padded"), ("on", None)])
+@pytest.mark.parametrize(("share", "kind"), [pytest.param("off", "padded", marks=pytest.mark.thorough), ("on", None)])
 def test_without_shared_prefixes_dev_is_read_without_them(
     share: str, kind: str | None, backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ def test_gap_by_hand() -> None:
     assert allowed(0.0, "cuda") == LEAST["cuda"] and allowed(1.0, "cpu") == TIMES
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_rounding_reaches_layers_that_are_compiled_and_leaves_nothing(
     checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def flex_with_gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["qwen2-window", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen2-window", pytest.param("gemma2", marks=pytest.mark.thorough)])
 def test_repeated_keys_learn_the_same(
     name: str, flex_with_gradients: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,7 +387,14 @@ def test_flex_attention_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (out - logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2-window", "gemma2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("llama", marks=pytest.mark.thorough),
+        pytest.param("qwen2-window", marks=pytest.mark.thorough),
+        "gemma2",
+    ],
+)
 def test_flex_attention_learns_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch refuses flex attention's backward on a CPU; its definition, compiled by aot_eager, has one.
     torch._dynamo.reset()

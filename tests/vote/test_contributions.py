@@ -107,7 +107,7 @@ def test_a_choice_among_noise_is_flattered_where_it_was_made(tmp_path: Path) -> 
     assert max(step.accuracy for step in found.path) > high, "on the items chosen on, it is not"
 
 
-@pytest.mark.parametrize("rule", ["soft", "weighted", "stack"])
+@pytest.mark.parametrize("rule", ["soft", "weighted", pytest.param("stack", marks=pytest.mark.thorough)])
 def test_fitted_rules_are_tried_on_other_dialogues(tmp_path: Path, rule: str) -> None:
     rng, items, labels = np.random.default_rng(14), made_items(tmp_path, 90), np.arange(90) % 3
     knowing = np.where(rng.random(90) < 0.7, labels, rng.integers(0, 3, 90))

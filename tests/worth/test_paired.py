@@ -200,7 +200,7 @@ def test_with_few_discordant_items_the_interval_is_rather_too_wide(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alike", [0.0, 0.3])
+@pytest.mark.parametrize("alike", [0.0, pytest.param(0.3, marks=pytest.mark.thorough)])
 def test_the_test_by_dialogue_keeps_the_levels_that_holm_asks_for(
     monkeypatch: pytest.MonkeyPatch, alike: float
 ) -> None:
