@@ -16,7 +16,7 @@ from src.train import fine_tuning
 from src.train import guard as guard_room
 from src.train.arguments import CHECKPOINTING
 from src.train.objectives import TokenObjective, make_objective
-from src.tree import branches, compare, prefix, rows
+from src.tree import branches, compare, layouts, prefix, rows
 from src.tree.rows import Layout
 from tests import toys
 from tests.made_trainings import (
@@ -231,6 +231,7 @@ def test_rows_that_do_not_fit_into_memory_become_shorter(
         return whole(self, *args, **keys)
 
     monkeypatch.setattr(guard_room, "probe", crowded)
+    monkeypatch.setattr(layouts, "CPU_TREES", (512,))
     found = train(shares(backbone_folder("qwen2"), epoch=1), tmp_path).training["rows"]
     assert (found["kind"], found["tokens"], found["lengths"]) == ("tree", tokens, (tokens,)) and found["guard"]["agree"]
     assert {row["input_ids"].shape[1] for row in recorder.rows} == {tokens}
@@ -244,6 +245,7 @@ def test_when_not_even_the_shortest_rows_fit(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(guard_room, "probe", crowded)
+    monkeypatch.setattr(layouts, "CPU_TREES", (512,))
     # The longest item has 134 tokens.
     with pytest.raises(
         UserError, match=r"not even rows of 256 tokens fit into the GPU's memory. .*gradient_checkpointing"

@@ -77,7 +77,8 @@ def test_pairs_by_hand() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, backbone_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    backbone_folder("qwen2")  # made from files of the repository, so before its root is left
     for split, count in (("train", 8), ("dev", 6)):
         make_split(tmp_path / "data", split, count, labelled=True)
     (tmp_path / "short.yaml").write_text(toys.SHORT, encoding="utf-8")
