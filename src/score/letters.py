@@ -16,7 +16,7 @@ from src.score.item_scores import ItemScores, Logits
 from src.tree import compiler
 from src.tree.compare import allowed, gap, rounding
 from src.tree.compiled import make_ready, obstacle, restore_standard_layers, standard_attention
-from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, scoring_layout, scoring_slowdown
+from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, few_lengths, scoring_layout, scoring_slowdown
 from src.tree.rows import Kind, Layout, Term, lay_out, logits_at, to_device
 
 PROBES = 4
@@ -175,7 +175,9 @@ class LetterScorer:
         if kind or batch_tokens:
             return Layout(kind or "padded", batch_tokens or CPU_TREE, self.pad_id)
         shape = Shape.of_config(self.model.config)
-        return scoring_layout(prompts, shape, self.pad_id, self.model.device, make_ready(self.model), self.share)
+        ready, device = make_ready(self.model), self.model.device
+        layout = scoring_layout(prompts, shape, self.pad_id, device, ready, self.share)
+        return few_lengths(layout, prompts, shape, device) if ready and is_sharded(self.model) else layout
 
     def _side_by_side(self, tokens: int | None = None) -> Layout:
         usual = CPU_BATCH if self.model.device.type == "cpu" else GPU_SCORING

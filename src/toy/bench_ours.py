@@ -33,6 +33,7 @@ from src.train.arguments import has_fp32_masters
 from src.train.checkpoints import Place
 from src.train.fixed_rows import Signature, signature
 from src.train.guard import check_rows_against_single
+from src.train.log import lengths_words
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
 from src.train.ranks import step_shares
@@ -73,10 +74,14 @@ def recipe_of(case: Case, setting: Setting) -> Recipe:
 class CountedSteps(TrainerCallback):
     """Tells the clock what each of our steps computes, in the order in which they are laid out. The clock warms up
     until rows of all lengths have been compiled, and captured steps of `QUIET` in a row were of a kind seen before.
+    Layers that are compiled once for all lengths are compiled for each number of copies of a row's keys.
     """
 
     def __init__(self, clock: Clock, trainer: LetterTrainer) -> None:
-        self.clock, self.trainer, self.lengths = clock, trainer, set(trainer.layout.lengths)
+        self.clock, self.trainer, few = clock, trainer, trainer.layout.lengths
+        self.any_length = isinstance(few, range)
+        self.compiled: set[int] = set()
+        self.missing = set() if self.any_length else set(few)
         self.kinds: set[Signature] = set()
         self.steps: deque[tuple[int, int, int, set[int], Signature]] = deque()
         collate: Any = trainer.data_collator
@@ -90,22 +95,28 @@ class CountedSteps(TrainerCallback):
             # Where rows begin with one token, the first one's subtree is all of the row but its padding.
             trees = bool(rows) and "end" in rows[0]  # a rank may have no items of a last step
             computed = sum(int(row["end"][0]) for row in rows) if trees else raw
-            lengths = {row["input_ids"].shape[1] for row in rows}
+            forms = {row["copies"][1] if self.any_length else row["input_ids"].shape[1] for row in rows}
             kind = signature(rows) if trainer.layout.lengths else ()
-            self.steps.append((len(pairs) or len(examples), raw, computed, lengths, kind))
+            self.steps.append((len(pairs) or len(examples), raw, computed, forms, kind))
             return batch
 
         trainer.data_collator = watched
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        items, raw, unique, lengths, kind = self.steps.popleft()
+        items, raw, unique, forms, kind = self.steps.popleft()
         clock, fresh = self.clock, self.trainer.graphs is not None and kind not in self.kinds
-        if ranks.is_first() and (fresh or self.lengths & lengths):
-            print(f"warm-up: step {clock.laps + 1} has new rows of {lengths}, done after {clock.age:.0f} s", flush=True)
-        self.lengths -= lengths
+        new = forms - self.compiled
+        if ranks.is_first() and (fresh or new):
+            what = "copies of keys" if self.any_length else "tokens"
+            print(
+                f"warm-up: step {clock.laps + 1} has new rows, {new or forms} {what}, done after {clock.age:.0f} s",
+                flush=True,
+            )
+        self.compiled |= forms
+        self.missing -= forms
         self.kinds.add(kind)
         if clock.laps < clock.warm and clock.laps + 1 < MOST_WARM:
-            more = max(ranks.gathered(QUIET if fresh else 1 if self.lengths else 0))
+            more = max(ranks.gathered(QUIET if fresh else 1 if self.missing or (self.any_length and new) else 0))
             clock.warm = max(clock.warm, clock.laps + 1 + more) if more else clock.warm
         clock.count(items, raw, unique)
         control.should_training_stop = clock.lap()
@@ -152,7 +163,7 @@ def our_training(case: Case, setting: Setting, clock: Clock) -> str:
         **(clock.seconds_by_tokens() if case.items == 1 and not ranks.several() else {}),
     }
     notes = [
-        f"{trainer.layout.kind} rows{_lengths(trainer.layout)}",
+        f"{trainer.layout.kind} rows{lengths_words(trainer.layout)}",
         memory.optimizer if case.method == "full" else "",
         f"sharded over {memory.cards}" if memory.cards > 1 else "",
         "dequantised once" if memory.dequantised else "",
@@ -190,7 +201,7 @@ def our_scoring(case: Case, setting: Setting, clock: Clock) -> str:
         if clock.lap():
             break
     clock.guard = how.as_record()["guard"]
-    notes = [f"{len(items)} items, {how.kind} rows{_lengths(layout)}", setting.scored_in]
+    notes = [f"{len(items)} items, {how.kind} rows{lengths_words(layout)}", setting.scored_in]
     return ", ".join(text for text in notes if text)
 
 
@@ -228,8 +239,3 @@ def our_growth(case: Case, setting: Setting, clock: Clock) -> str:
     clock.seconds = sum(seconds for _, seconds in clock.points)
     clock.guard = how.as_record()["guard"]
     return ", ".join(f"{tokens:,} tokens {seconds:.1f} s" for tokens, seconds in clock.points)
-
-
-def _lengths(layout: Layout) -> str:
-    """The rows' lengths, in words that follow `rows`."""
-    return f" of {'/'.join(map(str, layout.lengths))}" if layout.lengths else ""

@@ -240,7 +240,7 @@ def _rows_record(trainer: LetterTrainer, setup: _Setup, guard: dict[str, Any] | 
     obstacle = setup.obstacle or trainer.obstacle
     return {
         "kind": layout.kind,
-        "lengths": layout.lengths or None,
+        "lengths": None if isinstance(layout.lengths, range) else layout.lengths or None,
         "tokens": layout.tokens,
         "sharing": factor if shares else 1.0,
         "dropout": "one mask for each shared token" if shares and drops else "usual",

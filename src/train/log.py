@@ -93,10 +93,17 @@ def layout_words(layout: Layout, factor: float) -> str:
     """factor: input tokens per computed token."""
     if layout.kind == "padded":
         return "items side by side"
-    lengths = f" of {', '.join(f'{length:,}' for length in layout.lengths)} tokens" if layout.lengths else ""
+    lengths = lengths_words(layout)
     if layout.kind == "single":
         return f"one item a row{lengths}"
     return f"rows{lengths} that hold shared prefixes once, {factor:.2f} tokens for each that is computed"
+
+
+def lengths_words(layout: Layout) -> str:
+    """The lengths that rows are filled up to, in words that follow `rows`; "" for none."""
+    if isinstance(layout.lengths, range):
+        return f" of up to {layout.lengths[-1]:,} tokens"
+    return f" of {', '.join(f'{length:,}' for length in layout.lengths)} tokens" if layout.lengths else ""
 
 
 class Bar(TrainerCallback):

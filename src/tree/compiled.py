@@ -1,7 +1,7 @@
 """Layers that are compiled for rows of a tree, and the way back to the standard layers.
 
 On a GPU, `make_ready` makes a model compute rows by flex attention in compiled layers. Layers are compiled once for
-each length of row, so there are few lengths; or, with `DYNAMIC`, once for all lengths.
+all lengths of rows; or, without `DYNAMIC`, once for each length, of which there have to be few then.
 
 Look here after an upgrade of torch, transformers or peft. Beside their documented interfaces, this file relies on
 
@@ -44,8 +44,8 @@ from src.tree import compiler, prefix
 ATTENTION = "tree"
 """Our name for flex attention over keys that `prefix.key_copies` repeats."""
 DYNAMIC = True
-"""Whether layers are compiled once for rows of all lengths, of which there can be more then. One H100, 64 items a step:
-for one length, 10 % of each row is filling and a step takes 932 ms; for six, 2 % and 876 ms.
+"""Whether layers are compiled once for rows of all lengths, which are then filled up to whole tiles. One H100, 64 items
+a step: for one length, 10 % of each row is filling and a step takes 932 ms; for six, 2 % and 876 ms.
 """
 REPEATED = 128
 """Head size with which a Hopper GPU reads keys and values that are repeated for all heads that share them. One H100, a

@@ -19,7 +19,7 @@ from src.tree import compiled as layers
 from src.tree.branches import pairs
 from src.tree.compiler import SPEEDUP
 from src.tree.prefix import BLOCK
-from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes, trees
+from src.tree.rows import WORTHWHILE, Kind, Layout, filled_tokens, lengths_for, sizes, trees, whole_tiles
 
 CPU_TREE, CPU_BATCH = 512, 1024
 """Tokens on a CPU of the shortest rows of a tree (about a dialogue), and of a padded batch: as much as stays in the
@@ -57,16 +57,16 @@ UNPACKING = 1.05
 SELECTIVE = 1.03
 """About how many times longer a step takes with selective recomputation, by the bytes that it moves."""
 COMPILING_SECONDS = 12
-"""Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200."""
-DYNAMIC_SECONDS = 3
-"""Seconds that a further length takes in layers that are compiled for all lengths, roughly: with two steps, 3.8 s were
-seen on the host of an H100.
+"""Seconds that compiling for another length of rows takes, roughly: 8 to 15 s were seen on the host of an H200. Layers
+that are compiled for all lengths take no time for another one: 72 steps of 8 lengths took .68 to .86 s each, by their
+tokens alone, the first of a length like the others (H200).
 """
 CAPTURED_ROW = 4096
 """Tokens of a row up to which steps are captured as CUDA graphs: longer rows keep a GPU busy without it."""
-CAPTURING_SECONDS = 0.07
-"""Seconds for each layer that the capture of one more kind of step takes, with the step that it is compared with: 0.5 s
-for 32 layers and 3.8 s for 64 in NF4 were seen on one H100 for the capture alone.
+CAPTURING_SECONDS = 0.16
+"""Seconds for each layer that the capture of one more kind of step takes, with the steps before it and the one that it
+is compared with: 3.8 s and more were seen on one H100 for 32 layers, 0.5 s of them (64 in NF4: 3.8 s) for the capture
+alone.
 """
 SEEN = 1024
 """Items of the first steps that the lengths of rows are derived from."""
@@ -137,10 +137,9 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     found: list[tuple[tuple[float, ...], Layout, MemoryPlan]] = []
     for budget in row_budgets(max(map(max, whole)) if shares else longest, longest):
         rows = [size for step in some for size in _sizes(step, Layout(kind, budget, pad_id))]
-        another = int(part * compiling_tokens(shape, recipe.method, device, max(*rows, longest) <= CAPTURED_ROW))
-        lengths = lengths_for([*rows, longest], another)
+        lengths, once = _training_lengths(training, [*rows, longest], device, part)
         # Rows are filled evenly, so the longest may be well below what was allowed.
-        tokens, computed = lengths[-1], filled_tokens(rows, lengths) + another * len(lengths)
+        tokens, computed = lengths[-1], filled_tokens(rows, lengths) + once
         items = len(training.steps[0]) * tokens // max(map(sum, whole)) + 1 if shares else 1
         places, repeated = training.logit_positions(items), layers.repeats_keys(device, shape.head_dim)
         work = Workload(
@@ -158,6 +157,23 @@ def _compiled_layout(training: TrainingSteps, some: list[GroupedSequences], devi
     _, layout, memory = min(found, key=lambda one: one[0])
     computed = sum(size for step in some for size in _sizes(step, layout))
     return TrainingLayout(layout, tokens_in / computed, memory)
+
+
+def _training_lengths(
+    training: TrainingSteps, rows: Sequence[int], device: torch.device, part: float
+) -> tuple[Sequence[int], int]:
+    """(lengths for rows of so many tokens, tokens that are computed in the time that having these lengths takes once).
+
+    Layers that are compiled for all lengths fill rows up to whole tiles. A captured step costs a capture for each
+    length, and sharded layers are compiled for each. part: the share of `rows` in the whole training.
+    """
+    captured = max(rows) <= CAPTURED_ROW
+    if layers.DYNAMIC and not captured and training.cards == 1:
+        return whole_tiles(max(rows)), 0
+    seconds = CAPTURING_SECONDS * training.shape.layers if captured and layers.DYNAMIC else COMPILING_SECONDS
+    another = int(part * computed_tokens(seconds, training.shape, training.recipe.method, device))
+    lengths = lengths_for(rows, another)
+    return lengths, another * len(lengths)
 
 
 def _standard_layout(training: TrainingSteps, some: list[GroupedSequences], device: torch.device) -> TrainingLayout:
@@ -216,10 +232,13 @@ def row_options(recipe: Recipe, shape: Shape, work: Workload, free: int | None) 
 
 
 def shorter(layout: Layout, longest: int) -> Layout | None:
-    """Rows of a quarter fewer tokens, all of one length, that still hold `longest` tokens; None when there are none."""
+    """Rows of a quarter fewer tokens that still hold `longest` tokens, all of one length where there were few; None
+    when there are none.
+    """
     least = -(-longest // BLOCK) * BLOCK
     tokens = max(least, int(layout.tokens * 0.75) // BLOCK * BLOCK)
-    return dataclasses.replace(layout, tokens=tokens, lengths=(tokens,)) if tokens < layout.tokens else None
+    lengths = whole_tiles(tokens) if isinstance(layout.lengths, range) else (tokens,)
+    return dataclasses.replace(layout, tokens=tokens, lengths=lengths) if tokens < layout.tokens else None
 
 
 def scoring_layout(
@@ -230,9 +249,7 @@ def scoring_layout(
     compiled: bool,
     share: str = "auto",
 ) -> Layout:
-    """The layout for scoring prompts, in rows of few lengths: trees where they save enough, or as `share` ("auto",
-    "on", "off") says.
-    """
+    """The layout for scoring prompts: trees where they save enough, or as `share` ("auto", "on", "off") says."""
     if not compiled:
         padded = Layout("padded", CPU_BATCH, pad_id)
         if share == "off" or (share == "auto" and device.type != "cpu"):
@@ -247,7 +264,13 @@ def scoring_layout(
     kind: Kind = "tree" if share == "on" or pays else "single"
     if kind == "single":
         rows = list(map(len, prompts))
-    return Layout(kind, tokens, pad_id, lengths_for(rows, compiling_tokens(shape, "scoring", device)))
+    return Layout(kind, tokens, pad_id, whole_tiles(max(rows)))
+
+
+def few_lengths(layout: Layout, prompts: Sequence[Sequence[int]], shape: Shape, device: torch.device) -> Layout:
+    """The layout for scoring prompts in layers that are compiled for each length of rows by itself."""
+    another = computed_tokens(COMPILING_SECONDS, shape, "scoring", device)
+    return dataclasses.replace(layout, lengths=lengths_for(sizes(prompts, layout), another))
 
 
 def scoring_tokens(shape: Shape, free: int) -> int:
@@ -256,14 +279,10 @@ def scoring_tokens(shape: Shape, free: int) -> int:
     return max(BLOCK, int(free / 2 / each) // BLOCK * BLOCK)
 
 
-def compiling_tokens(shape: Shape, method: str, device: torch.device, captured: bool = False) -> int:
-    """Tokens that are computed in the time that another length takes when it first comes up, at half the GPU's peak.
-    captured: whether steps are captured for each length.
-    """
+def computed_tokens(seconds: float, shape: Shape, method: str, device: torch.device) -> int:
+    """Tokens that are computed in `seconds` at half the GPU's peak, in training by `method` or in "scoring"."""
     peak = peak_tflops(torch.cuda.get_device_name(device)) or 300
     each = 2 if method == "scoring" else flops(method, False)
-    seconds: float = DYNAMIC_SECONDS if layers.DYNAMIC else COMPILING_SECONDS
-    seconds += CAPTURING_SECONDS * shape.layers if captured else 0
     return int(seconds * peak * 1e12 / 2 / (each * shape.linear_parameters))
 
 

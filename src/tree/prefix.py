@@ -143,15 +143,20 @@ def together(order: Iterable[int], groups: Sequence[int] | None) -> list[list[in
     return list(units.values())
 
 
-def key_copies(end: np.ndarray, tiles: int) -> tuple[int, int]:
+def key_copies(end: np.ndarray, tiles: int, longest: int = 0) -> tuple[int, int]:
     """(prefix, copies): how `block_mask` should repeat the keys of the row's root, the tokens that all others see.
 
     Flex attention's backward pass goes through all queries of a tile of keys one after the other. For the root's keys
-    that takes longer than everything else together. So each copy of them serves only `tiles` tiles of queries.
+    that takes longer than everything else together. So each copy of them serves only `tiles` tiles of queries of a row
+    of `longest` tokens. Shorter rows have as many copies, because layers are compiled anew for another number of them:
+    half as many, and so on, only where a copy would serve fewer queries than it has keys.
     """
     root = int(np.argmax(end != end[0])) if (end != end[0]).any() else len(end)
-    prefix = -(-root // BLOCK) * BLOCK
-    return prefix, max(1, len(end) // max(prefix, tiles * BLOCK))
+    prefix, count = -(-root // BLOCK) * BLOCK, len(end) // BLOCK
+    copies = max(1, max(len(end), longest) // (tiles * BLOCK))
+    while copies > 1 and -(-count // copies) * BLOCK < prefix:
+        copies //= 2
+    return prefix, copies
 
 
 def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> torch.Tensor:

@@ -43,14 +43,15 @@ class Layout:
 
     tokens      at most so many in a row, including padding; a longer sequence has its own row
     pad_id      an id to fill rows with; nothing attends to it
-    lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending; () for none
+    lengths     the lengths that rows of a tree or of one sequence are filled up to, ascending: few of them, or a range
+                of all whole tiles (`whole_tiles`); () for none
     sequences   at most so many in a padded batch, but for a group with more
     """
 
     kind: Kind
     tokens: int
     pad_id: int
-    lengths: tuple[int, ...] = ()
+    lengths: Sequence[int] = ()
     sequences: int | None = None
 
     @property
@@ -197,6 +198,11 @@ def trees(
         yield prefix.build([sequences[number] for number in numbers])
 
 
+def whole_tiles(longest: int) -> range:
+    """All lengths that rows of up to `longest` tokens can be filled up to."""
+    return range(prefix.BLOCK, longest + prefix.BLOCK, prefix.BLOCK)
+
+
 def lengths_for(found: Sequence[int], compiling: int) -> tuple[int, ...]:
     """The lengths to fill rows of `found` tokens up to: those that cost the fewest tokens, including padding, where
     each length costs `compiling` tokens once.
@@ -244,7 +250,7 @@ def _tree_row(sequences: list[Sequence[int]], wanted: list[list[Term]], layout: 
         "depth": torch.from_numpy(laid.depth),
         "end": torch.from_numpy(laid.end),
         "source": torch.tensor(source, dtype=torch.long),
-        "copies": prefix.key_copies(laid.end, TILES_PER_COPY),
+        "copies": prefix.key_copies(laid.end, TILES_PER_COPY, layout.tokens),
         **_targets(wanted),
     }
 

@@ -62,7 +62,7 @@ def others(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict
 @pytest.fixture
 def many_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another length costs nothing, so that rows have several."""
-    for cost in ("COMPILING_SECONDS", "DYNAMIC_SECONDS", "CAPTURING_SECONDS"):
+    for cost in ("COMPILING_SECONDS", "CAPTURING_SECONDS"):
         monkeypatch.setattr(layouts, cost, 0)
 
 

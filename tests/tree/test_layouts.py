@@ -22,7 +22,8 @@ from src.tree.layouts import (
     CPU_TREES,
     GPU_SCORING,
     TrainingSteps,
-    compiling_tokens,
+    computed_tokens,
+    few_lengths,
     row_budgets,
     row_options,
     scoring_layout,
@@ -70,10 +71,11 @@ def laid_out(
     shape: Shape = BLLOSSOM,
     device: torch.device = GPU,
     compiled: bool = True,
+    cards: int = 1,
 ) -> tuple[Layout, float, MemoryPlan]:
     steps = epoch_steps(examples, one)
     positions = functools.partial(make_objective(one).logit_positions, examples)
-    work = TrainingSteps(one, shape, examples, steps, PAD, positions)
+    work = TrainingSteps(one, shape, examples, steps, PAD, positions, cards)
     found = training_layout(work, device, compiled=compiled and device.type == "cuda")
     return found.layout, found.sharing_factor, found.memory
 
@@ -195,10 +197,11 @@ def test_the_cheapest_way_that_fits(method: str, gib: float, card: Card) -> None
     costs = []
     for budget in budgets(largest):
         rows = [size for step in steps for size in sizes(step, Layout("tree", budget, PAD))]
-        seconds = layouts.DYNAMIC_SECONDS + (32 * layouts.CAPTURING_SECONDS if max(*rows, LONGEST) <= 4096 else 0)
         each = 6 if method == "full" else 4
-        another = int(int(seconds * 989e12 / 2 / (each * BLLOSSOM.linear_parameters)) / one.epoch)
-        lengths = lengths_for([*rows, LONGEST], another)
+        another = int(32 * layouts.CAPTURING_SECONDS * 989e12 / 2 / (each * BLLOSSOM.linear_parameters) / one.epoch)
+        lengths: Sequence[int] = lengths_for([*rows, LONGEST], another)
+        if max(*rows, LONGEST) > 4096:
+            lengths, another = range(BLOCK, max(*rows, LONGEST) + BLOCK, BLOCK), 0
         tokens, computed = lengths[-1], sum(min(one for one in lengths if one >= size) for size in rows)
         places = memory.ANSWER_TOKENS * (64 * tokens // largest + 1)
         work = Workload(method, 6, tokens, 1, "tree", one.lora_dropout > 0, places, repeated=True)
@@ -325,18 +328,12 @@ def test_a_longer_run_has_more_lengths(card: Card) -> None:
     card(141)
     found = [len(laid_out(recipe(batch_size=8, epoch=epoch))[0].lengths) for epoch in (1, 20, 10**6)]
     assert found == sorted(found) and found[0] == 1 and found[-1] > 4
-    # A slower GPU computes less in the time that a compilation takes.
+    # A slower GPU computes less in the same time.
     card(141, "NVIDIA A100-SXM4-80GB")
-    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(
-        layouts.DYNAMIC_SECONDS * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters
-    )
-    assert compiling_tokens(BLLOSSOM, "scoring", GPU) == int(
-        layouts.DYNAMIC_SECONDS * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters
-    )
+    assert computed_tokens(3, BLLOSSOM, "lora", GPU) == int(3 * 312e12 / 2 / 4 / BLLOSSOM.linear_parameters)
+    assert computed_tokens(12, BLLOSSOM, "scoring", GPU) == int(12 * 312e12 / 2 / 2 / BLLOSSOM.linear_parameters)
     card(141, "a card of tomorrow")
-    assert compiling_tokens(BLLOSSOM, "full", GPU) == int(
-        layouts.DYNAMIC_SECONDS * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters
-    )
+    assert computed_tokens(3, BLLOSSOM, "full", GPU) == int(3 * 300e12 / 2 / 6 / BLLOSSOM.linear_parameters)
 
 
 def test_layers_compiled_for_all_lengths_leave_little_to_fill(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,11 +343,17 @@ def test_layers_compiled_for_all_lengths_leave_little_to_fill(card: Card, monkey
         return filled_tokens(rows, layout.lengths) / sum(rows) - 1
 
     card(80)
-    one = recipe(batch_size=16, epoch=20)
+    one = recipe(batch_size=16, epoch=1)
+    layout = laid_out(one)[0]
+    assert layout.lengths == range(BLOCK, layout.tokens + BLOCK, BLOCK) and layout.tokens > layouts.CAPTURED_ROW
+    for step in steps_of(one):
+        for row, tokens in zip(lay_out(step, [], layout), sizes(step, layout), strict=True):
+            assert tokens <= row["input_ids"].shape[1] < tokens + BLOCK
     little = filling(one)
     monkeypatch.setattr(compiled, "DYNAMIC", False)
-    assert little < 0.05 < 0.1 < filling(one)
-    assert compiling_tokens(BLLOSSOM, "lora", GPU) == int(12 * 989e12 / 2 / 4 / BLLOSSOM.linear_parameters)
+    assert little < 0.03 < 0.1 < filling(one)
+    assert len(laid_out(one)[0].lengths) == 1
+    assert len(laid_out(one, cards=2)[0].lengths) == 1
 
 
 def test_a_length_costs_little_where_there_is_much_to_learn(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,10 +428,13 @@ def test_scoring_on_a_gpu(card: Card) -> None:
     assert scoring_tokens(BLLOSSOM, 120 * GIB) > GPU_SCORING > scoring_tokens(BLLOSSOM, GIB) >= BLOCK
     assert scoring_tokens(BLLOSSOM, 0) == BLOCK
     card(120)
-    # 51,000 tokens in two rows of one length; unlike prompts have rows of their own.
-    assert len(scoring_layout(PROMPTS, BLLOSSOM, PAD, GPU, True).lengths) == 1
+    # 51,000 tokens in two rows, of one length where layers are compiled for each; unlike prompts have their own rows.
+    layout = scoring_layout(PROMPTS, BLLOSSOM, PAD, GPU, True)
+    assert len(rows := sizes(PROMPTS, layout)) == 2
+    assert few_lengths(layout, PROMPTS, BLLOSSOM, GPU) == replace(layout, lengths=(-(-max(rows) // BLOCK) * BLOCK,))
     unlike = [(number,) * (900 + number) for number in range(20)]
-    assert scoring_layout(unlike, BLLOSSOM, PAD, GPU, True) == Layout("single", GPU_SCORING, PAD, (1024,))
+    layout = Layout("single", GPU_SCORING, PAD, range(BLOCK, 1024 + BLOCK, BLOCK))
+    assert scoring_layout(unlike, BLLOSSOM, PAD, GPU, True) == layout
 
 
 # Orders

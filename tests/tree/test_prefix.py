@@ -201,10 +201,15 @@ def test_every_query_sees_one_copy_of_each_key(
 def test_what_all_see_is_repeated_for_so_many_tiles_of_queries(rng: random.Random, tiles: int, roots: int) -> None:
     row = random_row(rng, roots)
     prefix, copies = key_copies(row.end, tiles)
-    part = -(-len(row) // BLOCK // copies) * BLOCK
+    count = len(row) // BLOCK
+    part = -(-count // copies) * BLOCK
     assert prefix % BLOCK == 0 and BLOCK <= prefix <= part
     assert copies == 1 or part >= tiles * BLOCK
-    assert copies + 1 > len(row) / max(prefix, tiles * BLOCK), "one more would still serve as many"
+    most = max(1, count // tiles)
+    assert copies in [most >> halved for halved in range(6)]
+    assert (
+        copies == most or -(-count // (2 * copies)) * BLOCK < prefix or -(-count // (2 * copies + 1)) * BLOCK < prefix
+    )
     if roots == 1:
         real = len(set(np.concatenate(row.paths).tolist()))
         by_all = seen(row)[:real, :real].sum(0) == np.arange(real, 0, -1)
@@ -219,6 +224,9 @@ def test_copies_by_hand() -> None:
     assert key_copies(row.end, 6) == (2 * BLOCK, 4)
     assert key_copies(row.end, 24) == (2 * BLOCK, 1)
     assert key_copies(row.end, 1) == (2 * BLOCK, 12), "a copy serves at least as many queries as it has keys"
+    assert key_copies(row.end, 6, 30 * BLOCK) == (2 * BLOCK, 5), "as many as in the longest row"
+    short = pad(build([[0] * 130 + [branch] * 120 for branch in (1, 2, 3)]), 4 * BLOCK, 0)
+    assert key_copies(short.end, 6, 30 * BLOCK) == (2 * BLOCK, 2), "5 copies would serve one tile of queries each"
     alone = build([[0] * 300])
     assert key_copies(alone.end, 1) == (3 * BLOCK, 1)
 
