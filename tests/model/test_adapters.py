@@ -117,6 +117,16 @@ def assert_equal(theirs: Any, ours: Any, x: torch.Tensor, rtol: float = 1e-5, se
         assert (value - expected).abs().max() <= rtol * expected.abs().max(), name
 
 
+@pytest.fixture(params=["sum of results", "added as computed"])
+def summed(request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether products are added as on a GPU."""
+    if request.param == "added as computed":
+        monkeypatch.setattr(adapters, "SUMMED_ON", ("cpu",))
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("summed")
 @pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
 @pytest.mark.parametrize("r", [1, 6, 8])
 def test_the_same_function_and_gradients(packed: bool, r: int) -> None:
@@ -129,6 +139,7 @@ def test_the_same_function_and_gradients(packed: bool, r: int) -> None:
         assert (theirs(inputs()) - ours(inputs())).abs().max() > 0.1, "adapters that say nothing show nothing"
 
 
+@pytest.mark.usefixtures("summed")
 def test_dropout_draws_what_pefts_draws() -> None:
     theirs, ours = pair(lora_dropout=0.4)
     replace_dropout([module for module in theirs.modules() if hasattr(module, "lora_dropout")])
@@ -141,6 +152,7 @@ def test_dropout_draws_what_pefts_draws() -> None:
     assert torch.equal(ours(inputs()), ours(inputs()))
 
 
+@pytest.mark.usefixtures("summed")
 def test_fp32_adapters_on_a_bf16_base_need_no_autocast() -> None:
     theirs, ours = pair(dtype=torch.bfloat16)
     assert {one.dtype for name, one in ours.named_parameters() if "lora_" in name} == {torch.float32}
@@ -221,6 +233,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
+@pytest.mark.usefixtures("summed")
 def test_layers_with_one_input_share_a_product(packed: bool, products: list[int]) -> None:
     theirs, ours = pair(packed=packed, kind=Block)
     products.clear()
@@ -228,7 +241,43 @@ def test_layers_with_one_input_share_a_product(packed: bool, products: list[int]
         ours(inputs())
     assert products == [3, 1, 2, 1]
     assert_equal(theirs, ours, inputs(), rtol=1e-4)
-    assert all(group.x is None and not group.products for group in groups(ours)), "nothing is kept"
+    assert all(group.x is None and not group.parts for group in groups(ours)), "nothing is kept"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["fp32", "nf4"])
+def test_only_weights_that_are_not_packed_are_added_as_computed(
+    packed: bool, summed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = pair(packed=packed, kind=Block)
+    called: list[int] = []
+    operator = adapters.adapted
+
+    def noted(x: torch.Tensor, weights: list[torch.Tensor], *rest: Any) -> list[torch.Tensor]:
+        called.append(len(weights))
+        return operator(x, weights, *rest)
+
+    monkeypatch.setattr(adapters, "adapted", noted)
+    ours(inputs())
+    assert called == ([3, 1, 2, 1] if summed and not packed else [])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_operators_keep_torchs_contracts(several: bool) -> None:
+    made = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=made, dtype=torch.float64)
+
+    outputs, ranks = ([4, 3], [2, 3]) if several else ([4], [2])
+    weights = [drawn(out, 6) for out in outputs]
+    ups = [drawn(*shape).requires_grad_() for shape in zip(outputs, ranks, strict=True)]
+    x, downs = drawn(2, 5, 6).requires_grad_(), drawn(sum(ranks), 6).requires_grad_()
+    for biases in ([], [drawn(out) for out in outputs]):
+        torch.library.opcheck(adapters.adapted, (x, weights, downs, ups, biases))
+    product = drawn(2, 5, ranks[0]).requires_grad_()
+    torch.library.opcheck(adapters.product_sum, (x, weights[0], product, ups[0], drawn(4)))
+    gradients = [drawn(2, 5, out) for out in outputs]
+    torch.library.opcheck(adapters.input_gradient, (gradients, weights, drawn(2, 5, sum(ranks)), drawn(sum(ranks), 6)))
 
 
 def groups(model: Any) -> list[adapters.Group]:
@@ -236,6 +285,7 @@ def groups(model: Any) -> list[adapters.Group]:
     return [owner.group for owner in owners if isinstance(owner, adapters.Member)]
 
 
+@pytest.mark.usefixtures("summed")
 def test_each_adapter_has_its_own_dropout(products: list[int]) -> None:
     theirs, ours = pair(kind=Block, lora_dropout=0.4)
     replace_dropout([module for module in theirs.modules() if hasattr(module, "lora_dropout")])
@@ -249,7 +299,7 @@ def test_each_adapter_has_its_own_dropout(products: list[int]) -> None:
     assert products == [3, 1, 2, 1]
 
 
-@pytest.mark.usefixtures("aligned")
+@pytest.mark.usefixtures("aligned", "summed")
 def test_joined_products_on_the_grid() -> None:
     theirs, ours = pair(kind=Block)
     assert_equal(theirs, ours, inputs(), rtol=3e-5)
