@@ -73,15 +73,14 @@ class Blocks:
     def masks(self, window: int | None, dtype: torch.dtype) -> list[torch.Tensor]:
         """For each block, what is added to the scores: (1, 1, tokens, tokens of its path and its own)."""
         if (window, dtype) not in self._masks:
-            seen = prefix.visible(self.depth, self.end, window)
-            least = torch.finfo(dtype).min
-            of_pieces = torch.arange(len(self.depth)).split(self.sizes)
-            self._masks[window, dtype] = [
-                torch.zeros((), dtype=dtype).where(
-                    seen[one.start : one.stop, torch.cat([of_pieces[piece] for piece in pieces_of(one)])], least
-                )[None, None]
-                for one in self.blocks
-            ]
+            none, least = torch.zeros((), dtype=dtype), torch.finfo(dtype).min
+            every = torch.arange(len(self.depth))
+            of_pieces = every.split(self.sizes)
+            self._masks[window, dtype] = masks = []
+            for one in self.blocks:
+                keys = torch.cat([of_pieces[piece] for piece in pieces_of(one)])
+                seen = prefix.visible_part(self.depth, self.end, window, every[one.start : one.stop], keys)
+                masks.append(none.where(seen, least)[None, None])
         return self._masks[window, dtype]
 
 

@@ -161,10 +161,18 @@ def key_copies(end: np.ndarray, tiles: int, longest: int = 0) -> tuple[int, int]
 
 def visible(depth: torch.Tensor, end: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """(n, n) bool, [q, k]: whether token q sees token k, at most `window` - 1 depths above it."""
-    index = torch.arange(len(end), device=end.device)
-    seen = (index[None, :] <= index[:, None]) & (index[:, None] < end[None, :])
+    every = torch.arange(len(end), device=end.device)
+    return visible_part(depth, end, window, every, every)
+
+
+def visible_part(
+    depth: torch.Tensor, end: torch.Tensor, window: int | None, queries: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """(queries, keys) bool: `visible` for these positions alone."""
+    at = queries[:, None]
+    seen = (keys[None, :] <= at) & (at < end[keys][None, :])
     if window is not None:
-        seen &= depth[:, None] - depth[None, :] < window
+        seen &= depth[queries][:, None] - depth[keys][None, :] < window
     return seen
 
 
