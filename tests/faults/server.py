@@ -6,6 +6,7 @@ exit code, or null while it runs. The shim is loaded from the beginning and coun
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -36,6 +37,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # or the collector would look through all of it in every child, and so copy it
     for line in sys.stdin:
         request = json.loads(line)
         answer = start(**request["start"]) if "start" in request else poll(request["poll"])
@@ -56,9 +58,20 @@ def start(**given: Any) -> int:
     work(**given)
 
 
-def work(module: str, words: list[str], folder: str, output: str, plan: str | None) -> NoReturn:
-    """What a child does: `python -m module words` in `folder`, with its output in files that begin with `output`."""
+def work(
+    module: str,
+    words: list[str],
+    folder: str,
+    output: str,
+    plan: str | None,
+    environment: dict[str, str] | None = None,
+) -> NoReturn:
+    """What a child does: `python -m module words` in `folder`, with its output in files that begin with `output`.
+
+    environment  more variables
+    """
     os.setsid()
+    os.environ.update(environment or {})
     os.chdir(folder)
     for number, name in ((0, os.devnull), (1, f"{output}.out"), (2, f"{output}.err")):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -4,7 +4,7 @@ import functools
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from src.model import ranks
 from src.train.curves import read_steps
 from src.train.ranks import GradientSum, seed_step
 from tests import launched, toys
+from tests.forked_ranks import Forks
 from tests.made_runs import make_place, stored
 from tests.made_trainings import weights
 from tests.train import ranks_cases as cases
@@ -36,12 +37,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_two(place: Path) -> dict[str, Any]:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def by_two(place: Path, forks: Forks) -> dict[str, Any]:
     """What the records have of all cases, by two ranks; their folders are beside it. Begins with one process's half of
     a training, which the ranks go on with.
     """
     cases.interrupted(place / "from 1 to 2")
-    launched.run([launched.ROOT / "tests/train/ranks_job.py", place], place)
+    launched.run(["tests.train.ranks_job", place], place, start=forks.start)
     found: dict[str, Any] = json.loads((place / "found.json").read_text())
     return found
 
@@ -123,17 +131,17 @@ def test_commands_share_their_work_and_rank_0_alone_speaks(place: Path, by_two: 
                 assert values == pytest.approx(theirs, abs=1e-5)
 
 
-def test_a_step_of_too_few_items_is_refused_before_anything_else(place: Path) -> None:
-    words = ["-m", "run.train", *cases.words(place, "small"), "--batch_size", "1"]
-    out, err = launched.run(words, place, code=2)
+def test_a_step_of_too_few_items_is_refused_before_anything_else(place: Path, forks: Forks) -> None:
+    words = ["run.train", *cases.words(place, "small"), "--batch_size", "1"]
+    out, err = launched.run(words, place, code=2, start=forks.start)
     assert out == "" and err.count("error:") == err.count("\n") == 1
     assert "has 1 item" in err and "at least 2 items" in err and "--batch_size 2" in err
     assert not (place / "small").exists()
 
 
-def test_a_training_ends_with_a_killed_rank(place: Path) -> None:
-    words = ["-m", "run.train", *cases.words(place, "killed"), "--epoch", "500", "--batch_size", "2"]
-    both = launched.start(words, place)
+def test_a_training_ends_with_a_killed_rank(place: Path, forks: Forks) -> None:
+    words = ["run.train", *cases.words(place, "killed"), "--epoch", "500", "--batch_size", "2"]
+    both = forks.start(words, place)
     try:
         wait_for(lambda: "step 4:" in launched.said(place, 0)[0] or both[0].poll() is not None)
         both[1].kill()

@@ -1,5 +1,6 @@
 """Two ranks with sharded parameters do what one process does with whole ones. They are started once for all tests."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.score.letters import LetterScorer
 from src.train.sharded import choose_layout, emptied
 from src.tree.layouts import TrainingSteps
 from tests import launched, toys
+from tests.forked_ranks import Forks
 from tests.made_trainings import CPU, DEV, TRAIN, encoder, weights
 from tests.train import sharded_cases as cases
 
@@ -43,7 +45,8 @@ def by_two(place: Path) -> dict[str, Any]:
     """
     with torch.compiler.set_stance("force_eager"):
         cases.interrupted(place, "from 1 to 2")
-    _, told = launched.run([launched.ROOT / "tests/train/sharded_job.py", place], place, code=2)
+    with contextlib.closing(Forks(place)) as forks:
+        _, told = launched.run(["tests.train.sharded_job", place], place, code=2, start=forks.start)
     assert (place / "found.json").is_file(), told
     found: dict[str, Any] = json.loads((place / "found.json").read_text())
     return {**found, "damaged": told}
