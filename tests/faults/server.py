@@ -19,9 +19,11 @@ from typing import Any, NoReturn
 
 WARM = (
     *("torch", "transformers", "peft", "accelerate", "safetensors.torch"),
-    *("transformers.trainer", "transformers.models.llama", "transformers.models.qwen2"),
-    *("rich.table", "rich.progress", "yaml", "jinja2.sandbox", "scipy.stats"),
+    *("transformers.trainer", "peft.utils.transformers_weight_conversion"),
+    *(f"transformers.models.{family}.modeling_{family}" for family in ("llama", "qwen2", "gemma2")),
+    *("rich.table", "rich.progress", "yaml", "jinja2.sandbox", "scipy.stats", "torch.distributed"),
     *("src.runs.training", "src.runs.scoring", "src.runs.command", "src.vote.decision", "src.vote.exported"),
+    *("src.figures.training", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
 )
 """Imported before the first command."""
 
