@@ -1,5 +1,6 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
+import gc
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,6 +10,15 @@ from typing import Any
 import pytest
 
 from src import task
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there before the tests of a file, a million objects of torch and transformers among it, is garbage never:
+    the collector leaves it out. It would look through all of it for half a second in every training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

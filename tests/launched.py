@@ -5,8 +5,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0
@@ -18,21 +19,34 @@ def environment(**told: object) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(places), **{name: str(value) for name, value in told.items()}}
 
 
-def start(words: Sequence[str | Path], folder: Path, world: int = 2) -> list["subprocess.Popen[bytes]"]:
-    """The ranks of `python words…`; what each prints goes to `folder`."""
+class Rank(Protocol):
+    """A process."""
+
+    def wait(self, timeout: float) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+def ranks_told(world: int) -> list[dict[str, str]]:
+    """What torchrun would tell each of `world` ranks in its environment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told = [{"RANK": rank, "LOCAL_RANK": rank, **shared, "OMP_NUM_THREADS": 1} for rank in range(world)]
+    return [{name: str(value) for name, value in one.items()} for one in told]
+
+
+def start(words: Sequence[str | Path], folder: Path, world: int = 2) -> list["subprocess.Popen[bytes]"]:
+    """The ranks of `python words…`; what each prints goes to `folder`."""
     found = []
-    for rank in range(world):
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    for rank, told in enumerate(ranks_told(world)):
         with open(folder / f"{rank}.out", "wb") as out, open(folder / f"{rank}.err", "wb") as err:
             command = [sys.executable, *map(str, words)]
             found.append(subprocess.Popen(command, env=environment(**told), cwd=ROOT, stdout=out, stderr=err))
     return found
 
 
-def end(ranks: Sequence["subprocess.Popen[bytes]"], patience: float = PATIENCE) -> list[int]:
+def end(ranks: Sequence[Rank], patience: float = PATIENCE) -> list[int]:
     """Their exit codes. patience: in seconds; who takes longer is killed."""
     until = time.monotonic() + patience
     try:
@@ -48,7 +62,13 @@ def said(folder: Path, rank: int) -> tuple[str, str]:
     return out, err
 
 
-def run(words: Sequence[str | Path], folder: Path, code: int = 0, patience: float = PATIENCE) -> tuple[str, str]:
+def run(
+    words: Sequence[str | Path],
+    folder: Path,
+    code: int = 0,
+    patience: float = PATIENCE,
+    start: Callable[[Sequence[str | Path], Path], Sequence[Rank]] = start,
+) -> tuple[str, str]:
     """What rank 0 prints. All ranks have to end with `code`, and the others have to be quiet."""
     codes = end(start(words, folder), patience)
     told = "\n".join(f"rank {rank}: {said(folder, rank)}" for rank in range(len(codes)))

@@ -25,6 +25,8 @@ from tests import toys
 CPU = torch.device("cpu")
 SHORT = parse_prompt(toys.SHORT, "short")
 TRAIN, DEV = [*toys.items(5), *toys.items(3, 5, inference_2="짧다.", output="inference_2")], toys.items(6, 8)
+SOME = TRAIN[2:7]
+"""Of three dialogues, and of both kinds: enough where all layouts compute the same."""
 Folder = Callable[[str], Path]
 LAYOUTS = {
     "tree": Layout("tree", 10**6, 0),

@@ -201,13 +201,17 @@ def _is_plain(module: Any) -> bool:
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Saves the adapter of a `PeftModel`. Equal adapters make equal bytes, and the hub is not asked for anything: by
-    default peft looks there whether the vocabulary has grown.
+    default peft looks there whether the vocabulary has grown. There is no model card: peft's form, with nothing filled
+    in, would take longer than the adapter.
     """
     for config in model.peft_config.values():
         if isinstance(config.target_modules, set):  # whose order changes from process to process
             config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with nothing filled in
+    vars(model)["create_or_update_model_card"] = lambda folder: None
+    try:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        del vars(model)["create_or_update_model_card"]
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ exit code, or null while it runs. The shim is loaded from the beginning and coun
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,9 +19,11 @@ from typing import Any, NoReturn
 
 WARM = (
     *("torch", "transformers", "peft", "accelerate", "safetensors.torch"),
-    *("transformers.trainer", "transformers.models.llama", "transformers.models.qwen2"),
-    *("rich.table", "rich.progress", "yaml", "jinja2.sandbox", "scipy.stats"),
+    *("transformers.trainer", "peft.utils.transformers_weight_conversion"),
+    *(f"transformers.models.{family}.modeling_{family}" for family in ("llama", "qwen2", "gemma2")),
+    *("rich.table", "rich.progress", "yaml", "jinja2.sandbox", "scipy.stats", "torch.distributed"),
     *("src.runs.training", "src.runs.scoring", "src.runs.command", "src.vote.decision", "src.vote.exported"),
+    *("src.figures.training", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
 )
 """Imported before the first command."""
 
@@ -36,6 +39,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # or the collector would look through all of it in every child, and so copy it
     for line in sys.stdin:
         request = json.loads(line)
         answer = start(**request["start"]) if "start" in request else poll(request["poll"])
@@ -56,9 +60,20 @@ def start(**given: Any) -> int:
     work(**given)
 
 
-def work(module: str, words: list[str], folder: str, output: str, plan: str | None) -> NoReturn:
-    """What a child does: `python -m module words` in `folder`, with its output in files that begin with `output`."""
+def work(
+    module: str,
+    words: list[str],
+    folder: str,
+    output: str,
+    plan: str | None,
+    environment: dict[str, str] | None = None,
+) -> NoReturn:
+    """What a child does: `python -m module words` in `folder`, with its output in files that begin with `output`.
+
+    environment  more variables
+    """
     os.setsid()
+    os.environ.update(environment or {})
     os.chdir(folder)
     for number, name in ((0, os.devnull), (1, f"{output}.out"), (2, f"{output}.err")):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -14,11 +14,14 @@ from tests.faults.fuzz_readers import READERS
 
 pytestmark = pytest.mark.faults
 
+INPUTS = 50
+"""For each reader."""
+
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_answers_with_the_users_message(name: str) -> None:
-    found = try_reader(name, range(100))
-    assert not found.foreign and found.inputs == 100
+    found = try_reader(name, range(INPUTS))
+    assert not found.foreign and found.inputs == INPUTS
     assert found.seconds < MOST_SECONDS and found.mb < MOST_MB
 
 

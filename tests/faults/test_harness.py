@@ -21,7 +21,7 @@ def test_some_kills_and_full_disks(tmp_path: Path) -> None:
     world = World(tmp_path / "work")
     try:
         scenes = Scenes(world)
-        outcomes = harness.try_all(scenes, kills.kill_trials(scenes, 3) + kills.full_trials(scenes, 2), jobs=1)
+        outcomes = harness.try_all(scenes, kills.kill_trials(scenes, 3) + kills.full_trials(scenes, 1), jobs=1)
     finally:
         world.close()
     assert not any(outcome.problems for outcome in outcomes), harness.failures(outcomes)

@@ -86,14 +86,28 @@ def as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Data, a prompt, a toy model, and in `results` two runs: of adapters, and of all weights."""
+    """Data, a prompt, a toy model, and in `results` a run, of adapters."""
     folder = make_place(tmp_path_factory.mktemp("house"))
     with pytest.MonkeyPatch.context() as patch:
         commands.put_runs_into(folder / "results", patch)
         toys.save("qwen2", folder / "model")
-        for method in ("lora", "full"):
-            commands.start("run.train", *training(folder, folder / "results" / method, "--method", method))
+        commands.start("run.train", *training(folder, folder / "results" / "lora", "--method", "lora"))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def full(place: Path) -> Path:
+    """A run of all weights."""
+    run = place / "full" / "run"
+    commands.start("run.train", *training(place, run, "--method", "full"))
+    return run
+
+
+@pytest.fixture(params=["lora", pytest.param("full", marks=pytest.mark.thorough)])
+def finished(request: pytest.FixtureRequest, place: Path) -> tuple[str, Path]:
+    """(method, run), not to be changed."""
+    run = request.getfixturevalue("full") if request.param == "full" else place / "results" / "lora"
+    return request.param, run
 
 
 def training(place: Path, run: Path, *more: str) -> list[str]:
@@ -154,13 +168,14 @@ def test_the_payload_runs_where_it_may(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "ran").exists()
 
 
-def test_a_finished_run_with_pickles_beside_its_files(place: Path, tmp_path: Path, marker: Path) -> None:
-    for method in ("lora", "full"):
-        run = copy(place / "results" / method, tmp_path / "results" / "run")
-        put_pickles(run, marker)
-        for command, words in reading(place, run):
-            code, said = outcome(command, *words)
-            assert code == 0, said
+def test_a_finished_run_with_pickles_beside_its_files(
+    place: Path, finished: tuple[str, Path], tmp_path: Path, marker: Path
+) -> None:
+    run = copy(finished[1], tmp_path / "results" / "run")
+    put_pickles(run, marker)
+    for command, words in reading(place, run):
+        code, said = outcome(command, *words)
+        assert code == 0, said
 
 
 @pytest.mark.parametrize("kind", ["bare", pytest.param("torch", marks=pytest.mark.thorough)])
@@ -176,20 +191,23 @@ def test_each_file_of_a_finished_run_as_a_pickle(place: Path, tmp_path: Path, ma
 
 
 @pytest.mark.thorough
-def test_an_unfinished_run_with_pickles_beside_its_files(place: Path, tmp_path: Path, marker: Path) -> None:
-    for method in ("lora", "full"):
-        run = unfinished(place / "results" / method, tmp_path / "run")
-        put_pickles(run, marker)
-        outcome("run.train", *training(place, run, "--method", method))
-        assert not marker.exists(), method
+def test_an_unfinished_run_with_pickles_beside_its_files(
+    place: Path, finished: tuple[str, Path], tmp_path: Path, marker: Path
+) -> None:
+    method, whole = finished
+    run = unfinished(whole, tmp_path / "run")
+    put_pickles(run, marker)
+    outcome("run.train", *training(place, run, "--method", method))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_each_file_of_an_unfinished_run_as_a_pickle(place: Path, tmp_path: Path, marker: Path, method: str) -> None:
+def test_each_file_of_an_unfinished_run_as_a_pickle(
+    place: Path, finished: tuple[str, Path], tmp_path: Path, marker: Path
+) -> None:
+    method, whole = finished
     failed: dict[str, str] = {}
-    for number, name in enumerate(files(place / "results" / method)):
-        run = unfinished(place / "results" / method, tmp_path / "run")
+    for number, name in enumerate(files(whole)):
+        run = unfinished(whole, tmp_path / "run")
         (run / name).write_bytes(pickled(marker, ("bare", "torch")[number % 2]))
         try:
             outcome("run.train", *training(place, run, "--method", method))
@@ -284,12 +302,19 @@ def loading(place: Path, model: Path, tmp_path: Path) -> list[tuple[str, list[st
     ]
 
 
-def test_a_model_of_a_known_kind_with_code_beside_it(place: Path, tmp_path: Path, marker: Path) -> None:
+@pytest.mark.parametrize(
+    "searches",
+    # The search imports textgrad, which takes longer than all other commands.
+    [pytest.param(False, id="trained, scored, shown"), pytest.param(True, id="searched", marks=pytest.mark.thorough)],
+)
+def test_a_model_of_a_known_kind_with_code_beside_it(place: Path, tmp_path: Path, marker: Path, searches: bool) -> None:
     model = with_code(place, tmp_path / "own", marker)
-    for command, words in loading(place, model, tmp_path):
+    *others, search = loading(place, model, tmp_path)
+    for command, words in [search] if searches else others:
         outcome(command, *words)
         assert not marker.exists(), command
-    assert (tmp_path / "new" / "record.json").is_file(), "it is trained with transformers' own classes"
+    trained = (tmp_path / "new" / "record.json").is_file()
+    assert trained is not searches, "it is trained with transformers' own classes"
 
 
 def test_a_model_of_its_own_kind(place: Path, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

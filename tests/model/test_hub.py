@@ -286,12 +286,17 @@ def test_a_revision_that_is_not_there(served: SmallHub, place: Path, tmp_path: P
             {"ALL_PROXY": "socks5://user:secret@127.0.0.1:9"},
             "ALL_PROXY names the SOCKS proxy socks5://…@127.0.0.1:9, for which a package is missing: pip install socks",
         ),
-        ({"http_proxy": "socks5h://127.0.0.1:9"}, "http_proxy names the SOCKS proxy socks5h://127.0.0.1:9"),
+        pytest.param(
+            {"http_proxy": "socks5h://127.0.0.1:9"},
+            "http_proxy names the SOCKS proxy socks5h://127.0.0.1:9",
+            marks=pytest.mark.thorough,
+        ),
         ({"HTTPS_PROXY": "ftp://10.0.0.1"}, "HTTPS_PROXY is ftp://10.0.0.1, which is no proxy that can be used here"),
         ({"SSL_CERT_FILE": "/no/such.pem"}, "SSL_CERT_FILE is /no/such.pem, where certificates cannot be read"),
-        (
+        pytest.param(
             {"REQUESTS_CA_BUNDLE": "/no/such.pem", "HF_ENDPOINT": "http://127.0.0.1:9"},
             "REQUESTS_CA_BUNDLE is /no/such.pem, which is not there",
+            marks=pytest.mark.thorough,
         ),
         ({"HF_HUB_OFFLINE": "1"}, "The reason: HF_HUB_OFFLINE is set"),
     ],

@@ -93,39 +93,52 @@ def saved_by_a_compiled_layer(model_type: str, dropout: float, selective: bool) 
 
 
 @pytest.mark.parametrize(
-    "model_type",
-    [pytest.param("llama", marks=pytest.mark.thorough), "qwen2", pytest.param("gemma2", marks=pytest.mark.thorough)],
+    ("model_type", "dropout"),
+    [
+        ("qwen2", 0.05),
+        pytest.param("qwen2", 0.0, marks=pytest.mark.thorough),
+        *(
+            pytest.param(kind, dropout, marks=pytest.mark.thorough)
+            for kind in ("llama", "gemma2")
+            for dropout in (0, 0.05)
+        ),
+    ],
 )
-def test_selective_recomputation_keeps_products_and_attention_alone(model_type: str) -> None:
+def test_selective_recomputation_keeps_products_and_attention_alone(model_type: str, dropout: float) -> None:
     """As counted, but for the angles of positions (64 bytes here, which all layers share), a mask that is kept now and
     then, and Gemma2, whose layers keep less.
     """
     from tests import toys
 
     shape = Shape.of_config(toys.network(TOYS[model_type]).config)
-    for dropout in (0.0, 0.05):
-        for selective in (False, True):
-            work = Workload("lora", 2, 1, attention="tree", dropout=dropout > 0, selective=selective)
-            counted = memory.layer_activations(shape, work, "fp32")
-            found = saved_by_a_compiled_layer(model_type, dropout, selective) - 64
-            assert 0.8 * counted <= found <= 1.12 * counted, (dropout, selective, found, counted)
+    for selective in (False, True):
+        work = Workload("lora", 2, 1, attention="tree", dropout=dropout > 0, selective=selective)
+        counted = memory.layer_activations(shape, work, "fp32")
+        found = saved_by_a_compiled_layer(model_type, dropout, selective) - 64
+        assert 0.8 * counted <= found <= 1.12 * counted, (selective, found, counted)
+
+
+KEPT = [
+    ("llama", "sdpa", "lora", "fp32", True),
+    ("llama", "sdpa", "full", "fp32-8bit", False),
+    ("llama", "sdpa", "full", "bf16-stochastic", False),
+    ("qwen2", "sdpa", "full", "bf16-stochastic", False),
+    ("gemma2", "eager", "lora", "fp32", True),
+    ("gemma2", "eager", "full", "bf16-stochastic", False),
+]
+THOROUGH = [
+    ("llama", "sdpa", "lora", "fp32", False),
+    ("llama", "eager", "lora", "fp32", False),
+    ("gemma2", "eager", "full", "fp32", False),
+]
+ALL = [(*one, checkpointing) for checkpointing in (False, True) for one in (*KEPT, *THOROUGH)]
+BY_DEFAULT = [*((*one, False) for one in KEPT), (*KEPT[2], True), (*KEPT[4], True)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("model_type", "attention", "method", "optimizer", "padded"),
-    [
-        pytest.param("llama", "sdpa", "lora", "fp32", False, marks=pytest.mark.thorough),
-        ("llama", "sdpa", "lora", "fp32", True),
-        ("llama", "sdpa", "full", "fp32-8bit", False),
-        ("llama", "sdpa", "full", "bf16-stochastic", False),
-        pytest.param("llama", "eager", "lora", "fp32", False, marks=pytest.mark.thorough),
-        ("qwen2", "sdpa", "full", "bf16-stochastic", False),
-        ("gemma2", "eager", "lora", "fp32", True),
-        pytest.param("gemma2", "eager", "full", "fp32", False, marks=pytest.mark.thorough),
-        ("gemma2", "eager", "full", "bf16-stochastic", False),
-    ],
+    ("model_type", "attention", "method", "optimizer", "padded", "checkpointing"),
+    [pytest.param(*one, marks=[] if one in BY_DEFAULT else [pytest.mark.thorough]) for one in ALL],
 )
 def test_activations_are_what_autograd_keeps(
     model_type: str,

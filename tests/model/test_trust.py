@@ -153,7 +153,10 @@ def test_transformers_never_asks_at_the_terminal(own: Path, marker: Path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ours", [True, False], ids=["ours", "transformers alone"])
+@pytest.mark.parametrize(
+    "ours",
+    [pytest.param(True, id="ours"), pytest.param(False, id="transformers alone", marks=pytest.mark.thorough)],
+)
 def test_kernels_of_a_hub_count_as_not_installed(
     backbone_folder: Folder, tmp_path: Path, marker: Path, ours: bool
 ) -> None:

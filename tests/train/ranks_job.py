@@ -1,4 +1,4 @@
-"""The trainings of test_ranks.py, on this rank: python tests/train/ranks_job.py FOLDER. Not a test."""
+"""The trainings of test_ranks.py, on this rank: python -m tests.train.ranks_job FOLDER. Not a test."""
 
 import json
 import os

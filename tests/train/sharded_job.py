@@ -1,4 +1,4 @@
-"""What test_sharded.py looks at, on this rank: python tests/train/sharded_job.py FOLDER. Not a test."""
+"""What test_ranks.py looks at, on this rank: python -m tests.train.sharded_job FOLDER. Not a test."""
 
 import json
 import sys

@@ -13,6 +13,7 @@ from src.train import log
 from src.tree import prefix
 from tests import toys
 from tests.made_trainings import (
+    DEV,
     TRAIN,
     Folder,
     encoder,
@@ -40,12 +41,13 @@ def test_what_larger_steps_would_share_is_said(
     backbone_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = toys.recipe(backbone_folder("qwen2"), "qwen2", batch_size=1, epoch=1)
+    items, dev = TRAIN[:4], DEV[:1]
     with toys.compiled_on_a_cpu(monkeypatch), torch.compiler.set_stance("force_eager"):  # only what is said matters
-        assert train(recipe, tmp_path / "little").training["rows"]["kind"] == "single"
+        assert train(recipe, tmp_path / "little", items, dev).training["rows"]["kind"] == "single"
         assert "share too little" not in capsys.readouterr().out, "these would share little in larger steps, too"
         monkeypatch.setattr(log, "WORTHWHILE", 1.1)
-        assert train(recipe, tmp_path / "enough").training["rows"]["kind"] == "single"
-    sequences = [one.ids for one in encoder("qwen2").for_training(TRAIN)]
+        assert train(recipe, tmp_path / "enough", items, dev).training["rows"]["kind"] == "single"
+    sequences = [one.ids for one in encoder("qwen2").for_training(items)]
     fewer = sum(map(len, sequences)) / len(prefix.build(sequences))
     said = f"steps of one item share too little. --batch_size 16 --order dialogue would compute {fewer:.1f} times fewer"
     assert said in capsys.readouterr().out

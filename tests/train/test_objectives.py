@@ -17,7 +17,7 @@ from src.train.objectives import OBJECTIVES, Objective, make_objective
 from src.tree.rows import AT_ONCE, Layout
 from tests import toys
 from tests.made_task import FOUR, PROMPT, four_items, working_on
-from tests.made_trainings import CPU, LAYOUTS, TRAIN, Folder, encoder
+from tests.made_trainings import CPU, LAYOUTS, SOME, TRAIN, Folder, encoder
 
 EVERY = sorted(OBJECTIVES)
 
@@ -90,7 +90,7 @@ def test_a_task_with_four_options_is_learned(
 @pytest.mark.parametrize("name", EVERY)
 def test_every_layout_has_the_same_loss_gradient_and_letters(name: str, loss_per: str) -> None:
     one, made, network = objective(name, loss_per=loss_per), encoder("qwen2"), toys.network("qwen2")
-    examples = one.examples(made, TRAIN)
+    examples = one.examples(made, SOME)
     found = []
     for layout in LAYOUTS.values():
         rows, letters = one.collate(examples, layout), dict[int, list[float]]()
@@ -104,7 +104,7 @@ def test_every_layout_has_the_same_loss_gradient_and_letters(name: str, loss_per
         network.zero_grad()
         values = torch.tensor([letters[number] for number in sorted(letters)])
         found.append((torch.stack(losses).sum().detach(), gradient, values))
-    answers = len(TRAIN) * (1 + one.wrong_answers(3))
+    answers = len(SOME) * (1 + one.wrong_answers(3))
     assert found[0][2].shape == (answers, 1 if one.compares else 3)
     for layout, ours in zip(LAYOUTS, found, strict=True):
         for mine, first in zip(ours, found[0], strict=True):
@@ -114,7 +114,7 @@ def test_every_layout_has_the_same_loss_gradient_and_letters(name: str, loss_per
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_measured_is_the_loss_and_has_words(name: str) -> None:
     one, network = objective(name), toys.network("qwen2")
-    examples = one.examples(encoder("qwen2"), TRAIN)
+    examples = one.examples(encoder("qwen2"), SOME)
     rows = one.collate(examples, LAYOUTS["tree"])
     found = [one.measure(network, examples, layout) for layout in LAYOUTS.values()]
     assert bool(found[0]) == one.measures

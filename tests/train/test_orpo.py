@@ -1,6 +1,7 @@
 """ORPO's loss against the paper's formula, TRL's own and finite differences; its rows, its training, what it logs."""
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from tests.made_trainings import (
     CPU,
     DEV,
     LAYOUTS,
+    SOME,
     TRAIN,
     Folder,
     Killed,
@@ -83,11 +85,32 @@ def by_the_paper(network: Any, wanted: Recipe, examples: list[Example]) -> torch
 # The loss
 
 
-@pytest.mark.parametrize("changes", [{}, {"orpo_nll": "prompt"}, {"loss_per": "token"}, {"orpo_answer": "letter"}])
-@pytest.mark.parametrize("short", FAMILIES)
-def test_every_layout_has_the_papers_loss_and_its_gradients(short: str, changes: dict[str, Any]) -> None:
-    wanted = recipe(short, orpo_beta=0.7, **changes)
-    examples = make_objective(wanted).examples(encoder(short), TRAIN)
+CHANGES: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "prompt": {"orpo_nll": "prompt"},
+    "token": {"loss_per": "token"},
+    "letter": {"orpo_answer": "letter"},
+}
+BY_DEFAULT = [
+    ("bllossom", "usual"),
+    ("qwen2", "prompt"),
+    ("kogemma", "token"),
+    ("kogemma", "usual"),
+    ("qwen2", "letter"),
+]
+"""Each family and each change; the other pairs are thorough."""
+
+
+@pytest.mark.parametrize(
+    ("short", "change"),
+    [
+        pytest.param(*pair, marks=[] if pair in BY_DEFAULT else [pytest.mark.thorough])
+        for pair in itertools.product(FAMILIES, CHANGES)
+    ],
+)
+def test_every_layout_has_the_papers_loss_and_its_gradients(short: str, change: str) -> None:
+    wanted = recipe(short, orpo_beta=0.7, **CHANGES[change])
+    examples = make_objective(wanted).examples(encoder(short), SOME)
     network = toys.network(short)
     expected = by_the_paper(network, wanted, examples)
     expected.backward()
@@ -109,7 +132,7 @@ def trl_trainer(short: str, network: Any, wanted: Recipe, folder: Path) -> ORPOT
     one = encoder(short)
     records = [
         {"prompt": one.prompt_text(item), "chosen": answers[item.label or 0], "rejected": answers[place]}
-        for item in TRAIN
+        for item in SOME
         for answers in [[f"{text}{one.turn_end}" for text in one.prompt.render(item).answers]]
         for place in make_objective(wanted).wrong_options(item)
     ]
@@ -122,12 +145,19 @@ def trl_trainer(short: str, network: Any, wanted: Recipe, folder: Path) -> ORPOT
     )
 
 
-@pytest.mark.parametrize("pairs", ["both", "one"])
-@pytest.mark.parametrize("short", ["qwen2it", "bllossom"])
+@pytest.mark.parametrize(
+    ("short", "pairs"),
+    [
+        ("qwen2it", "both"),
+        ("bllossom", "one"),
+        pytest.param("qwen2it", "one", marks=pytest.mark.thorough),
+        pytest.param("bllossom", "both", marks=pytest.mark.thorough),
+    ],
+)
 def test_trls_own_loss_on_the_same_batch(short: str, pairs: str, tmp_path: Path) -> None:
     # What TRL computes: NLL over prompt and answer, the mean over tokens and over pairs.
     wanted = recipe(short, orpo_nll="prompt", loss_per="token", orpo_beta=0.3, orpo_pairs=pairs)
-    examples = make_objective(wanted).examples(encoder(short), TRAIN)
+    examples = make_objective(wanted).examples(encoder(short), SOME)
     network = toys.network(short)
     theirs = trl_trainer(short, network, wanted, tmp_path)
     records = list(theirs.train_dataset)

@@ -98,7 +98,7 @@ def test_compiled_layers_learn_the_same(name: str, checkpointing: bool, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "checkpointing"), [pytest.param("llama", False, marks=pytest.mark.thorough), ("gemma2", True)]
+    ("name", "checkpointing"), [("llama", True), pytest.param("gemma2", True, marks=pytest.mark.thorough)]
 )
 def test_layers_compiled_for_all_lengths_learn_the_same(
     name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
@@ -122,15 +122,14 @@ def test_layers_compiled_for_all_lengths_learn_the_same(
 
 
 def test_one_length_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "COMPILATIONS", 2)
+    monkeypatch.setattr(compiled, "COMPILATIONS", 1)
     monkeypatch.setattr(compiled, "DYNAMIC", False)
     model, made = network("llama").train(), alike()
     with toys.compiled_on_a_cpu(monkeypatch):
         make_ready(model)
-        for length in (384, 512):
-            read(model, made, Layout("tree", 10**4, PAD, (length,)), train=True)
+        read(model, made, Layout("tree", 10**4, PAD, (384,)), train=True)
         with pytest.raises(Exception, match="recompile_limit"):
-            read(model, made, Layout("tree", 10**4, PAD, (640,)), train=True)
+            read(model, made, Layout("tree", 10**4, PAD, (512,)), train=True)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="flex attention is compiled on a CPU, which needs a C++ compiler")
@@ -192,7 +191,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def adapted(model: Any) -> Any:
-    return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
