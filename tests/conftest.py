@@ -1,5 +1,6 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from src import task
+
+# Before numpy is there: threads of its libraries that wait for each other take the cores from the other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
