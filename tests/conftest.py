@@ -1,5 +1,6 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
+import gc
 import os
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,6 +14,15 @@ from src import task
 
 # Before numpy is there: threads of its libraries that wait for each other take the cores from the other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there before the tests of a file, a million objects of torch and transformers among it, is garbage never:
+    the collector leaves it out. It would look through all of it for half a second in every training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
