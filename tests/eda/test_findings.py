@@ -36,7 +36,12 @@ FOR_BOTH = (
     "word_cloud",
     "marks",
 )
-QUESTIONS = [("train", name) for name in (*FOR_BOTH, "labels")] + [("test", name) for name in (*FOR_BOTH, "distances")]
+ON_TEST = [("test", name) for name in (*FOR_BOTH, "distances")]
+QUESTIONS = [
+    *(pytest.param("train", name, marks=pytest.mark.thorough) for name in FOR_BOTH),  # those of test without distances
+    ("train", "labels"),
+    *ON_TEST,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +124,7 @@ def test_no_text_leaves_the_picture_or_is_too_small(split: str, name: str) -> No
             assert text.get_fontfamily() == ["NanumGothic"], text
 
 
-@pytest.mark.parametrize("name", [name for split, name in QUESTIONS if split == "test"])
+@pytest.mark.parametrize("name", [name for _, name in ON_TEST])
 def test_titles_and_legend_do_not_overlap(name: str) -> None:
     figure = found("test", name, sample=True).figure
     assert figure is not None
