@@ -84,7 +84,8 @@ class Task:
         if count == most:
             return self.all_orders
         # Each rotation class is a Latin square: the orders that begin with option 0 stand for them.
-        first, *others = (order for order in self.all_orders if order[0] == self.file_order[0])
+        begin = self.file_order[0]
+        first, *others = (order for order in self.all_orders if order[0] == begin)
         chosen = [first, *random.Random(0).sample(others, count // number - 1)]
         return tuple(order[turn:] + order[:turn] for order in chosen for turn in range(number))
 

@@ -23,6 +23,11 @@ def start(command: str, *words: str | Path, code: int = 0) -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
+def leave_undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Trainings leave no curves: to draw them takes as long as a small training."""
+    patch.setattr("src.runs.training.draw", lambda *given: None)
+
+
 def put_runs_into(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Has every command keep its runs in `folder`."""
     for name in COMMANDS:

@@ -1,6 +1,7 @@
 """What several tests need: items of the official shape, every word of them invented."""
 
 import gc
+import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from src import task
+
+# Before numpy is there: threads of its libraries that wait for each other take the cores from the other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)

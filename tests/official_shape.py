@@ -20,7 +20,7 @@ from src.toy.corpus import make_corpus
 from tests.conftest import OUTPUTS
 
 NAME = "대화맥락추론_{}.json"
-SMALL = {"train": 60, "dev": 20, "test": 30}
+SMALL = {"train": 30, "dev": 20, "test": 30}
 
 TURNS = (12, 30)
 BLANK_UTTERANCES = {"train": 28, "dev": 0, "test": 1}

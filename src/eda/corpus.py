@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from src import task
@@ -99,6 +100,11 @@ def sample_corpus() -> Corpus:
             f"the task {task.current().name} has no sample corpus: the one there is has the categories and options of "
             f"{task.FILE}. Give the folder of a corpus of your task: --data FOLDER."
         )
+    return _sample()
+
+
+@cache
+def _sample() -> Corpus:
     splits = {}
     for split, raw in sample.make_corpus().items():
         splits[split], problems = parse_items(dump_items(raw).encode(), split)

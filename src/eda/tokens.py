@@ -58,12 +58,21 @@ def _prompt(recipe: "Recipe") -> "Prompt | None":
 def _miniature_tokenizer(short: str) -> Any:
     """None for a backbone that the miniature does not have."""
     from src.toy.miniature import load_values
-    from src.toy.miniature_tokenizers import make_tokenizer, tokenizer_texts
+    from src.toy.miniature_tokenizers import make_tokenizer
 
     values = load_values()
     if short not in values["backbones"]:
         return None
-    return make_tokenizer(values["backbones"][short]["tokenizer"], tokenizer_texts(values))
+    return make_tokenizer(values["backbones"][short]["tokenizer"], _miniature_texts())
+
+
+@cache
+def _miniature_texts() -> list[str]:
+    """What all tokenizers of the miniature learn from."""
+    from src.toy.miniature import load_values
+    from src.toy.miniature_tokenizers import tokenizer_texts
+
+    return tokenizer_texts(load_values())
 
 
 def _cached_tokenizer(recipe: "Recipe") -> Any:

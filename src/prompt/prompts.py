@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,26 @@ def load_prompt(name: str | Path) -> Prompt:
     after it (`+persona`). It is checked by rendering an item of every category.
     """
     path, strategies, shots = _find(name)
-    raw = _read(path)
+    now = task.current()
+    text = read_text(path, MOST_BYTES)
+    known = _loaded(text, path, tuple(strategies), shots, (now.name, now.categories, now.options, now.letters))
+    return dataclasses.replace(known, categories=dict(known.categories), guidance=dict(known.guidance))
+
+
+@lru_cache(maxsize=64)
+def _loaded(
+    text: str, path: Path, strategies: tuple[str, ...], shots: tuple[str, str] | None, current: tuple[Any, ...]
+) -> Prompt:
+    """The prompt that the `text` of a file makes under the current task: a plan of many runs asks for it again and
+    again, and to read YAML and to check takes most of its time.
+    """
+    raw = _mapping(text, str(path))
     known = _strategies(raw, str(path))
     raw = _combined(raw, known, strategies, str(path))
     chosen = [one for one in known if one in strategies]
     if shots:
-        raw["examples"] = {"count": int(shots[1]), "choose": "near" if shots[2] == "near" else "seed"}
-    full = "+".join([path.stem, *chosen, *([shots[0]] if shots else [])])
+        raw["examples"] = {"count": int(shots[0]), "choose": "near" if shots[1] == "near" else "seed"}
+    full = "+".join([path.stem, *chosen, *(["".join(shots)] if shots else [])])
     return make_prompt(raw, str(path), full)
 
 
@@ -131,8 +145,8 @@ def _are_examples(examples: Any) -> bool:
     )
 
 
-def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
-    """(file, strategies, examples) of a prompt's name."""
+def _find(name: str | Path) -> tuple[Path, list[str], tuple[str, str] | None]:
+    """(file, strategies, examples) of a prompt's name. examples: their number, and "shots" or "near"."""
     words = [str(name)] if is_file(name) else str(name).split("+")
     base, strategies = words[0], words[1:]
     path = Path(find(base)) if base.endswith((".yaml", ".yml")) else PROMPTS / f"{base}.yaml"
@@ -144,7 +158,8 @@ def _find(name: str | Path) -> tuple[Path, list[str], re.Match[str] | None]:
     shots = [found for word in strategies if (found := SHOTS.fullmatch(word))]
     if len(shots) > 1 or any(int(found[1]) == 0 for found in shots):
         raise UserError(f"prompt {str(name)!r}: found {strategies}, allowed: one +Nshots or +Nnear, N above 0.")
-    return path, [word for word in strategies if not SHOTS.fullmatch(word)], shots[0] if shots else None
+    examples = (shots[0][1], shots[0][2]) if shots else None
+    return path, [word for word in strategies if not SHOTS.fullmatch(word)], examples
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from src.console import launch, progress
+from src.console import launch, lifeline, progress
 from src.console.cli import UserError, run_main
 from src.console.progress import stage
 from src.files.signs import Sign
+from tests.console.made_store import Files
 
 
 def main() -> None:
@@ -19,7 +20,8 @@ def main() -> None:
     with stage("work", 2) as bar:
         bar.update(1)
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        (folder / f"{here.rank}.txt").write_text(f"{here.world} {gpu} {Sign.of_this_process().gpus}", encoding="utf-8")
+        told = f"{here.world} {gpu} {Sign.of_this_process().gpus} {here.port}"
+        (folder / f"{here.rank}.txt").write_text(told, encoding="utf-8")
         if "fail" in sys.argv:
             while not all(path.is_file() and path.stat().st_size for path in (folder / "0.txt", folder / "1.txt")):
                 time.sleep(0.05)
@@ -32,4 +34,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     assert progress.PIPE in os.environ
+    lifeline._store = lambda launch: Files(Path(sys.argv[1]))
     sys.exit(run_main(main, ranks=True))

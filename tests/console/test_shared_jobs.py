@@ -34,8 +34,10 @@ def test_two_at_a_time_do_not_meet_and_each_rank_has_a_gpu_of_its_own(
         works, fails = pool.submit(run, done, "", events, mine), pool.submit(run, failed, "fail", others, theirs)
         assert works.result() == ""
         assert fails.result() == f"there is no room here (exit 1, see {failed / 'log.txt'})"
-    seen = [(folder / f"{rank}.txt").read_text() for folder in (done, failed) for rank in (0, 1)]
-    assert seen == ["2 3 3,4", "2 4 3,4", "2 5 5,6", "2 6 5,6"], "ranks, own GPU, GPUs in the job's sign"
+    told = [(folder / f"{rank}.txt").read_text() for folder in (done, failed) for rank in (0, 1)]
+    seen, ports = zip(*(line.rsplit(" ", 1) for line in told), strict=True)
+    assert seen == ("2 3 3,4", "2 4 3,4", "2 5 5,6", "2 6 5,6"), "ranks, own GPU, GPUs in the job's sign"
+    assert ports[0] == ports[1] != ports[2] == ports[3], "where the ranks of each find each other"
     steps = [(event["stage"], event["done"], event["total"]) for event in events]
     assert steps[-1] == ("work", 2, 2) and len(steps) == len(set(steps)), "the first rank alone tells how far it is"
 

@@ -12,6 +12,7 @@ import pytest
 from src.console import start
 
 ROOT = Path(__file__).parents[2]
+BY_DEFAULT = ("train", "vote", "orpo_data")
 COMMANDS = sorted([*ROOT.glob("run/*.py"), *ROOT.glob("orpo/*.py")])
 
 
@@ -39,7 +40,13 @@ def bare(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in BY_DEFAULT else [pytest.mark.thorough])
+        for path in COMMANDS
+    ],
+)
 def test_every_command_can_be_started_as_a_file(command: Path, tmp_path: Path) -> None:
     done = call(command, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "") and "usage: python -m " in done.stdout

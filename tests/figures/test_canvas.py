@@ -25,7 +25,13 @@ def drawn(backend: str, folder: Path, code: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "module://nowhere", ""])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "module://matplotlib_inline.backend_inline",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("nonsense", "module://nowhere", "")),
+    ],
+)
 def test_no_backend_keeps_a_picture_from_its_file(backend: str, tmp_path: Path) -> None:
     drawn(backend, tmp_path, ALONE + DRAW)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "eda.png", "growth.png"]

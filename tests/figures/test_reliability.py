@@ -88,7 +88,7 @@ def overlaps(figure: Figure) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, *(pytest.param(count, marks=pytest.mark.thorough) for count in (2, 3)), 8])
 def test_no_text_lies_on_another(count: int) -> None:
     long = "a-run-with-a-name-that-is-longer-than-its-panel-is-wide-by-far"
     panels = [Panel(long, "T 12.34, ECE 0.123 → 0.045", BEFORE, AFTER)] * count

@@ -298,3 +298,15 @@ def test_guidance_may_be_empty_and_is_else_for_each_category() -> None:
     assert parse_prompt(yaml.safe_dump({**GOOD, "guidance": None}, allow_unicode=True), "f").guidance == {}
     for guidance in ([], 0, "", [1]):
         assert "'guidance' needs one sentence for each of" in problem_of(guidance=guidance)
+
+
+def test_a_prompt_is_read_anew_where_its_file_or_the_task_changed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "system": "고르세요."}), encoding="utf-8")
+    first = load_prompt(path)
+    first.categories.clear()
+    assert load_prompt(path).categories, "what one does with a prompt is not seen in the next"
+    path.write_text(yaml.safe_dump({**GOOD, "system": "고르시오."}), encoding="utf-8")
+    assert load_prompt(path).system == "고르시오."
+    with working_on(FOUR), pytest.raises(UserError, match="the categories of the task"):
+        load_prompt(path)

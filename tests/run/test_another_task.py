@@ -12,7 +12,7 @@ import pytest
 from src import task
 from src.data import dump_items
 from src.score.item_scores import read_scores
-from tests.commands import put_runs_into, start
+from tests.commands import leave_undrawn, put_runs_into, start
 from tests.made_task import FOUR, PROMPT, TASK_FILE, make_four
 
 pytestmark = pytest.mark.trains
@@ -37,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     own = ("--task", folder / "task.yaml")
     with pytest.MonkeyPatch.context() as patch:
         put_runs_into(folder / "results", patch)
+        leave_undrawn(patch)
         start("run.prepare_data", folder / "given", "--out", folder / "data", *own)
         for seed, name in enumerate(RUNS):
             words = ("--model_id", base, "--name", name, "--method", "lora", "--prompt", folder / "prompt.yaml")

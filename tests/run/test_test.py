@@ -17,6 +17,7 @@ from src.data import dump_items
 from src.files.paths import record_path
 from src.files.writing import write_json
 from src.score.item_scores import read_scores
+from tests.commands import leave_undrawn
 from tests.conftest import make_item, odd_items
 from tests.made_runs import make_split, stored
 
@@ -41,7 +42,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Folder) -
     for method in METHODS:
         where = ("--data", str(place / "data"), "--save_dir", str(place / "results" / method), "--device", "cpu")
         small = ("--epoch", "1", "--batch_size", "2", "--lr", "3e-3", "--prompt", str(place / "short.yaml"))
-        train(["--model_id", str(backbone_folder("polar")), "--backbone", "polar", "--method", method, *where, *small])
+        with pytest.MonkeyPatch.context() as patch:
+            leave_undrawn(patch)
+            model = str(backbone_folder("polar"))
+            train(["--model_id", model, "--backbone", "polar", "--method", method, *where, *small])
     (place / "short.yaml").write_text("gone: since the training", encoding="utf-8")
     return place
 
@@ -340,7 +344,7 @@ def test_the_base_of_an_adapter_that_is_gone(place: Path) -> None:
     scored(place, "full")
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.thorough), "qlora"])
 def test_merging(method: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scored(place, method, "--split", "dev", "--merge", str(place / "merged"))
     said = capsys.readouterr().out

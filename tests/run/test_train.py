@@ -21,6 +21,7 @@ from src.files.locks import lock_folder
 from src.model.recipe_files import load_recipe
 from src.score.item_scores import read_scores
 from src.train import trainer
+from tests.commands import leave_undrawn
 from tests.conftest import odd_items
 from tests.made_runs import make_place, stored
 
@@ -31,9 +32,16 @@ Folder = Callable[[str], Path]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def drawn(tmp_path: Path) -> Path:
     """`data/` of 8 train, 6 dev and 4 unlabelled test items, and a short prompt."""
     return make_place(tmp_path)
+
+
+@pytest.fixture
+def place(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `drawn`, for trainings that leave no curves."""
+    leave_undrawn(monkeypatch)
+    return drawn
 
 
 def arguments(place: Path, model: Path, *more: str, run: str = "run") -> list[str]:
@@ -67,7 +75,8 @@ def test_help_is_quick() -> None:
     assert time.monotonic() - started < 10, "torch is imported too early"
 
 
-def test_a_run_leaves_these_files(place: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_these_files(drawn: Path, backbone_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    place = drawn
     main(arguments(place, backbone_folder("polar"), "--backbone", "polar", "--method", "lora", "--score", "test"))
     run, said = place / "run", capsys.readouterr().out
     assert files(run) == sorted(

@@ -81,9 +81,10 @@ def test_the_zip_is_laid_out_and_its_oddities_are_told(walk: Path) -> None:
     assert "decomposed: " in printed and "next: python -m run.train" in printed
 
 
-def test_the_plan_knows_the_lengths_of_the_corpus(walk: Path) -> None:
+def test_the_plan_knows_the_lengths_of_the_corpus(walk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = start("run.reproduce", "--dry_run", "--data", walk / "data")
     assert "bllossom" in printed and "spow12" in printed and "Plan for" in printed
+    monkeypatch.setattr("src.model.devices.gpus", list)  # a process asks once, with an import of torch of its own
     own = start("run.reproduce", "--dry_run", "--data", walk / "data", "--recipes", walk / "recipes", "--only", "one")
     assert "one" in own and "two" not in own
 
@@ -165,6 +166,7 @@ def test_pairs_of_every_item(walk: Path) -> None:
         assert len(rows) == 2 * SMALL["train"] and all(row["chosen"] != row["rejected"] for row in rows)
 
 
+@pytest.mark.thorough
 def test_a_prompt_is_searched_for(walk: Path) -> None:
     server = Server()
     new = "대화를 끝까지 읽고 알맞은 문장의 기호만 답하세요."

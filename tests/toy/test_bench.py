@@ -56,8 +56,8 @@ def test_cases_have_a_case_to_compare_with() -> None:
         "entry",
         pytest.param("entry-full", marks=pytest.mark.thorough),
         pytest.param("trl", marks=pytest.mark.thorough),
-        "lora-1",
-        "qlora-1",
+        pytest.param("lora-1", marks=pytest.mark.thorough),
+        pytest.param("qlora-1", marks=pytest.mark.thorough),
         pytest.param("full-1", marks=pytest.mark.thorough),
         "full-16",
         "entry-score",
@@ -197,7 +197,7 @@ def test_qlora_is_quantised(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
     assert packed == [Shape.of_config(setting.config).linear_parameters, 0]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "smollm3"])
+@pytest.mark.parametrize("model_type", ["qwen3", pytest.param("smollm3", marks=pytest.mark.thorough)])
 def test_a_backbone_of_another_architecture_is_measured(
     model_type: str, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from src import task
 from src.console.cli import UserError
-from src.data import SPLITS, Item, dump_items, parse_items
+from src.data import SPLITS, Item, parse_items
 from src.toy.corpus import HANDWRITTEN, ITEMS_PER_DIALOGUE, TURNS, Noun, load_words, make_corpus, make_dialogues
 from src.worth.metrics import wilson
 
@@ -23,7 +23,7 @@ CATEGORIES = task.current().categories
 
 
 def parsed(raw: list[dict[str, Any]]) -> list[Item]:
-    items, problems = parse_items(dump_items(raw).encode(), "sample")
+    items, problems = parse_items(json.dumps(raw).encode(), "sample")
     assert not problems, problems
     return items
 
@@ -141,9 +141,10 @@ def naive_bayes(train: list[Item]) -> Rule:
         for place, option in enumerate(item.options):
             (right if place == item.label else wrong).update([f"place {place}", *option.split()])
     size = len(right | wrong)
+    all_right, all_wrong = right.total() + size, wrong.total() + size
 
     def odds(word: str) -> float:
-        return math.log((right[word] + 1) / (right.total() + size) * (wrong.total() + size) / (wrong[word] + 1))
+        return math.log((right[word] + 1) / all_right * all_wrong / (wrong[word] + 1))
 
     def answer(item: Item) -> int:
         return best([sum(map(odds, [f"place {n}", *text.split()])) for n, text in enumerate(item.options)])

@@ -107,7 +107,11 @@ def test_bins_are_about_equally_full_and_part_no_equal_confidences() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("items", "sharpness", "draws"),
-    [(60, 2, 300), (150, 4, 300), pytest.param(909, 8, 150, marks=pytest.mark.thorough)],
+    [
+        (60, 2, 300),
+        pytest.param(150, 4, 300, marks=pytest.mark.thorough),
+        pytest.param(909, 8, 150, marks=pytest.mark.thorough),
+    ],
 )
 def test_calibrated_probabilities_are_within_the_range_and_others_are_not(
     items: int, sharpness: float, draws: int

@@ -172,8 +172,10 @@ def test_the_tests_own_mcnemar() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alike", [0.0, 0.1, 0.3])
-@pytest.mark.parametrize("shares", [(0.2, 0.1), (0.15, 0.15), (0.1, 0.07)])
+@pytest.mark.parametrize(
+    "alike", [pytest.param(0.0, marks=pytest.mark.thorough), 0.1, pytest.param(0.3, marks=pytest.mark.thorough)]
+)
+@pytest.mark.parametrize("shares", [(0.2, 0.1), (0.15, 0.15), pytest.param((0.1, 0.07), marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("sizes", [OFFICIAL_DEV, MIXED, SINGLE], ids=["dev", "mixed", "single"])
 def test_the_interval_covers_as_often_as_it_says(
     monkeypatch: pytest.MonkeyPatch, sizes: NDArray[np.int_], shares: tuple[float, float], alike: float
@@ -188,7 +190,13 @@ def test_the_interval_covers_as_often_as_it_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shares", [(0.03, 0.01), (0.03, 0.03), (0.01, 0.01), (0.02, 0.0)])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        (0.03, 0.01),
+        *(pytest.param(shares, marks=pytest.mark.thorough) for shares in ((0.03, 0.03), (0.01, 0.01), (0.02, 0.0))),
+    ],
+)
 def test_with_few_discordant_items_the_interval_is_rather_too_wide(
     monkeypatch: pytest.MonkeyPatch, shares: tuple[float, float]
 ) -> None:

@@ -33,8 +33,8 @@ def made_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [2, 3, 5])
-@pytest.mark.parametrize("of_seeds", [0.0, 0.03, 0.06])
+@pytest.mark.parametrize("runs", [2, *(pytest.param(runs, marks=pytest.mark.thorough) for runs in (3, 5))])
+@pytest.mark.parametrize("of_seeds", [0.0, pytest.param(0.03, marks=pytest.mark.thorough), 0.06])
 def test_the_interval_covers_other_seeds_and_other_dialogues(runs: int, of_seeds: float) -> None:
     rng, covered = np.random.default_rng(8), 0
     for _ in range(1_000):
