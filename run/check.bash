@@ -18,6 +18,16 @@ use_environment requirements.txt requirements-dev.txt requirements-eda.txt
 ruff check .
 ruff format --check .
 lint-imports --no-cache
-mypy
+# Types take two minutes of one core, so they are checked while the tests begin.
+types="$(mktemp)"
+mypy >"$types" 2>&1 &
+checking=$!
+trap 'kill $checking 2>/dev/null; rm -f "$types"' EXIT
+# Hundreds of processes import the same modules.
+unset PYTHONDONTWRITEBYTECODE
 # Tests compute on one thread each. Those of a file share what they made.
-python -m pytest --numprocesses 2 --dist loadfile "${chosen[@]}" "$@"
+failed=0
+python -m pytest --numprocesses 2 --dist loadfile "${chosen[@]}" "$@" || failed=$?
+wait $checking || failed=1
+cat "$types"
+exit $failed

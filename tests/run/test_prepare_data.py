@@ -267,9 +267,9 @@ def test_the_official_shape_goes_through_and_its_text_comes_out_unchanged(
     assert [line.split(": ")[:2] for line in told] == [
         ["  number", "4 items"],
         ["  decomposed", "1 item"],
-        ["  utterance-blank", "30 items"],
+        ["  utterance-blank", "12 items"],
         ["  target-twice", "1 item"],
-        ["  option-blanks", "23 items"],
+        ["  option-blanks", "24 items"],
     ]
     assert "dev.json: item " in told[3] and "shape.dev." in told[3]
     assert "not used" not in printed
