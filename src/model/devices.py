@@ -3,10 +3,12 @@
 Only the functions that query torch import it.
 """
 
+import ctypes
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.model.shapes import GIB
@@ -40,6 +42,10 @@ PEAKS = {
 """Dense bf16 TFLOP/s from the makers' data sheets. The first name found in the device's name counts."""
 
 
+NVIDIA_DRIVER, AMD_DEVICE = "libcuda.so.1", "/dev/kfd"
+"""What comes with the drivers: the library that CUDA calls, and the device that ROCm opens."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     name: str
@@ -54,10 +60,24 @@ def gpus() -> list[Gpu]:
     """The GPUs that this process may use; none on a CPU machine.
 
     Runs in a child process: querying CUDA holds memory on every GPU until the process exits, and a GPU in exclusive
-    mode would then be taken when the runs start.
+    mode would then be taken when the runs start. Without a GPU's driver there is no child, which takes seconds to
+    import torch.
     """
+    if not _has_driver():
+        return []
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_ask_torch).result()
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's or AMD's driver is on this machine; torch finds no GPU without it."""
+    if Path(AMD_DEVICE).exists():
+        return True
+    try:
+        ctypes.CDLL(NVIDIA_DRIVER)
+    except OSError:
+        return False
+    return True
 
 
 def _ask_torch() -> list[Gpu]:

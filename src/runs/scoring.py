@@ -27,7 +27,7 @@ from src.runs.inputs import Split
 from src.runs.noted import base_noted, refuse_other_weights
 from src.runs.record import Record
 from src.score.item_scores import ItemScores, scores_text
-from src.score.letters import LetterScorer, announce
+from src.score.letters import LetterScorer, Scored, announce
 from src.score.reasoning import Chain, Sampling, reason, summary
 from src.score.shared import score_shared
 from src.worth.metrics import evaluate, wilson
@@ -97,13 +97,18 @@ def print_notes(encoder: Encoder, splits: Sequence[Sequence[Item]]) -> None:
 
 
 def score_run(
-    run: OpenRun, split: Split, orders: Sequence[str] | None = None, sampling: Sampling | None = None
+    run: OpenRun,
+    split: Split,
+    orders: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    known: Scored | None = None,
 ) -> tuple[Record, list[ItemScores]]:
     """Scores a split and writes scores and predictions. Returns them with the run's record, which has the result and is
     not written here.
 
     orders: of the options, by default the file's own alone; several have files and results of their own, beside those
-    of one. With `sampling` reasoning is generated first, and written too.
+    of one. With `sampling` reasoning is generated first, and written too. known: the scores of the split in the file's
+    own order, where the model has computed them before.
     """
     started = time.monotonic()
     orders = orders or task.current().orders(1)
@@ -111,7 +116,9 @@ def score_run(
     examples = run.examples(split.items, orders)
     chains: list[Chain] = []
     texts: dict[Path, str] = {}
-    if sampling is not None:
+    if known is not None:
+        scores, how = known.items, known.how
+    elif sampling is not None:
         assert encoder.reasoning
         with progress.stage(f"reason {split.name}", len(examples) * sampling.samples) as bar:
             reasoned = reason(run.scorer, encoder, split.items, orders, sampling, bar.update)

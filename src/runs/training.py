@@ -22,6 +22,7 @@ from src.runs.noted import base_noted, refuse_other_weights, weights_noted
 from src.runs.record import Record
 from src.runs.scoring import OpenRun, encode, print_notes, score_run, scorer_for
 from src.runs.versions import made_with
+from src.score.letters import Scored
 from src.train.checkpoints import Place
 from src.train.curves import draw
 from src.train.fine_tuning import Outcome, fine_tune
@@ -52,7 +53,7 @@ def train_run(
     extras: Extras = NO_EXTRAS,
 ) -> Record:
     """Trains `recipe` in `folder`, scores dev with the best weights as saved on disk, and returns the record, which is
-    written last.
+    written last. Where the training has evaluated these very weights in the same way, its scores are taken.
 
     An unfinished run of the same recipe and data goes on where it stopped.
     """
@@ -99,18 +100,21 @@ def train_run(
         refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned), prompts)
-    record = _scored(run, place, scored, device, started)
+    known = outcome.evaluated.by(network) if outcome.evaluated else None
+    record = _scored(run, place, scored, started, known)
     if ranks.is_first():
         draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")
     return record
 
 
-def _scored(run: OpenRun, place: Place, splits: Sequence[Split], device: torch.device, started: float) -> Record:
-    """The record with the scores of `splits`, saved after each. started: when the command began."""
+def _scored(run: OpenRun, place: Place, splits: Sequence[Split], started: float, known: Scored | None) -> Record:
+    """The record with the scores of `splits`, saved after each. started: when the command began. known: dev's scores,
+    where they need not be computed.
+    """
     for split in splits:
         place.held.refuse_gone()
-        record, _ = score_run(run, split)
-        peak = max(ranks.gathered(_peak_memory(device)))
+        record, _ = score_run(run, split, known=known if split.name == "dev" else None)
+        peak = max(ranks.gathered(_peak_memory(run.scorer.model.device)))
         record = replace(record, peak_memory_bytes=peak, seconds=time.monotonic() - started)
         place.held.refuse_gone()
         if ranks.is_first():

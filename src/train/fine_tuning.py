@@ -35,10 +35,12 @@ from src.train.checkpoints import (
 from src.train.curves import Curve
 from src.train.guard import check_rows_against_single
 from src.train.keep import (
+    Evaluated,
     best_of,
     evaluations,
     sample_weights,
     share_moved,
+    weights_digest,
 )
 from src.train.objectives import Objective, make_objective
 from src.train.order import epoch_steps
@@ -53,11 +55,14 @@ from src.tree.layouts import TrainingLayout, TrainingSteps
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Results of a training for the record."""
+    """Results of a training for the record. evaluated: of the kept weights, on a CPU; None where they are of another
+    process or of several.
+    """
 
     trainable_parameters: int
     parameters: int
     training: dict[str, Any]
+    evaluated: Evaluated | None = None
 
 
 def fine_tune(
@@ -114,7 +119,15 @@ def fine_tune(
     if before:
         training["weights_moved"] = share_moved(before, sample_weights(trainer.model))
         print(f"{training['weights_moved']:.1%} of a sample of the weights moved")
-    return Outcome(*parameters, training)
+    return Outcome(*parameters, training, _evaluated(trainer, training["best_step"]))
+
+
+def _evaluated(trainer: LetterTrainer, best_step: int) -> Evaluated | None:
+    """The last evaluation, if its weights are kept. A GPU computes the weights as saved in other rows or precision."""
+    last, found = trainer.state.global_step, trainer.last_evaluation
+    if found is None or last != best_step or trainer.device.type != "cpu" or ranks.several():
+        return None
+    return Evaluated(found, weights_digest(trainer.network))
 
 
 def _encode(objective: Objective, encoder: Encoder, train: Sequence[Item], dev: Sequence[Item]) -> Encoded:

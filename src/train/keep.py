@@ -1,7 +1,9 @@
 """Results of evaluations, and the weights of the best one, which a training keeps on disk."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from src.model.causal import is_sharded
 from src.model.recipes import Recipe
 from src.model.shards import full_state, local_part
 from src.score.item_scores import ItemScores
+from src.score.letters import Scored
 from src.train.checkpoints import Checkpoint, Place, remove, remove_others
 from src.train.objectives import make_objective
 from src.worth.metrics import evaluate
@@ -48,6 +51,29 @@ def best_of(history: Sequence[dict[str, Any]], keep: str = "best") -> int:
         return len(history) - 1
     ranks = [(entry["eval_correct"], -entry["eval_log_loss"]) for entry in history]
     return ranks.index(max(ranks))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of dev in an evaluation. weights: `weights_digest` of the weights that were evaluated."""
+
+    scored: Scored
+    weights: str
+
+    def by(self, network: Any) -> Scored | None:
+        """The scores, if `network` has those weights."""
+        return self.scored if weights_digest(network) == self.weights else None
+
+
+def weights_digest(network: Any) -> str:
+    """Of the names and values of all parameters, of a model with adapters of theirs alone."""
+    named = dict(network.named_parameters())
+    chosen = {name: one for name, one in named.items() if "lora_" in name} or named
+    found = hashlib.sha256()
+    for name, one in sorted(chosen.items()):
+        found.update(f"{name} {one.dtype} {tuple(one.shape)}".encode())
+        found.update(one.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class KeepBest(TrainerCallback):

@@ -28,7 +28,7 @@ from src.model.dropout import redraw, seeds_of
 from src.model.memory import MemoryPlan
 from src.model.recipes import BF16_STOCHASTIC, Recipe
 from src.prompt.encode import Encoder, Example
-from src.score.letters import LetterScorer
+from src.score.letters import LetterScorer, Scored
 from src.score.shared import score_shared
 from src.train.adamw8bit import AdamW8bit, clip_gradient
 from src.train.arguments import CHECKPOINTING, OPTIMIZERS, optimizer_name, training_arguments
@@ -133,6 +133,8 @@ class LetterTrainer(SavingTrainer):
         """With sharded parameters: their steps."""
         self.seeds = seeds_of(network)
         self._trained: list[torch.nn.Parameter] | None = None
+        self.last_evaluation: Scored | None = None
+        """Its scores; None before the first in this process."""
         super().__init__(
             network,
             arguments,
@@ -365,7 +367,7 @@ class LetterTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        kind: Kind | None = "padded" if self.layout.kind == "padded" else None
+        kind: Kind | None = "padded" if self.layout.kind == "padded" and self.device.type != "cpu" else None
         refuse_other_weights(self.trained_parameters, f"after step {self.state.global_step}")
         read = in_step if self.sharded else lambda network, work: work()
         scored = score_shared(
@@ -375,6 +377,7 @@ class LetterTrainer(SavingTrainer):
         )
         if self.layout.kind != "padded" and (why := ranks.any_text(compiler.gave_up())):
             self.fall_back(why)
+        self.last_evaluation = scored
         found = dev_metrics(self.dev, scored.items)
         if self.dev_answers:
             network, share = self.accelerator.unwrap_model(self.model), own_share(self.dev_answers)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from src.model import devices
 from src.model.devices import Gpu, free_bytes, gpus, peak_tflops, relative_speed
 
 GPU = torch.device("cuda", 0)
@@ -56,6 +57,16 @@ cuda = types.SimpleNamespace(
 """
 
 
+@pytest.fixture(params=["nvidia", "amd"])
+def driver(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver's library, or its device, is on this machine, whatever else is."""
+    (tmp_path / "device").touch()
+    here = {"nvidia": ("libc.so.6", str(tmp_path / "none")), "amd": ("none.so", str(tmp_path / "device"))}
+    for name, value in zip(("NVIDIA_DRIVER", "AMD_DEVICE"), here[request.param], strict=True):
+        monkeypatch.setattr(devices, name, value)
+
+
+@pytest.mark.usefixtures("driver")
 def test_gpus_are_asked_of_torch_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A started process looks for modules where this one does, and finds this torch first.
     (tmp_path / "torch.py").write_text(FAKE_TORCH)
@@ -64,6 +75,15 @@ def test_gpus_are_asked_of_torch_by_another_process(tmp_path: Path, monkeypatch:
     assert int((tmp_path / "asked_by").read_text()) != os.getpid()
 
 
+def test_without_a_driver_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", "none.so")
+    monkeypatch.setattr(devices, "AMD_DEVICE", str(tmp_path / "none"))
+    assert gpus() == [] and not (tmp_path / "asked_by").exists()
+
+
+@pytest.mark.usefixtures("driver")
 def test_a_machine_without_gpus_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text(FAKE_TORCH.replace("return 2", "return 0"))
     monkeypatch.syspath_prepend(tmp_path)

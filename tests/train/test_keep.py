@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from src.files.paths import CHECKPOINTS
 from src.score.item_scores import ItemScores
-from src.score.letters import LetterScorer
-from src.train.keep import best_of, dev_metrics, sample_weights, share_moved
+from src.score.letters import HowRead, LetterScorer, Scored
+from src.train.keep import Evaluated, best_of, dev_metrics, sample_weights, share_moved, weights_digest
 from tests import toys
 from tests.made_trainings import (
     CPU,
@@ -185,3 +186,26 @@ def test_full_fine_tuning_says_what_share_moved(optimizer: str, backbone_folder:
     assert {value.dtype for value in moved.values()} == {torch.float32}, "as scoring on a CPU loads them"
     if optimizer == "bf16-stochastic":
         assert all(torch.equal(value, value.bfloat16().float()) for value in moved.values())
+
+
+def test_scores_of_an_evaluation_are_those_of_its_very_weights() -> None:
+    network, other = (toys.network("qwen2") for _ in range(2))
+    other.load_state_dict(network.state_dict())
+    scored = Scored([], HowRead("tree"))
+    evaluated = Evaluated(scored, weights_digest(network))
+    assert evaluated.by(other) is scored
+    last = list(other.parameters())[-1]
+    with torch.no_grad():
+        last.view(-1)[-1] = torch.nextafter(last.view(-1)[-1], torch.tensor(9.0))
+    assert evaluated.by(other) is None
+    assert evaluated.by(network.to(torch.bfloat16)) is None, "rounded weights are others"
+
+
+def test_of_a_model_with_adapters_they_alone_count() -> None:
+    network = get_peft_model(toys.network("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    before = weights_digest(network)
+    with torch.no_grad():
+        network.get_input_embeddings().weight[0] += 1
+        assert weights_digest(network) == before
+        next(one for name, one in network.named_parameters() if "lora_B" in name)[0] += 1
+    assert weights_digest(network) != before
