@@ -3,7 +3,7 @@
 #
 #     bash run/check.bash              some minutes: before you hand a change in
 #     bash run/check.bash --quick      without the tests that train or take long: while you work
-#     bash run/check.bash --all        with the thorough tests, too: half as long again
+#     bash run/check.bash --all        with the thorough tests, too: before a release
 #     bash run/check.bash -k vote      what follows goes to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,8 +23,6 @@ types="$(mktemp)"
 mypy >"$types" 2>&1 &
 checking=$!
 trap 'kill $checking 2>/dev/null; rm -f "$types"' EXIT
-# Hundreds of processes import the same modules.
-unset PYTHONDONTWRITEBYTECODE
 # Tests compute on one thread each. Those of a file share what they made.
 failed=0
 python -m pytest --numprocesses 2 --dist loadfile "${chosen[@]}" "$@" || failed=$?
