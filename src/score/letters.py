@@ -15,7 +15,7 @@ from src.prompt.encode import Example
 from src.score.item_scores import ItemScores, Logits
 from src.tree import compiler
 from src.tree.compare import allowed, gap, rounding
-from src.tree.compiled import make_ready, obstacle, restore_standard_layers, standard_attention
+from src.tree.compiled import any_length, make_ready, obstacle, restore_standard_layers, standard_attention
 from src.tree.layouts import CPU_BATCH, CPU_TREE, GPU_SCORING, few_lengths, scoring_layout, scoring_slowdown
 from src.tree.rows import Kind, Layout, Term, lay_out, logits_at, to_device
 
@@ -177,7 +177,8 @@ class LetterScorer:
         shape = Shape.of_config(self.model.config)
         ready, device = make_ready(self.model), self.model.device
         layout = scoring_layout(prompts, shape, self.pad_id, device, ready, self.share)
-        return few_lengths(layout, prompts, shape, device) if ready and is_sharded(self.model) else layout
+        few = ready and not any_length(is_sharded(self.model))
+        return few_lengths(layout, prompts, shape, device) if few else layout
 
     def _side_by_side(self, tokens: int | None = None) -> Layout:
         usual = CPU_BATCH if self.model.device.type == "cpu" else GPU_SCORING

@@ -72,7 +72,7 @@ def weights_digest(network: Any) -> str:
     found = hashlib.sha256()
     for name, one in sorted(chosen.items()):
         found.update(f"{name} {one.dtype} {tuple(one.shape)}".encode())
-        found.update(one.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(one.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 

@@ -134,7 +134,7 @@ class LetterTrainer(SavingTrainer):
         self.seeds = seeds_of(network)
         self._trained: list[torch.nn.Parameter] | None = None
         self.last_evaluation: Scored | None = None
-        """Its scores; None before the first in this process."""
+        """Scores of the last evaluation; None before the first in this process."""
         super().__init__(
             network,
             arguments,

@@ -94,6 +94,13 @@ def repeats_keys(device: torch.device, head_dim: int) -> bool:
     return head_dim == REPEATED and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
+def any_length(sharded: bool) -> bool:
+    """Whether layers are compiled for rows of all lengths at once. Sharded ones are compiled for each: torch 2.11 fails
+    where their length may vary, since it takes the mask's tile size, too, for what varies.
+    """
+    return DYNAMIC and not sharded
+
+
 def is_ready(model: Any) -> bool:
     """Whether `make_ready` has changed `model`."""
     return bool(causal_of(model).config._attn_implementation == ATTENTION)
@@ -137,12 +144,11 @@ def make_ready(model: Any, checkpointing: bool = False, spare: int = 0, selectiv
 
 def _compiled_call(layer: Any, sharded: bool) -> Callable[..., Any]:
     """What computes a layer, compiled. sharded: without the hooks that gather and free its parameters, which run before
-    and after it. Each length of rows is compiled by itself then: torch 2.11 fails where it may vary, since it takes the
-    mask's tile size, too, for what varies.
+    and after it.
     """
     if sharded:
-        return torch.compile(layer.forward, dynamic=False)
-    layer.compile(dynamic=DYNAMIC)
+        return torch.compile(layer.forward, dynamic=any_length(sharded))
+    layer.compile(dynamic=any_length(sharded))
     call: Callable[..., Any] = layer._compiled_call_impl
     return call
 

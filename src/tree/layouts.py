@@ -168,9 +168,10 @@ def _training_lengths(
     length, and sharded layers are compiled for each. part: the share of `rows` in the whole training.
     """
     captured = max(rows) <= CAPTURED_ROW
-    if layers.DYNAMIC and not captured and training.cards == 1:
+    any_length = layers.any_length(sharded=training.cards > 1)
+    if any_length and not captured:
         return whole_tiles(max(rows)), 0
-    seconds = CAPTURING_SECONDS * training.shape.layers if captured and layers.DYNAMIC else COMPILING_SECONDS
+    seconds = CAPTURING_SECONDS * training.shape.layers if any_length else COMPILING_SECONDS
     another = int(part * computed_tokens(seconds, training.shape, training.recipe.method, device))
     lengths = lengths_for(rows, another)
     return lengths, another * len(lengths)

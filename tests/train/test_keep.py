@@ -209,3 +209,13 @@ def test_of_a_model_with_adapters_they_alone_count() -> None:
         assert weights_digest(network) == before
         next(one for name, one in network.named_parameters() if "lora_B" in name)[0] += 1
     assert weights_digest(network) != before
+
+
+def test_parameters_of_all_shapes_count() -> None:
+    network = torch.nn.ParameterDict(
+        {"scale": torch.tensor(2.0), "none": torch.empty(0, 3), "turned": torch.ones(2, 3).T}
+    )
+    before = weights_digest(network)
+    with torch.no_grad():
+        network["scale"] += 1
+    assert weights_digest(network) != before
