@@ -100,7 +100,7 @@ def train_run(
         refuse_other_weights(folder, record)
     network = load.load_run(folder, pinned, device)
     run = OpenRun(folder, record, encoder, scorer_for(network, encoder, pinned), prompts)
-    known = outcome.evaluated.by(network) if outcome.evaluated else None
+    known = outcome.evaluated.by(network, prompts[0].examples) if outcome.evaluated else None
     record = _scored(run, place, scored, started, known)
     if ranks.is_first():
         draw(folder, outcome.training, f"{record.run}: {recipe.method}, lr {recipe.lr:g}")

@@ -127,7 +127,7 @@ def _evaluated(trainer: LetterTrainer, best_step: int) -> Evaluated | None:
     last, found = trainer.state.global_step, trainer.last_evaluation
     if found is None or last != best_step or trainer.device.type != "cpu" or ranks.several():
         return None
-    return Evaluated(found, weights_digest(trainer.network))
+    return Evaluated(found, trainer.dev_examples, weights_digest(trainer.network))
 
 
 def _encode(objective: Objective, encoder: Encoder, train: Sequence[Item], dev: Sequence[Item]) -> Encoded:

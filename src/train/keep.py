@@ -20,6 +20,7 @@ from src.model.adapters import save_adapter
 from src.model.causal import is_sharded
 from src.model.recipes import Recipe
 from src.model.shards import full_state, local_part
+from src.prompt.encode import Example
 from src.score.item_scores import ItemScores
 from src.score.letters import Scored
 from src.train.checkpoints import Checkpoint, Place, remove, remove_others
@@ -55,14 +56,18 @@ def best_of(history: Sequence[dict[str, Any]], keep: str = "best") -> int:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores of dev in an evaluation. weights: `weights_digest` of the weights that were evaluated."""
+    """The scores of dev's prompts, or of those of one category, in an evaluation. weights: `weights_digest` of the
+    weights that were evaluated.
+    """
 
     scored: Scored
+    prompts: Sequence[Example]
     weights: str
 
-    def by(self, network: Any) -> Scored | None:
-        """The scores, if `network` has those weights."""
-        return self.scored if weights_digest(network) == self.weights else None
+    def by(self, network: Any, prompts: Sequence[Example]) -> Scored | None:
+        """The scores, if they are those that `network` would give these prompts."""
+        same = list(prompts) == list(self.prompts) and weights_digest(network) == self.weights
+        return self.scored if same else None
 
 
 def weights_digest(network: Any) -> str:

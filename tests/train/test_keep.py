@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from src.files.paths import CHECKPOINTS
+from src.prompt.encode import Example
 from src.score.item_scores import ItemScores
 from src.score.letters import HowRead, LetterScorer, Scored
 from src.train.keep import Evaluated, best_of, dev_metrics, sample_weights, share_moved, weights_digest
@@ -192,13 +194,16 @@ def test_scores_of_an_evaluation_are_those_of_its_very_weights() -> None:
     network, other = (toys.network("qwen2") for _ in range(2))
     other.load_state_dict(network.state_dict())
     scored = Scored([], HowRead("tree"))
-    evaluated = Evaluated(scored, weights_digest(network))
-    assert evaluated.by(other) is scored
+    prompts = [Example(id, "012", (1, 2, 3), 3, 0, id) for id in ("one", "two")]
+    evaluated = Evaluated(scored, prompts, weights_digest(network))
+    assert evaluated.by(other, [*prompts]) is scored
+    for others in (prompts[:1], prompts[::-1], [prompts[0], replace(prompts[1], ids=(1, 2, 4))]):
+        assert evaluated.by(other, others) is None
     last = list(other.parameters())[-1]
     with torch.no_grad():
         last.view(-1)[-1] = torch.nextafter(last.view(-1)[-1], torch.tensor(9.0))
-    assert evaluated.by(other) is None
-    assert evaluated.by(network.to(torch.bfloat16)) is None, "rounded weights are others"
+    assert evaluated.by(other, prompts) is None
+    assert evaluated.by(network.to(torch.bfloat16), prompts) is None, "rounded weights are others"
 
 
 def test_of_a_model_with_adapters_they_alone_count() -> None:
