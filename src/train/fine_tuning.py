@@ -123,9 +123,11 @@ def fine_tune(
 
 
 def _evaluated(trainer: LetterTrainer, best_step: int) -> Evaluated | None:
-    """The last evaluation, if its weights are kept. A GPU computes the weights as saved in other rows or precision."""
+    """The last evaluation, if its weights are kept and it read dev as scoring does. A GPU computes the weights as saved
+    in other rows or precision.
+    """
     last, found = trainer.state.global_step, trainer.last_evaluation
-    if found is None or last != best_step or trainer.device.type != "cpu" or ranks.several():
+    if found is None or last != best_step or trainer.device.type != "cpu" or trainer.fell_back or ranks.several():
         return None
     return Evaluated(found, trainer.dev_examples, weights_digest(trainer.network))
 

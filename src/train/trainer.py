@@ -111,6 +111,7 @@ class LetterTrainer(SavingTrainer):
         self.dev_examples, self.dev_answers = encoded.dev_prompts, list(encoded.dev_answers)
         self.objective: Objective = make_objective(recipe)
         self.network, self.layout, self.examples = network, layout, list(encoded.train)
+        self._chosen = layout.kind
         self.memory = memory
         encoder = encoded.encoder
         self.scorer = LetterScorer(network, encoder.letter_ids or (), encoder.pad_id, recipe.share_prefixes)
@@ -158,6 +159,11 @@ class LetterTrainer(SavingTrainer):
     def checkpointing(self) -> bool:
         """Whether memory asks for gradient checkpointing."""
         return self.memory is not None and self.memory.checkpointing
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether rows were chosen that then could not be compiled, or gave other numbers."""
+        return self.layout.kind == "padded" != self._chosen
 
     def less_memory(self) -> bool:
         """Keeps fewer activations of compiled layers from here on, and says so; returns whether there was a choice."""
@@ -367,7 +373,7 @@ class LetterTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        kind: Kind | None = "padded" if self.layout.kind == "padded" and self.device.type != "cpu" else None
+        kind: Kind | None = "padded" if self.fell_back else None
         refuse_other_weights(self.trained_parameters, f"after step {self.state.global_step}")
         read = in_step if self.sharded else lambda network, work: work()
         scored = score_shared(
