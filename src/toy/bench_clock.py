@@ -130,7 +130,8 @@ class Clock:
         mean, size = statistics.mean(times), statistics.mean(steps)
         slope = float(theilslopes(times, steps)[0]) if len(set(steps)) > 1 else 0.0
         slope = min(max(0.0, slope), mean / size)
-        return {"fixed_seconds": mean - slope * size, "token_seconds": slope}
+        # The subtraction rounds, to less than nothing where the line goes through the origin.
+        return {"fixed_seconds": max(0.0, mean - slope * size), "token_seconds": slope}
 
     def _mark(self) -> None:
         """Notes the time without waiting for the device."""
