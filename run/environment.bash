@@ -21,6 +21,9 @@ use_environment() {
         # shellcheck disable=SC2034
         activation=". .venv/bin/activate"
     fi
+    # Of the packages' twenty thousand modules a tenth is ever imported. Python compiles those at their first import and keeps
+    # what it made, which takes seconds; pip would compile all of them in two minutes.
+    unset PYTHONDONTWRITEBYTECODE
     # Installed once for these very lists; a changed pin installs again.
     local stamp
     stamp="$here/.installed-$(cat "$@" | cksum | cut -d ' ' -f 1)"
@@ -38,8 +41,8 @@ install_packages() {
     (while sleep "${INSTALL_TELLS_EVERY:-20}" && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
     clock=$!
     # shellcheck disable=SC2064
-    trap "kill $clock 2>/dev/null; rm -f '$seen'" EXIT
-    python -m pip install --disable-pip-version-check "${@/#/--requirement=}" | tee "$seen" |
+    trap "kill $clock 2>/dev/null || true; rm -f '$seen'" EXIT
+    python -m pip install --disable-pip-version-check --no-compile "${@/#/--requirement=}" | tee "$seen" |
         { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Successfully)' || true; } || failed=$?
     kill $clock 2>/dev/null || true
     rm -f "$seen"

@@ -34,7 +34,7 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 echo "Collecting torch"
 echo "Requirement already satisfied: rich"
 echo "  Downloading torch-2.whl (800 MB)"
-echo "Successfully installed torch"
+echo "Successfully installed torch${PYTHONDONTWRITEBYTECODE:-}"
 exit ${FAILS:-0}
 """
 
@@ -47,7 +47,7 @@ def test_an_installation_says_what_it_does(fails: str, tmp_path: Path) -> None:
     (tmp_path / "bin" / "python").chmod(0o755)
     code = "set -euo pipefail; source run/environment.bash; use_environment requirements.txt; echo over:$activation"
     where = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FAILS": fails}
-    where["INSTALL_TELLS_EVERY"] = "3"  # its last sleep is waited for
+    where |= {"INSTALL_TELLS_EVERY": "3", "PYTHONDONTWRITEBYTECODE": "1"}  # its last sleep is waited for
     done = call("-c", code, **where)
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"installing requirements.txt into {tmp_path}")
@@ -56,6 +56,22 @@ def test_an_installation_says_what_it_does(fails: str, tmp_path: Path) -> None:
     assert bool(list(tmp_path.glob(".installed-*"))) == (fails == "0")
     if fails == "0":
         assert call("-c", code, **where).stdout == "over:\n"
+
+
+STUB = """#!/usr/bin/env bash
+case "${0##*/} $*" in python*pytest*) name=pytest ;; *) name="${0##*/}" ;; esac
+case " $FAILING " in *" $name "*) exit 3 ;; esac
+"""
+
+
+@pytest.mark.parametrize("failing", ["", "ruff", "lint-imports", "mypy", "pytest", "mypy pytest"])
+def test_the_check_fails_exactly_where_one_of_its_tools_does(failing: str, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("ruff", "lint-imports", "mypy", "python"):
+        (tmp_path / "bin" / name).write_text(STUB)
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = call("run/check.bash", VIRTUAL_ENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", FAILING=failing)
+    assert (done.returncode != 0) == bool(failing), done
 
 
 def test_the_quickstart_ends_with_commands_that_parse() -> None:
