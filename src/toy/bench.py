@@ -11,7 +11,7 @@ from typing import Any
 from src.model import ranks
 from src.toy.bench_baselines import entry_scoring, entry_training, trl_orpo, trl_training
 from src.toy.bench_cases import Case
-from src.toy.bench_clock import Clock, matmul_peak
+from src.toy.bench_clock import Clock, matmul_rates
 from src.toy.bench_ours import our_growth, our_scoring, our_training
 from src.toy.bench_setting import Setting
 
@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, Callable[[Case, Setting, Clock], str]] = {
 
 def measure(case: Case, setting: Setting, seconds: float) -> dict[str, Any]:
     """Runs one case in this process and returns its counts, seconds, peaks and a note on what ran."""
-    peak = matmul_peak(setting.device)
+    peak, sustained = matmul_rates(setting.device)
     warm, least = WARM_AND_LEAST[case.kind]
     clock = Clock(setting.device, seconds, warm if setting.device.type == "cuda" else 1, least)
     function = FUNCTIONS.get(case.name) or (our_training if case.kind == "training" else our_scoring)
@@ -41,6 +41,7 @@ def measure(case: Case, setting: Setting, seconds: float) -> dict[str, Any]:
         **clock.result(),
         "ranks": ranks.world(),
         "matmul_flops": peak * ranks.world(),
+        "sustained_matmul_flops": sustained * ranks.world(),
         "linear_parameters": setting.shape.linear_parameters,
         "note": note,
     }

@@ -16,6 +16,9 @@ from src.toy.bench_inputs import SEED
 COUNTS = ("items", "sequences", "raw_tokens", "unique_tokens")
 Count = int | torch.Tensor
 
+SUSTAINED = {"cuda": 4.0, "cpu": 1.0}
+"""Seconds of products by which `matmul_rates` finds what a device sustains."""
+
 
 class Clock:
     """Counts and times steps: `warm` steps are not timed, then at least `least` steps are, until `seconds` are over.
@@ -181,17 +184,30 @@ def endless_arguments(device: torch.device) -> dict[str, Any]:
     }
 
 
-def matmul_peak(device: torch.device) -> float:
-    """FLOP/s of a square product in the compute dtype, 8192 wide on a GPU: the median of ten after ten more."""
-    size = 8192 if device.type == "cuda" else 1024
+def matmul_rates(device: torch.device) -> tuple[float, float]:
+    """(peak, sustained) FLOP/s of a square product in the compute dtype, 8192 wide on a GPU.
+
+    peak: the median of ten products, after ten more. sustained: of products without a pause, in the second half of
+    `SUSTAINED` seconds: by then a GPU has reached its limit of power, as it has in the steps of a training.
+    """
+    on_gpu = device.type == "cuda"
+    size = 8192 if on_gpu else 1024
     one, other = (torch.randn(size, size, device=device, dtype=compute_dtype(device)) for _ in range(2))
-    times = []
-    for _ in range(20):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+
+    def products(count: int) -> float:
+        """Seconds that they take."""
         started = time.perf_counter()
-        one @ other
-        if device.type == "cuda":
+        for _ in range(count):
+            torch.mm(one, other)
+        if on_gpu:
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times[10:])
+        return time.perf_counter() - started
+
+    products(10)
+    peak = statistics.median(products(1) for _ in range(10))
+    seconds, at_once = SUSTAINED["cuda" if on_gpu else "cpu"], 16
+    taken: list[float] = []
+    while sum(taken) < seconds:
+        taken.append(products(at_once))
+    late = taken[len(taken) // 2 :]
+    return 2 * size**3 / peak, 2 * size**3 * at_once * len(late) / sum(late)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def with_rates(found: dict[str, Any]) -> dict[str, Any]:
-    """The measurements of a case with derived numbers: rates, and the share of the measured matmul peak."""
+    """The measurements of a case with derived numbers: rates, and shares of a product's FLOP/s (`matmul_rates`)."""
     seconds = found["seconds"]
     useful = found["unique_tokens"] * found["flops"] * found["linear_parameters"]
     return found | {
@@ -22,6 +22,7 @@ def with_rates(found: dict[str, Any]) -> dict[str, Any]:
         "unique_tokens_per_second": found["unique_tokens"] / seconds,
         "raw_tokens_per_second": found["raw_tokens"] / seconds,
         "share_of_peak": useful / seconds / found["matmul_flops"],
+        "share_of_sustained": useful / seconds / found["sustained_matmul_flops"],
     }
 
 
@@ -66,17 +67,25 @@ def table(record: dict[str, Any]) -> "RenderableType":
         "ratio: items/s to the entry's row of the same kind, or TRL's of pairs; "
         "unique: computed once sharing is done; raw: summed"
     ]
-    if peaks := [found["matmul_flops"] / found.get("ranks", 1) for found in measured.values()]:
+    if measured:
+        peak, sustained = (_spread(measured, key) for key in ("matmul_flops", "sustained_matmul_flops"))
         each = " on each GPU" if any(found.get("ranks", 1) > 1 for found in measured.values()) else ""
         lines += [
             "share: useful FLOPs of the linear layers (4 a weight and token for adapters, 6 for all weights, 2 for "
-            f"scoring) against a matmul's, {min(peaks) / 1e12:.3g} to {max(peaks) / 1e12:.3g} TFLOP/s here{each}"
+            f"scoring) against a matmul's: {peak} TFLOP/s here{each} for a moment (peak), {sustained} for seconds "
+            "(sustained)"
         ]
     if record["device"].startswith("CPU"):
         lines += ["on a CPU: the miniature's numbers, computed in fp32; memory of the whole process"]
     heading, *facts = map(escape, title(record))
     shown = Fitted(_table_of_cases(record["rows"]))
     return Group(f"[bold]{heading}[/]", "\n".join(facts), "", shown, "", "\n".join(lines))
+
+
+def _spread(measured: dict[str, dict[str, Any]], key: str) -> str:
+    """TFLOP/s of a GPU, from the least to the most of all cases."""
+    rates = [found[key] / found.get("ranks", 1) / 1e12 for found in measured.values()]
+    return f"{min(rates):.3g} to {max(rates):.3g}" if len(rates) > 1 else f"{rates[0]:.3g}"
 
 
 def _table_of_cases(cases: dict[str, dict[str, Any]]) -> "Table":
@@ -87,12 +96,13 @@ def _table_of_cases(cases: dict[str, dict[str, Any]]) -> "Table":
 
     shown = frameless(Table())
     shown.add_column("row", no_wrap=True)
-    for name in ("items/s", "ratio", "unique\ntok/s", "raw\ntok/s", "share of\npeak", "peak\nGiB", "warm-up\ns"):
+    shares = ("share of\npeak", "share of\nsustained")
+    for name in ("items/s", "ratio", "unique\ntok/s", "raw\ntok/s", *shares, "peak\nGiB", "warm-up\ns"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("note", overflow="fold")
     for name, found in cases.items():
         if "failed" in found:
-            shown.add_row(f"[bold]{name}[/]", *[""] * 7, f"[red]failed:[/] {escape(found['failed'])}")
+            shown.add_row(f"[bold]{name}[/]", *[""] * 8, f"[red]failed:[/] {escape(found['failed'])}")
             continue
         shown.add_row(
             f"[bold]{name}[/]",
@@ -101,6 +111,7 @@ def _table_of_cases(cases: dict[str, dict[str, Any]]) -> "Table":
             f"{found['unique_tokens_per_second']:,.0f}",
             f"{found['raw_tokens_per_second']:,.0f}",
             f"{found['share_of_peak']:.1%}",
+            f"{found['share_of_sustained']:.1%}",
             f"{found['peak_memory_bytes'] / GIB:.1f}",
             f"{found['warm_seconds']:.1f}",
             escape(found["note"]),

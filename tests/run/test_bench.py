@@ -76,7 +76,7 @@ def test_one_failing_row_is_a_line_and_the_others_go_on(
     """The whole command, its rows in this process instead of one each."""
     make_corpus = {split: [item.source for item in few] for split in ("train", "test")}
     monkeypatch.setattr(bench_inputs, "make_corpus", lambda: make_corpus)
-    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "matmul_rates", lambda device: (1e12, 0.9e12))
 
     def run_job(job: list[str], log: Path, *rest: Any) -> str:
         if "score-6" in job:
@@ -106,7 +106,7 @@ def test_one_failing_row_is_a_line_and_the_others_go_on(
 def test_the_process_of_a_row_writes_its_numbers(
     few: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "matmul_peak", lambda device: 1e12)
+    monkeypatch.setattr(bench, "matmul_rates", lambda device: (1e12, 0.9e12))
     for split in ("train", "test"):
         write_text(tmp_path / f"{split}.json", dump_items([item.source for item in few[:3]]))
     tokenizer = bench_inputs.train_tokenizer(few, load_prompt("entry"), bench_inputs.kind_for("bllossom"))

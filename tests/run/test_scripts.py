@@ -70,7 +70,8 @@ def test_the_check_fails_exactly_where_one_of_its_tools_does(failing: str, tmp_p
     for name in ("ruff", "lint-imports", "mypy", "python"):
         (tmp_path / "bin" / name).write_text(STUB)
         (tmp_path / "bin" / name).chmod(0o755)
-    done = call("run/check.bash", VIRTUAL_ENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", FAILING=failing)
+    where = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = call("run/check.bash", **where, FAILING=failing)
     assert (done.returncode != 0) == bool(failing), done
 
 

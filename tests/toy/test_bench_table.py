@@ -21,7 +21,13 @@ FACTS = {
 }
 FOUND = {
     **{"items": 10, "sequences": 60, "raw_tokens": 4000, "unique_tokens": 1000, "seconds": 2.0, "warm_seconds": 1.0},
-    **{"peak_memory_bytes": 3 * 2**30, "matmul_flops": 1e12, "linear_parameters": 10**6, "note": "[odd] words"},
+    **{
+        "peak_memory_bytes": 3 * 2**30,
+        "matmul_flops": 1e12,
+        "sustained_matmul_flops": 8e11,
+        "linear_parameters": 10**6,
+        "note": "[odd] words",
+    },
 }
 
 
@@ -36,6 +42,7 @@ def test_rates_and_ratios() -> None:
     assert (found["items_per_second"], found["sequences_per_second"]) == (5, 30)
     assert (found["raw_tokens_per_second"], found["unique_tokens_per_second"]) == (2000, 500)
     assert found["share_of_peak"] == 4 * 10**6 * 500 / 1e12
+    assert found["share_of_sustained"] == 4 * 10**6 * 500 / 8e11
     add_ratios(cases)
     assert [case.get("ratio") for case in cases.values()] == [1.0, 3.0, None, None], "full-16's base was not measured"
 
