@@ -31,6 +31,8 @@ use_environment() {
         echo "installing $* into $here: one to three minutes, and gigabytes where nothing is there yet"
         install_packages "$@"
         touch "$stamp"
+        # The first command compiles what it imports, on one core. Another begins with what that command imports last.
+        python -c 'import datasets, matplotlib.pyplot, scipy.stats, sympy, torch._inductor.compile_fx' >/dev/null 2>&1 &
     fi
 }
 
