@@ -14,6 +14,12 @@ from src import task
 
 # Before numpy is there: threads of its libraries that wait for each other take the cores from the other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing is garbage while tests are collected and torch is imported.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
