@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from src.console.launch import Launch
 
@@ -26,6 +26,8 @@ PATIENCE = 300.0
 """Seconds to wait for all ranks to begin."""
 GRACE = 0.7
 """Seconds that a rank has to fail by itself, since most mistakes are those of all ranks, and a signal ends them all."""
+GREETING, LONGEST_GREETING = 30.0, 200
+"""Seconds and bytes in which whoever connects to rank 0 has to show that it is a rank."""
 DONE: dict[str, Any] = {"done": True}
 
 
@@ -39,14 +41,16 @@ class Lifeline:
         self.launch, self.tell = launch, tell
         self.store = _store(launch)
         self._peers: dict[int, socket.socket] = {}
+        self._said: dict[int, BinaryIO] = {}
+        """What each peer says, line by line: its first message may come in one piece with its greeting."""
         self._passed: dict[str, int] = {}
         self._over = threading.Lock()
         """Taken for good by whoever ends this process."""
         self._lost = threading.Event()
         """Whether another rank has failed."""
         self._meet()
-        for rank, peer in self._peers.items():
-            threading.Thread(target=self._listen, args=(rank, peer), daemon=True).start()
+        for rank, said in self._said.items():
+            threading.Thread(target=self._listen, args=(rank, said), daemon=True).start()
 
     def fail(self, code: int, text: str) -> NoReturn:
         """Ends this rank and the others with `code`; `text` is printed once.
@@ -94,10 +98,10 @@ class Lifeline:
             except OSError:  # it is gone
                 continue
 
-    def _listen(self, rank: int, peer: socket.socket) -> None:
+    def _listen(self, rank: int, said: BinaryIO) -> None:
         """Waits for what `rank` says, and ends this process if that is no good news."""
         try:
-            line = peer.makefile("rb").readline()
+            line = said.readline()
             message = json.loads(line) if line else {}
         except (OSError, ValueError):
             message = {}
@@ -142,12 +146,17 @@ class Lifeline:
                 self.store.set("lifeline", json.dumps([server.getsockname()[1], secret]))
                 while len(self._peers) < launch.world - 1:
                     peer, _ = server.accept()
-                    peer.settimeout(PATIENCE)
-                    told = peer.recv(200).decode(errors="replace").split()
+                    peer.settimeout(GREETING)
+                    said = peer.makefile("rb")
+                    try:
+                        told = said.readline(LONGEST_GREETING).decode(errors="replace").split()
+                    except OSError:
+                        told = []
                     if len(told) == 2 and told[0] == secret:
                         peer.settimeout(None)
-                        self._peers[int(told[1])] = peer
+                        self._peers[int(told[1])], self._said[int(told[1])] = peer, said
                     else:  # no rank of ours
+                        said.close()
                         peer.close()
             return
         port, secret = json.loads(self.store.get("lifeline"))
@@ -155,7 +164,7 @@ class Lifeline:
         peer.settimeout(None)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer.sendall(f"{secret} {launch.rank}\n".encode())
-        self._peers[0] = peer
+        self._peers[0], self._said[0] = peer, peer.makefile("rb")
 
 
 _line: Lifeline | None = None

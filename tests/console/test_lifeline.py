@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import launched
+from tests.console.made_store import Files
 
 JOB = launched.ROOT / "tests/console/failing_rank.py"
 SEEN = "a warning\n"
@@ -42,6 +44,22 @@ def test_a_killed_rank_ends_the_others(killed: int, tmp_path: Path) -> None:
     told = "".join(launched.said(tmp_path, rank)[1] for rank in range(3))
     words = f"error: rank {killed} of 3 ended without a word: it was killed, or crashed\n"
     assert told == SEEN + words, "rank 0 says it, or rank 1 where that is gone"
+
+
+def test_a_rank_may_fail_in_one_breath_with_its_greeting(tmp_path: Path) -> None:
+    """Rank 0 may be slow to look; a stranger that connects first is no rank."""
+    with open(tmp_path / "0.out", "wb") as out, open(tmp_path / "0.err", "wb") as err:
+        command = [sys.executable, str(JOB), "user 1", str(tmp_path)]
+        told = launched.environment(**launched.ranks_told(2)[0])
+        rank = subprocess.Popen(command, env=told, cwd=launched.ROOT, stdout=out, stderr=err)
+    port, secret = json.loads(Files(tmp_path).get("lifeline"))
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n")
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        message = json.dumps({"code": 2, "text": "error: what it is"})
+        peer.sendall(f"{secret} 1\n{message}\n".encode())
+        assert launched.end([rank], 30) == [2]
+    assert launched.said(tmp_path, 0) == ("rank 0\n", f"{SEEN}rank 1: error: what it is\n")
 
 
 def test_a_command_for_one_process_refuses_to_be_one_of_several(tmp_path: Path) -> None:
