@@ -33,7 +33,7 @@ def plan_table(estimates: Sequence[Estimate]) -> "RenderableType":
 
     if estimates and all(one.miniature for one in estimates):
         place = ", ".join(sorted({str(Path(one.model_id).parent) for one in estimates}))
-        told = f"toy models from {place}: nothing to download, and one to three minutes each on a CPU core"
+        told = f"toy models from {place}: nothing to download, and a minute or less each on a CPU core"
         return Group(Fitted(_toy_table(estimates)), "", escape(told))
     cards = next((list(one.cards) for one in estimates if one.cards), [])
     by_size = cards == [*map(str, CARDS), TOGETHER]
