@@ -210,4 +210,6 @@ def matmul_rates(device: torch.device) -> tuple[float, float]:
     while sum(taken) < seconds:
         taken.append(products(at_once))
     late = taken[len(taken) // 2 :]
-    return 2 * size**3 / peak, 2 * size**3 * at_once * len(late) / sum(late)
+    sustained = sum(late) / len(late) / at_once
+    # A CPU may still be rising from its idle clock in the first ones.
+    return 2 * size**3 / min(peak, sustained), 2 * size**3 / sustained

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from src.toy import bench_clock
 from src.toy.bench_clock import COUNTS, Clock
 
 CPU = torch.device("cpu")
@@ -73,3 +74,19 @@ def test_what_goes_into_a_network_is_counted_without_its_padding() -> None:
     }
     network(input_ids=ids[:1], position_ids=torch.tensor([[0, 1, 2, 0]]))
     assert (int(clock.counts["items"]), int(clock.counts["raw_tokens"])) == (4, 10)
+
+
+def test_a_matmul_is_timed_for_a_moment_and_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products get slower after the first twenty, and again in the first half of the seconds."""
+    now, calls = 0.0, 0
+
+    def mm(one: torch.Tensor, other: torch.Tensor) -> None:
+        nonlocal now, calls
+        calls += 1
+        now += 0.002 if calls <= 20 else 0.003 if calls <= 20 + 32 else 0.004
+
+    monkeypatch.setattr(bench_clock.torch, "mm", mm)
+    monkeypatch.setattr(bench_clock.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(bench_clock, "SUSTAINED", {"cpu": 0.33})
+    peak, sustained = bench_clock.matmul_rates(CPU)
+    assert (peak, sustained) == pytest.approx((2 * 1024**3 / 0.002, 2 * 1024**3 / 0.004))
