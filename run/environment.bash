@@ -40,7 +40,7 @@ use_environment() {
 install_packages() {
     local started=$SECONDS failed=0 clock seen
     seen="$(mktemp)"
-    (while sleep "${INSTALL_TELLS_EVERY:-20}" && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
+    (while sleep "${INSTALL_TELLS_EVERY:-20}" >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do echo "  … $((SECONDS - started)) s: $(install_progress "$seen")"; done) &
     clock=$!
     # shellcheck disable=SC2064
     trap "kill $clock 2>/dev/null || true; rm -f '$seen'" EXIT

@@ -47,7 +47,7 @@ def test_an_installation_says_what_it_does(fails: str, tmp_path: Path) -> None:
     (tmp_path / "bin" / "python").chmod(0o755)
     code = "set -euo pipefail; source run/environment.bash; use_environment requirements.txt; echo over:$activation"
     where = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FAILS": fails}
-    where |= {"INSTALL_TELLS_EVERY": "3", "PYTHONDONTWRITEBYTECODE": "1"}  # its last sleep is waited for
+    where |= {"INSTALL_TELLS_EVERY": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     done = call("-c", code, **where)
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"installing requirements.txt into {tmp_path}")
