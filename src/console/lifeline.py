@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import queue
 import secrets
 import socket
 import sys
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from src.console.launch import Launch
 
@@ -28,6 +29,8 @@ GRACE = 0.7
 """Seconds that a rank has to fail by itself, since most mistakes are those of all ranks, and a signal ends them all."""
 GREETING, LONGEST_GREETING = 30.0, 200
 """Seconds and bytes in which whoever connects to rank 0 has to show that it is a rank."""
+TICK = 0.05
+"""Seconds between two looks at who has come."""
 DONE: dict[str, Any] = {"done": True}
 
 
@@ -41,16 +44,14 @@ class Lifeline:
         self.launch, self.tell = launch, tell
         self.store = _store(launch)
         self._peers: dict[int, socket.socket] = {}
-        self._said: dict[int, BinaryIO] = {}
-        """What each peer says, line by line: its first message may come in one piece with its greeting."""
         self._passed: dict[str, int] = {}
         self._over = threading.Lock()
         """Taken for good by whoever ends this process."""
         self._lost = threading.Event()
         """Whether another rank has failed."""
         self._meet()
-        for rank, said in self._said.items():
-            threading.Thread(target=self._listen, args=(rank, said), daemon=True).start()
+        for rank, peer in self._peers.items():
+            threading.Thread(target=self._listen, args=(rank, peer), daemon=True).start()
 
     def fail(self, code: int, text: str) -> NoReturn:
         """Ends this rank and the others with `code`; `text` is printed once.
@@ -98,10 +99,10 @@ class Lifeline:
             except OSError:  # it is gone
                 continue
 
-    def _listen(self, rank: int, said: BinaryIO) -> None:
+    def _listen(self, rank: int, peer: socket.socket) -> None:
         """Waits for what `rank` says, and ends this process if that is no good news."""
         try:
-            line = said.readline()
+            line = peer.makefile("rb").readline()
             message = json.loads(line) if line else {}
         except (OSError, ValueError):
             message = {}
@@ -142,29 +143,56 @@ class Lifeline:
         if launch.rank == 0:
             secret = secrets.token_hex(16)
             with socket.create_server(("127.0.0.1" if here else "", 0), backlog=launch.world) as server:
-                server.settimeout(PATIENCE)
                 self.store.set("lifeline", json.dumps([server.getsockname()[1], secret]))
-                while len(self._peers) < launch.world - 1:
-                    peer, _ = server.accept()
-                    peer.settimeout(GREETING)
-                    said = peer.makefile("rb")
-                    try:
-                        told = said.readline(LONGEST_GREETING).decode(errors="replace").split()
-                    except OSError:
-                        told = []
-                    if len(told) == 2 and told[0] == secret:
-                        peer.settimeout(None)
-                        self._peers[int(told[1])], self._said[int(told[1])] = peer, said
-                    else:  # no rank of ours
-                        said.close()
-                        peer.close()
+                self._welcome(server, secret)
             return
         port, secret = json.loads(self.store.get("lifeline"))
         peer = socket.create_connection(("127.0.0.1" if here else launch.address, port), timeout=PATIENCE)
         peer.settimeout(None)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer.sendall(f"{secret} {launch.rank}\n".encode())
-        self._peers[0], self._said[0] = peer, peer.makefile("rb")
+        self._peers[0] = peer
+
+    def _welcome(self, server: socket.socket, secret: str) -> None:
+        """Waits for the other ranks. Each that connects has a thread of its own, so that no stranger holds them up."""
+        greeted: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
+
+        def greet(peer: socket.socket) -> None:
+            told = _greeting(peer).split()
+            if len(told) == 2 and told[0] == secret:
+                greeted.put((int(told[1]), peer))
+            else:
+                peer.close()
+
+        server.settimeout(TICK)
+        until = time.monotonic() + PATIENCE
+        while len(self._peers) < self.launch.world - 1:
+            if time.monotonic() > until:
+                missing = [str(rank) for rank in range(1, self.launch.world) if rank not in self._peers]
+                raise TimeoutError(f"after {PATIENCE:.0f} s these ranks have not come: {', '.join(missing)}")
+            with contextlib.suppress(TimeoutError):
+                threading.Thread(target=greet, args=(server.accept()[0],), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                rank, peer = greeted.get_nowait()
+                self._peers[rank] = peer
+
+
+def _greeting(peer: socket.socket) -> str:
+    """The first line that `peer` sends, or "". What comes behind it stays in the connection: a rank that fails at once
+    sends its message in the same piece.
+    """
+    until, line = time.monotonic() + GREETING, b""
+    try:
+        while not line.endswith(b"\n") and len(line) < LONGEST_GREETING:
+            peer.settimeout(max(TICK, until - time.monotonic()))
+            byte = peer.recv(1)
+            if not byte or time.monotonic() > until:
+                return ""
+            line += byte
+        peer.settimeout(None)
+    except OSError:
+        return ""
+    return line.decode(errors="replace")
 
 
 _line: Lifeline | None = None
@@ -187,7 +215,15 @@ def together(launch: Launch, command: Callable[[Callable[[str], None]], int]) ->
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         global _line
-        line = _line = Lifeline(launch, tell)
+        try:
+            line = _line = Lifeline(launch, tell)
+        except (OSError, RuntimeError) as error:  # torch's store has errors of the latter kind
+            why = str(error).partition("\n")[0]
+            tell(
+                f"error: rank {launch.rank} of {launch.world} has not met the others: {why}. "
+                "They were killed, or cannot reach each other. Start all of them again."
+            )
+            return 1
         try:
             code = command(texts.append)
         except SystemExit as error:  # the flags are wrong, which the parser of rank 0 has said

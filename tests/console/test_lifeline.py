@@ -3,11 +3,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from src.console import lifeline
+from src.console.launch import Launch
 from tests import launched
 from tests.console.made_store import Files
 
@@ -47,7 +50,7 @@ def test_a_killed_rank_ends_the_others(killed: int, tmp_path: Path) -> None:
 
 
 def test_a_rank_may_fail_in_one_breath_with_its_greeting(tmp_path: Path) -> None:
-    """Rank 0 may be slow to look; a stranger that connects first is no rank."""
+    """Rank 0 may be slow to look. Strangers that connect first are no ranks, and are not waited for."""
     with open(tmp_path / "0.out", "wb") as out, open(tmp_path / "0.err", "wb") as err:
         command = [sys.executable, str(JOB), "user 1", str(tmp_path)]
         told = launched.environment(**launched.ranks_told(2)[0])
@@ -55,11 +58,49 @@ def test_a_rank_may_fail_in_one_breath_with_its_greeting(tmp_path: Path) -> None
     port, secret = json.loads(Files(tmp_path).get("lifeline"))
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n")
-    with socket.create_connection(("127.0.0.1", port)) as peer:
+    silent, half = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+    half.sendall(secret[:9].encode())
+    with silent, half, socket.create_connection(("127.0.0.1", port)) as peer:
         message = json.dumps({"code": 2, "text": "error: what it is"})
         peer.sendall(f"{secret} 1\n{message}\n".encode())
-        assert launched.end([rank], 30) == [2]
+        assert launched.end([rank], lifeline.GREETING / 2) == [2]
     assert launched.said(tmp_path, 0) == ("rank 0\n", f"{SEEN}rank 1: error: what it is\n")
+
+
+@pytest.mark.parametrize("pieces", [[], [b"a"] * 20, [b"a" * 500], [b"\xff\xff\n"]])
+def test_a_stranger_has_seconds_and_bytes_in_all(pieces: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it divides them."""
+    monkeypatch.setattr(lifeline, "GREETING", 0.3)
+    ours, theirs = socket.socketpair()
+    started = time.monotonic()
+    with ours, theirs:
+
+        def drip() -> None:
+            for piece in pieces:
+                theirs.sendall(piece)
+                time.sleep(0.1)
+
+        sending = threading.Thread(target=drip)
+        sending.start()
+        assert "secret" not in lifeline._greeting(ours)
+        assert time.monotonic() - started < 1
+        sending.join()
+
+
+@pytest.mark.parametrize(("rank", "words"), [(0, "after 0 s these ranks have not come: 1"), (1, "Connection refused")])
+def test_ranks_that_do_not_meet_are_one_sentence(
+    rank: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Files(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        store.set("lifeline", json.dumps([closed.getsockname()[1], "secret"]))
+    monkeypatch.setattr(lifeline, "_store", lambda launch: store)
+    monkeypatch.setattr(lifeline, "PATIENCE", 0.2)
+    launch = Launch(rank=rank, world=2, local=rank, local_world=2, address="127.0.0.1")
+    assert lifeline.together(launch, lambda tell: 0) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: rank {rank} of 2 has not met the others: ") and words in err
+    assert err.count("\n") == 1 and "Start all of them again." in err
 
 
 def test_a_command_for_one_process_refuses_to_be_one_of_several(tmp_path: Path) -> None:
